@@ -1,0 +1,145 @@
+# refrag: build, demo, test. `make help` lists the targets.
+#
+#   make                      build/refrag (the CUDA backend too when nvcc is found; CUDA=0 leaves it out)
+#   make demo                 installs what is missing (apt), builds, answers questions from bundled passages
+#   make test                 installs what is missing (apt), builds and runs every test
+#   make SAN=address test     the same under a sanitizer: address, undefined or thread
+#   make format               clang-format over all sources
+#   make bench-ops            build/bench_ops, the op benchmark
+#
+# CONFIG=debug keeps REFRAG_DCHECK and -O1; CONFIG=release (default) is -O2 -DNDEBUG.
+
+CXX      ?= g++
+CONFIG   ?= release
+SAN      ?=
+CUDA     ?= auto
+V        ?= 0
+
+BUILD := build
+ifneq ($(CONFIG),release)
+BUILD := $(BUILD)/$(CONFIG)
+endif
+ifneq ($(SAN),)
+BUILD := $(BUILD)/san-$(SAN)
+endif
+
+WARN := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror
+ifeq ($(SAN),)
+OPT_release := -O2 -DNDEBUG
+OPT_debug   := -O1 -g
+else ifneq ($(filter $(SAN),address undefined thread),)
+# Sanitizer builds keep the invariants on.
+OPT_release := -O1 -g -fno-omit-frame-pointer -fsanitize=$(SAN) -fno-sanitize-recover=all
+OPT_debug   := $(OPT_release)
+SAN_LDFLAGS := -fsanitize=$(SAN)
+else
+$(error SAN=$(SAN): expected address, undefined or thread)
+endif
+ifeq ($(OPT_$(CONFIG)),)
+$(error CONFIG=$(CONFIG): expected release or debug)
+endif
+
+VERSION  := $(shell cat VERSION)
+CXXFLAGS += -std=c++20 $(OPT_$(CONFIG)) $(WARN) -pthread
+CPPFLAGS += -Isrc -MMD -MP -DREFRAG_VERSION='"$(VERSION)"'
+LDFLAGS  += -pthread $(SAN_LDFLAGS)
+LDLIBS   += -lutf8proc
+
+LIB_SRC  := $(filter-out src/cli/%,$(wildcard src/*/*.cpp))
+CLI_SRC  := $(wildcard src/cli/*.cpp)
+TEST_SRC := $(wildcard tests/*.cpp)
+LIB_OBJ  := $(LIB_SRC:%.cpp=$(BUILD)/obj/%.o)
+CLI_OBJ  := $(CLI_SRC:%.cpp=$(BUILD)/obj/%.o)
+TEST_OBJ := $(TEST_SRC:%.cpp=$(BUILD)/obj/%.o)
+# The tests drive the commands in-process, so they link all of the command line but its main().
+CLI_LIB_OBJ := $(filter-out %/main.o,$(CLI_OBJ))
+
+# ---- CUDA: found by itself, said aloud, never needed --------------------------------------------------
+NVCC     ?= $(shell command -v nvcc 2>/dev/null)
+CUDA_SRC := $(wildcard cuda/*.cu)
+ifeq ($(CUDA),0)
+CUDA_SAYS := left out (CUDA=0)
+else ifeq ($(NVCC),)
+CUDA_SAYS := no nvcc found, building for the CPU alone
+else ifeq ($(CUDA_SRC),)
+CUDA_SAYS := nvcc found at $(NVCC), but this version has no CUDA backend yet: building for the CPU alone
+endif
+
+ifeq ($(V),0)
+Q := @
+say = @echo "  $(1)  $(2)"
+else
+Q :=
+say = @:
+endif
+
+.DEFAULT_GOAL := all
+.PHONY: all demo test deps format format-check clean help bench-ops cuda-says
+
+all: cuda-says $(BUILD)/refrag
+
+cuda-says:
+	@echo "  CUDA  $(CUDA_SAYS)"
+
+$(BUILD)/librefrag.a: $(LIB_OBJ)
+	$(call say,AR  ,$@)
+	$(Q)rm -f $@ && ar rcs $@ $^
+
+$(BUILD)/refrag: $(CLI_OBJ) $(BUILD)/librefrag.a
+	$(call say,LINK,$@)
+	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+$(BUILD)/refrag-tests: $(TEST_OBJ) $(CLI_LIB_OBJ) $(BUILD)/librefrag.a
+	$(call say,LINK,$@)
+	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+$(BUILD)/bench_ops: $(BUILD)/obj/bench/bench_ops.o $(BUILD)/librefrag.a
+	$(call say,LINK,$@)
+	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+bench-ops: $(BUILD)/bench_ops
+
+$(BUILD)/obj/%.o: %.cpp VERSION
+	$(call say,CXX ,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) -c -o $@ $<
+
+-include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_OBJ:.o=.d) $(wildcard $(BUILD)/obj/bench/*.d)
+
+# ---- set-up ---------------------------------------------------------------------------------------------
+# Debian packages for building and testing; installed only where missing, without questions.
+PACKAGES := g++ doctest-dev nlohmann-json3-dev libutf8proc-dev libcli11-dev
+deps:
+	@missing=""; for p in $(PACKAGES); do \
+	   dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	 if [ -n "$$missing" ]; then \
+	   echo "  APT   installing:$$missing"; \
+	   sudo=""; [ "$$(id -u)" = 0 ] || sudo="sudo -n"; \
+	   $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+	     --no-install-recommends $$missing >/dev/null || \
+	   { echo "could not install:$$missing (need root or sudo; install them by hand)" >&2; exit 1; }; \
+	 fi
+
+JOBS := $(shell nproc 2>/dev/null || echo 2)
+
+# Built by a second make, because on a fresh machine the compiler and the headers come with `deps`.
+demo: deps
+	@$(MAKE) --no-print-directory -j$(JOBS) all
+	@REFRAG=$(BUILD)/refrag bash bench/demo/demo.sh
+
+test: deps
+	@$(MAKE) --no-print-directory -j$(JOBS) all $(BUILD)/refrag-tests
+	@REFRAG_BINARY=$(BUILD)/refrag $(BUILD)/refrag-tests $(TEST_ARGS)
+
+# ---- care -------------------------------------------------------------------------------------------------
+FORMAT_SRC := $(wildcard src/*/*.cpp src/*/*.h tests/*.cpp tests/*.h bench/*.cpp cuda/*.cu cuda/*.cuh)
+format:
+	clang-format -i $(FORMAT_SRC)
+format-check:
+	clang-format --dry-run -Werror $(FORMAT_SRC)
+
+clean:
+	rm -rf build
+
+help:
+	@sed -n '2,12s/^# \{0,1\}//p' Makefile

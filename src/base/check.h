@@ -1,0 +1,65 @@
+// Errors and checks: what every room uses to refuse bad input.
+// One exception type, one status list. Nothing here ends the process, and nothing prints.
+#pragma once
+
+#include <exception>
+#include <sstream>
+#include <string>
+#include <utility>
+
+namespace refrag {
+
+// What kind of failure an Error is. The CLI maps these to its exit codes (DESIGN: 1 run time, 2 usage, 3 bad
+// file).
+enum class Status {
+    runtime,       // something failed while running (read error, out of memory, prompt too long)
+    usage,         // the caller asked for something that makes no sense
+    bad_input,     // a file's content is wrong
+    out_of_memory  // an allocation failed
+};
+
+// The only exception type thrown on purpose. `message` is one line: what, where, expected, found.
+class Error : public std::exception {
+  public:
+    Error(Status status, std::string message) : status_(status), message_(std::move(message)) {}
+    Status status() const noexcept { return status_; }
+    const std::string& message() const noexcept { return message_; }
+    const char* what() const noexcept override { return message_.c_str(); }
+
+  private:
+    Status status_;
+    std::string message_;
+};
+
+// Joins its arguments into one string: str("row ", 3, " of ", n).
+template <typename... Args>
+std::string str(const Args&... args) {
+    std::ostringstream out;
+    (out << ... << args);
+    return out.str();
+}
+
+template <typename... Args>
+[[noreturn]] void fail(Status status, const Args&... args) {
+    throw Error(status, str(args...));
+}
+
+}  // namespace refrag
+
+// Always on: for what files, callers or drivers give. REFRAG_CHECK(ok, Status::bad_input, "what ", found).
+#define REFRAG_CHECK(condition, status, ...)                     \
+    do {                                                         \
+        if (!(condition)) ::refrag::fail((status), __VA_ARGS__); \
+    } while (false)
+
+// Our own invariants; compiled out with NDEBUG.
+#ifdef NDEBUG
+#define REFRAG_DCHECK(condition) ((void)0)
+#else
+#define REFRAG_DCHECK(condition)                                                                       \
+    do {                                                                                               \
+        if (!(condition))                                                                              \
+            ::refrag::fail(::refrag::Status::runtime, "internal invariant broken: " #condition " at ", \
+                           __FILE__, ":", __LINE__);                                                   \
+    } while (false)
+#endif

@@ -1,0 +1,190 @@
+// THE op list: everything a network's forward may ask of a device, and each op's contract, stated once.
+//
+// A Backend is a device with its memory. Ops enqueue work in call order; only download() waits for it.
+// src/cpu/ and cuda/ implement the same list under the same file names. Ops know nothing of models.
+//
+// Conventions. Tensors are dense row-major [rows, cols] views of this backend's memory; activations are F32
+// unless an op says otherwise. Sums, means, softmax and dot products accumulate in fp32. No op reads an
+// element it does not name. Outputs may not overlap inputs unless "in place" is said. rows = 0 is a no-op
+// everywhere. A NaN in an input row reaches the outputs computed from that row and no others. Shape errors
+// are programming errors: REFRAG_DCHECK, not messages.
+// The same call gives the same bits; on the CPU a row's result does not depend on what other rows are in
+// the batch, nor on how a sequence was split into calls (one accumulation order over the inner dimension and
+// over the logical KV index), so `--deterministic` costs nothing there.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "base/arena.h"
+#include "base/tensor.h"
+
+namespace refrag {
+
+// A weight matrix W [out_dim, in_dim] in whatever layout its backend keeps. Immutable once made.
+class Matrix {
+  public:
+    Matrix(DType dtype, int64_t out_dim, int64_t in_dim)
+        : dtype_(dtype), out_dim_(out_dim), in_dim_(in_dim) {}
+    virtual ~Matrix() = default;
+    Matrix(const Matrix&) = delete;
+    Matrix& operator=(const Matrix&) = delete;
+    DType dtype() const { return dtype_; }  // as stored in the file: F32, BF16 or F16
+    int64_t out_dim() const { return out_dim_; }
+    int64_t in_dim() const { return in_dim_; }
+    virtual size_t device_bytes() const = 0;
+
+  private:
+    DType dtype_;
+    int64_t out_dim_;
+    int64_t in_dim_;
+};
+
+// Delivers rows [row_begin, row_begin + n_rows) of a matrix in file order and file dtype into `dst`
+// (n_rows * in_dim elements). May throw; the matrix is then not made.
+using RowReader = std::function<void(int64_t row_begin, int64_t n_rows, void* dst)>;
+
+// One ragged batch: the rows of all sequences stacked. Arrays lie in this backend's memory.
+// A sequence with slot >= 0 is causal and cached: its row i (0-based within the sequence) sees every entry
+// its slot held before the call and the sequence's own rows 0 .. i. A sequence with slot = -1 has no cache
+// and is bidirectional: every row sees all rows of its sequence. Sequences without rows are allowed.
+struct Batch {
+    int32_t n_seq = 0;
+    int32_t n_rows = 0;
+    int32_t max_rows = 0;                // longest sequence of this call; for launch sizes
+    int32_t max_entries = 0;             // longest start + rows; for launch sizes
+    const int32_t* row_begin = nullptr;  // [n_seq + 1], row_begin[0] = 0, row_begin[n_seq] = n_rows
+    const int32_t* start = nullptr;  // [n_seq] entries that the slot held before the call (0 without a cache)
+    const int32_t* slot = nullptr;   // [n_seq] KV slot, or -1
+    const float* position = nullptr;  // [n_rows] RoPE position of each row
+};
+
+inline constexpr int32_t kPageEntries = 32;  // KV entries to a page
+
+// The paged KV cache as ops see it. A page belongs to one (slot, layer, KV head) and holds kPageEntries
+// entries: K [32, head_dim], then V [32, head_dim]. Entry e of a head is entry e % 32 of its page e / 32.
+// Entries are in sequence order, K already rotated.
+struct KvView {
+    void* pages = nullptr;                // [n_pages][2][32][head_dim]
+    DType dtype = DType::f32;             // F32 (both backends) or BF16 / F16 (CUDA)
+    int32_t* length = nullptr;            // [n_slots, n_layers, n_kv_heads] entries held
+    const int32_t* page_table = nullptr;  // [n_slots, n_layers, n_kv_heads, max_pages] page numbers
+    int32_t n_layers = 0;
+    int32_t n_kv_heads = 0;
+    int32_t head_dim = 0;
+    int32_t max_pages = 0;  // per (slot, layer, KV head)
+
+    int64_t head_index(int32_t slot, int32_t layer, int32_t kv_head) const {
+        return (static_cast<int64_t>(slot) * n_layers + layer) * n_kv_heads + kv_head;
+    }
+};
+
+struct AttentionShape {
+    int32_t n_heads = 0;
+    int32_t n_kv_heads = 0;  // divides n_heads; query head h reads KV head h / (n_heads / n_kv_heads)
+    int32_t head_dim = 0;
+    float scale = 0.0f;  // scores are q.k * scale
+};
+
+enum class Pooling { cls, mean };
+
+class Backend : public MemorySource {
+  public:
+    // One line for people: the device, and how it is used ("cpu: AVX-512, 2 threads").
+    virtual std::string description() const = 0;
+
+    // ---- memory ---------------------------------------------------------------------------------------
+    virtual void upload(void* dst, const void* src,
+                        size_t bytes) = 0;  // host -> device; src may be reused at once
+    virtual void download(void* dst, const void* src,
+                          size_t bytes) = 0;      // device -> host; waits for all work
+    virtual void copy(Tensor out, Tensor x) = 0;  // same shape and dtype
+
+    // Makes a weight matrix, reading it row block by row block (never two whole copies in memory).
+    virtual std::unique_ptr<Matrix> make_matrix(DType dtype, int64_t out_dim, int64_t in_dim,
+                                                const RowReader& read) = 0;
+
+    // ---- embedding ------------------------------------------------------------------------------------
+    // out[r, :] = source[r] >= 0 ? table[source[r], :] : slots[-1 - source[r], :], widened to F32.
+    // out [n, d]; table [vocab, d]; source [n] int32 in device memory, each below vocab (callers check);
+    // slots [n_slots, d] F32, or empty when no source is negative.
+    virtual void embed(Tensor out, const Matrix& table, const int32_t* source, Tensor slots) = 0;
+    // x[r, :] += table[ids[r], :], in place.
+    virtual void add_embed(Tensor x, const Matrix& table, const int32_t* ids) = 0;
+    // out[r, :] = x[index[r], :]; index [out.rows] int32 in device memory.
+    virtual void gather_rows(Tensor out, Tensor x, const int32_t* index) = 0;
+
+    // ---- matrix products ------------------------------------------------------------------------------
+    // out[r, n] = sum_k x[r, k] * W[n, k] + bias[n]; x [rows, in_dim], out [rows, out_dim], bias [1, out_dim]
+    // F32 or empty. fp32 products and sums of the widened weights on the CPU.
+    virtual void linear(Tensor out, Tensor x, const Matrix& w, Tensor bias) = 0;
+    // out = gelu(linear(x)); fused where a backend can.
+    virtual void linear_gelu(Tensor out, Tensor x, const Matrix& w, Tensor bias) {
+        linear(out, x, w, bias);
+        gelu(out);
+    }
+
+    // ---- element by element (in place) ----------------------------------------------------------------
+    virtual void add(Tensor x, Tensor y) = 0;  // x += y; y [rows, cols], or [1, cols] added to every row
+    virtual void gelu(Tensor x) = 0;           // x = 0.5 x (1 + erf(x / sqrt(2))): the exact form, not tanh
+    virtual void tanh(Tensor x) = 0;
+    virtual void silu_mul(Tensor gate, Tensor up) = 0;  // gate = gate / (1 + exp(-gate)) * up  (SwiGLU)
+
+    // ---- norms (over each row) ------------------------------------------------------------------------
+    // out = x / sqrt(mean(x^2) + eps) * weight; weight [1, cols]; out may be x.
+    virtual void rms_norm(Tensor out, Tensor x, Tensor weight, float eps) = 0;
+    // out = (x - mean) / sqrt(var + eps) * weight + bias, var with 1/n; out may be x.
+    virtual void layer_norm(Tensor out, Tensor x, Tensor weight, Tensor bias, float eps) = 0;
+    // x += y; out = rms_norm(x). The residual stream's step in a pre-norm network.
+    virtual void add_rms_norm(Tensor out, Tensor x, Tensor y, Tensor weight, float eps) {
+        add(x, y);
+        rms_norm(out, x, weight, eps);
+    }
+    // x += y; out = layer_norm(x); out may be x (the post-norm step of RoBERTa).
+    virtual void add_layer_norm(Tensor out, Tensor x, Tensor y, Tensor weight, Tensor bias, float eps) {
+        add(x, y);
+        layer_norm(out, x, weight, bias, eps);
+    }
+    // x = x / max(||x||_2, 1e-12), in place.
+    virtual void l2_normalize(Tensor x) = 0;
+
+    // ---- attention ------------------------------------------------------------------------------------
+    // cos_sin[r, m] = cos(a), cos_sin[r, half + m] = sin(a), a = position[r] * inv_freq[m] rounded to fp32,
+    // m < half = head_dim / 2. cos_sin [n_rows, head_dim]; inv_freq [1, half] F32.
+    virtual void rope_table(Tensor cos_sin, const float* position, Tensor inv_freq) = 0;
+    // Rotates every head of x [n_rows, n_heads * head_dim] in place (rotate-half):
+    // x'[m] = x[m] cos - x[half + m] sin; x'[half + m] = x[half + m] cos + x[m] sin.
+    virtual void rope(Tensor x, Tensor cos_sin) = 0;
+    // For each sequence with slot >= 0 and each KV head: writes its rows of k and v (k already rotated) at
+    // entries length, length + 1, ... of (slot, layer, KV head) and raises length by the number of rows.
+    // Pages are already in the table. k, v [n_rows, n_kv_heads * head_dim]. Two sequences of a batch never
+    // share a slot.
+    virtual void kv_append(const KvView& kv, int32_t layer, Tensor k, Tensor v, const Batch& batch) = 0;
+    // rope(q), rope(k), kv_append(k, v); k is left rotated.
+    virtual void rope_kv_append(const KvView& kv, int32_t layer, Tensor q, Tensor k, Tensor v, Tensor cos_sin,
+                                const Batch& batch) {
+        rope(q, cos_sin);
+        rope(k, cos_sin);
+        kv_append(kv, layer, k, v, batch);
+    }
+    // out[r, h] = sum_j softmax_j(q[r, h] . k_j * scale) v_j over what row r sees (see Batch). Called after
+    // kv_append: a cached sequence's own rows are the last entries of its slot, and in k, v as well; a
+    // backend may read them from either place. q, out [n_rows, n_heads * head_dim]; k, v [n_rows, n_kv_heads
+    // * head_dim]. kv is null if and only if every sequence has slot = -1. Every row sees itself, so no row
+    // is fully masked; a row whose scores are all -inf gives NaN, as the formula does.
+    virtual void attention(Tensor out, Tensor q, Tensor k, Tensor v, const AttentionShape& shape,
+                           const KvView* kv, int32_t layer, const Batch& batch) = 0;
+
+    // ---- reductions -----------------------------------------------------------------------------------
+    // out[s, :] = the first row (cls) or the mean of the rows (mean) of sequence s. out [n_seq, cols]. Every
+    // sequence has at least one row.
+    virtual void pool(Tensor out, Tensor x, const Batch& batch, Pooling pooling) = 0;
+    // out[r] = log(sum_j exp(logits[r, j])) - logits[r, target[r]]: negative log-likelihood in nats.
+    // out [1, rows]; target [rows] int32 in device memory, each below cols.
+    virtual void nll(Tensor out, Tensor logits, const int32_t* target) = 0;
+};
+
+}  // namespace refrag

@@ -1,0 +1,159 @@
+// The CPU backend itself: which instruction set, memory, and how rows are shared out among threads.
+#include "cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "cpu/backend_impl.h"
+
+namespace refrag {
+namespace {
+
+constexpr size_t kAlignment = 64;
+constexpr size_t kHugePage = size_t{2} << 20;
+// Below this many units of work a parallel region costs more than it saves (waking takes about 2 us).
+constexpr double kMinTaskCost = 16384.0;
+
+const CpuKernels kScalarKernels = {
+    scalar::gemm_tile,  scalar::widen_panel,  scalar::add,  scalar::gelu, scalar::tanh,
+    scalar::silu_mul,   scalar::rms_norm,     scalar::layer_norm,
+    scalar::l2_normalize, scalar::rope,       scalar::max,  scalar::sum_exp,
+    scalar::transpose_keys, scalar::softmax_block, scalar::scale,
+};
+
+#if defined(__x86_64__)
+bool has_f16c() {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & (1u << 29)) != 0;
+}
+#endif
+
+}  // namespace
+
+const char* cpu_isa_name(CpuIsa isa) {
+    switch (isa) {
+        case CpuIsa::scalar: return "scalar";
+        case CpuIsa::avx2: return "avx2";
+        case CpuIsa::avx512: return "avx512";
+    }
+    return "?";
+}
+
+bool cpu_supports(CpuIsa isa) {
+    if (isa == CpuIsa::scalar) return true;
+#if defined(__x86_64__)
+    // These builtins also ask whether the operating system saves the wide registers.
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+    if (isa == CpuIsa::avx2) return avx2;
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#else
+    return false;
+#endif
+}
+
+CpuIsa best_cpu_isa() {
+    for (const CpuIsa isa : {CpuIsa::avx512, CpuIsa::avx2}) {
+        if (cpu_supports(isa)) return isa;
+    }
+    return CpuIsa::scalar;
+}
+
+CpuIsa parse_cpu_isa(const std::string& name) {
+    for (const CpuIsa isa : {CpuIsa::scalar, CpuIsa::avx2, CpuIsa::avx512}) {
+        if (name == cpu_isa_name(isa)) return isa;
+    }
+    fail(Status::usage, "unknown CPU instruction set '", name, "': expected scalar, avx2 or avx512");
+}
+
+const CpuKernels& cpu_kernels(CpuIsa isa) {
+#if defined(__x86_64__)
+    if (isa == CpuIsa::avx2) return kAvx2Kernels;
+    if (isa == CpuIsa::avx512) return kAvx512Kernels;
+#endif
+    (void)isa;
+    return kScalarKernels;
+}
+
+std::unique_ptr<Backend> make_cpu_backend(int n_threads) {
+    const char* name = std::getenv("REFRAG_CPU_ISA");
+    return make_cpu_backend(n_threads, name == nullptr ? best_cpu_isa() : parse_cpu_isa(name));
+}
+
+std::unique_ptr<Backend> make_cpu_backend(int n_threads, CpuIsa isa) {
+    REFRAG_CHECK(cpu_supports(isa), Status::usage, "this CPU does not support ", cpu_isa_name(isa));
+    REFRAG_CHECK(n_threads >= 0, Status::usage, "the number of threads is ", n_threads,
+                 ", expected 0 (all CPUs) or more");
+    return std::make_unique<CpuBackend>(n_threads == 0 ? default_threads() : n_threads, isa);
+}
+
+CpuBackend::CpuBackend(int n_threads, CpuIsa isa)
+    : isa_(isa), kernels_(cpu_kernels(isa)), threads_(n_threads) {
+    scratch_.reserve(static_cast<size_t>(n_threads));
+    for (int i = 0; i < n_threads; ++i) scratch_.emplace_back(*this);
+}
+
+void* CpuBackend::allocate(size_t bytes) {
+    if (bytes == 0) return nullptr;
+    // Weights and caches are streamed: large pages spare most of the address translation.
+    const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : kAlignment;
+    const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+    void* data = rounded < bytes ? nullptr : std::aligned_alloc(alignment, rounded);
+    if (data == nullptr) fail(Status::out_of_memory, "out of memory: cannot allocate ", bytes, " bytes");
+#if defined(__linux__)
+    if (alignment == kHugePage) (void)madvise(data, rounded, MADV_HUGEPAGE);
+#endif
+    return data;
+}
+
+void CpuBackend::release(void* data) noexcept { std::free(data); }
+
+std::string CpuBackend::description() const {
+    const char* name = isa_ == CpuIsa::avx512 ? "AVX-512" : isa_ == CpuIsa::avx2 ? "AVX2" : "scalar";
+    return str("cpu: ", name, ", ", threads_.size(), threads_.size() == 1 ? " thread" : " threads");
+}
+
+void CpuBackend::upload(void* dst, const void* src, size_t bytes) {
+    if (bytes != 0) std::memcpy(dst, src, bytes);
+}
+
+void CpuBackend::download(void* dst, const void* src, size_t bytes) {
+    if (bytes != 0) std::memcpy(dst, src, bytes);
+}
+
+void CpuBackend::copy(Tensor out, Tensor x) {
+    REFRAG_DCHECK(out.rows == x.rows && out.cols == x.cols && out.dtype == x.dtype);
+    if (x.empty()) return;
+    const size_t row_bytes = static_cast<size_t>(x.cols) * dtype_bytes(x.dtype);
+    parallel(x.rows, static_cast<double>(x.cols), [&](int64_t begin, int64_t end) {
+        std::memcpy(static_cast<std::byte*>(out.data) + static_cast<size_t>(begin) * row_bytes,
+                    static_cast<const std::byte*>(x.data) + static_cast<size_t>(begin) * row_bytes,
+                    static_cast<size_t>(end - begin) * row_bytes);
+    });
+}
+
+void CpuBackend::parallel(int64_t n, double cost, const std::function<void(int64_t, int64_t)>& body,
+                          int64_t grain) {
+    if (n <= 0) return;
+    // A few pieces for each thread even out their speeds; pieces too small cost more than they even out.
+    const double total = static_cast<double>(n) * cost;
+    const auto worth = static_cast<int64_t>(std::min(total / kMinTaskCost, 1e9));
+    const int64_t pieces = std::min<int64_t>({worth, int64_t{4} * threads_.size(), n});
+    if (threads_.size() == 1 || pieces <= 1) {
+        body(0, n);
+        return;
+    }
+    const int64_t piece = ((n + pieces - 1) / pieces + grain - 1) / grain * grain;
+    threads_.run((n + piece - 1) / piece,
+                 [&](int64_t i) { body(i * piece, std::min(n, (i + 1) * piece)); });
+}
+
+}  // namespace refrag

@@ -1,0 +1,33 @@
+// The CPU backend: the readable reference and a fast path in one binary.
+// Instruction sets are chosen at run time from what the CPU reports; memory is host memory.
+//
+// A backend may be used by several threads; their ops take turns where they share threads or scratch.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "ops/backend.h"
+
+namespace refrag {
+
+// Which loops run. Every level gives the same bits from call to call and whatever the batch; the levels
+// differ from each other by rounding (the scalar loops have no fused multiply-add on x86-64).
+enum class CpuIsa {
+    scalar,
+    avx2,   // AVX2, FMA, F16C
+    avx512  // AVX-512 F, BW, VL, DQ (and what avx2 asks)
+};
+
+const char* cpu_isa_name(CpuIsa isa);
+bool cpu_supports(CpuIsa isa);
+CpuIsa best_cpu_isa();
+// "scalar", "avx2" or "avx512"; anything else is an Error(Status::usage).
+CpuIsa parse_cpu_isa(const std::string& name);
+
+// n_threads 0: one for each CPU that the process may run on. The instruction set is the best one, or what the
+// environment variable REFRAG_CPU_ISA names (an Error if unknown or missing on this CPU).
+std::unique_ptr<Backend> make_cpu_backend(int n_threads = 0);
+std::unique_ptr<Backend> make_cpu_backend(int n_threads, CpuIsa isa);
+
+}  // namespace refrag

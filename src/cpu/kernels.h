@@ -1,0 +1,108 @@
+// The inner loops of the CPU backend, one table for each instruction set.
+//
+// Scalar loops live in the op family's file (gemm.cpp, norm.cpp, ...) and are the definition. The AVX2 and
+// AVX-512 loops are written once over a vector type, in simd_*.inl, and compiled twice, in simd_avx2.cpp and
+// simd_avx512.cpp. No kernel allocates, throws, or knows of threads. All pointers are to fp32 unless typed.
+#pragma once
+
+#include <cstdint>
+
+#include "base/dtype.h"
+#include "cpu/cpu_backend.h"
+
+namespace refrag {
+
+// Weights are kept in panels of 16 output columns, see gemm.cpp.
+inline constexpr int64_t kPanel = 16;
+// The largest tile: 6 rows x 4 panels is 24 of AVX-512's 32 registers, and leaves room for operands.
+inline constexpr int kTileRows = 6;
+inline constexpr int kTilePanels = 4;
+// Padding between rows of scratch is to whole panels, so that vector loads stay inside.
+inline int64_t panel_ceil(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
+
+// One output tile: c[r, n] = (accumulate ? c[r, n] : 0) + sum_k a[r, k] * b[k, n], (+ bias[n]).
+// b's element (k, n) is in panel n / 16: element k * ldb + n % 16 of b + (n / 16) * panel_stride, for F32
+// and F16. For BF16 two k lie side by side, (k / 2) * 2 * ldb + (n % 16) * 2 + k % 2: what AVX-512's bf16 dot
+// product takes, and as cheap to widen as any other order. k begins at an even number.
+// The sum is one chain of multiply-adds over ascending k, starting at c or 0; bias is added last.
+struct GemmTile {
+    const float* a;
+    int64_t lda;
+    const void* b;
+    int64_t ldb;           // in elements
+    int64_t panel_stride;  // in elements
+    float* c;
+    int64_t ldc;
+    int64_t k;
+    int64_t n_cols;  // columns to read and write, in (16 * (panels - 1), 16 * panels]; b is readable to the end
+    bool accumulate;
+    const float* bias;  // [n_cols] or null
+};
+
+struct CpuKernels {
+    // rows in [1, kTileRows], panels 1, 2 or kTilePanels.
+    void (*gemm_tile)(DType weights, int rows, int panels, const GemmTile& tile);
+    // out[k, 16] = the first k rows of a panel of 16 columns, widened. F32, F16 or BF16; k begins even.
+    void (*widen_panel)(float* out, const void* panel, DType weights, int64_t k);
+
+    // Element by element, in place.
+    void (*add)(float* x, const float* y, int64_t n);
+    void (*gelu)(float* x, int64_t n);
+    void (*tanh)(float* x, int64_t n);
+    void (*silu_mul)(float* gate, const float* up, int64_t n);
+
+    // One row of n.
+    void (*rms_norm)(float* out, const float* x, const float* weight, int64_t n, float eps);
+    void (*layer_norm)(float* out, const float* x, const float* weight, const float* bias, int64_t n,
+                       float eps);
+    void (*l2_normalize)(float* x, int64_t n);
+    // One head: x [2 * half], cos_sin [2 * half].
+    void (*rope)(float* x, const float* cos_sin, int64_t half);
+
+    // The largest of n >= 1 values; any value if one is a NaN.
+    float (*max)(const float* x, int64_t n);
+    // sum exp(x[i] - shift), accumulated in double.
+    double (*sum_exp)(const float* x, int64_t n, float shift);
+
+    // Attention, for one block of up to 32 entries, see attention.cpp.
+    // kt: two panels of 16 entries, kt[(e / 16) * dim * 16 + d * 16 + e % 16] = k[e * ldk + d], e < n; zeros
+    // for the other entries.
+    void (*transpose_keys)(float* kt, const float* k, int64_t ldk, int64_t n, int64_t dim);
+    // For each of `rows` rows, with `visible[r]` >= 1 scores in s[r, 32]: multiplies by scale, updates the
+    // running maximum m[r] and sum l[r], writes exp(s - m) to s (zeros from visible[r] on), and rescales
+    // acc[r, 0 .. dim).
+    void (*softmax_block)(float* s, int64_t rows, const int32_t* visible, float scale, float* m, float* l,
+                          float* acc, int64_t ld_acc, int64_t dim);
+    // out[i] = x[i] * factor.
+    void (*scale)(float* out, const float* x, float factor, int64_t n);
+};
+
+// The table of one instruction set; the CPU must support it (the scalar one always works).
+const CpuKernels& cpu_kernels(CpuIsa isa);
+
+#if defined(__x86_64__)
+extern const CpuKernels kAvx2Kernels;
+extern const CpuKernels kAvx512Kernels;
+#endif
+
+// The scalar loops, in the files of their families.
+namespace scalar {
+void gemm_tile(DType weights, int rows, int panels, const GemmTile& tile);
+void widen_panel(float* out, const void* panel, DType weights, int64_t k);
+void add(float* x, const float* y, int64_t n);
+void gelu(float* x, int64_t n);
+void tanh(float* x, int64_t n);
+void silu_mul(float* gate, const float* up, int64_t n);
+void rms_norm(float* out, const float* x, const float* weight, int64_t n, float eps);
+void layer_norm(float* out, const float* x, const float* weight, const float* bias, int64_t n, float eps);
+void l2_normalize(float* x, int64_t n);
+void rope(float* x, const float* cos_sin, int64_t half);
+float max(const float* x, int64_t n);
+double sum_exp(const float* x, int64_t n, float shift);
+void transpose_keys(float* kt, const float* k, int64_t ldk, int64_t n, int64_t dim);
+void softmax_block(float* s, int64_t rows, const int32_t* visible, float scale, float* m, float* l,
+                   float* acc, int64_t ld_acc, int64_t dim);
+void scale(float* out, const float* x, float factor, int64_t n);
+}  // namespace scalar
+
+}  // namespace refrag

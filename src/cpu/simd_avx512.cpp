@@ -1,0 +1,32 @@
+// The vector loops compiled for AVX-512, and their table. Empty on other processors than x86-64.
+#if defined(__x86_64__)
+
+#include <cmath>
+#include <limits>
+
+#include "cpu/kernels.h"
+#include "cpu/scalar_math.h"
+#include "cpu/simd_unroll.h"
+#include "cpu/vec_avx512.h"
+#include "ops/backend.h"
+
+namespace refrag {
+namespace avx512 {
+
+#include "cpu/simd_common.inl"
+#include "cpu/simd_math.inl"
+#include "cpu/simd_rows.inl"
+#include "cpu/simd_gemm.inl"
+#include "cpu/simd_attention.inl"
+
+}  // namespace avx512
+
+const CpuKernels kAvx512Kernels = {
+    avx512::gemm_tile, avx512::widen_panel, avx512::add, avx512::gelu, avx512::tanh,
+    avx512::silu_mul, avx512::rms_norm, avx512::layer_norm, avx512::l2_normalize, avx512::rope,
+    avx512::max, avx512::sum_exp, avx512::transpose_keys, avx512::softmax_block, avx512::scale,
+};
+
+}  // namespace refrag
+
+#endif

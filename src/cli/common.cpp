@@ -1,0 +1,68 @@
+// See common.h.
+#include "cli/common.h"
+
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <iostream>
+
+#include "base/check.h"
+#include "cpu/cpu_backend.h"
+
+namespace refrag {
+
+void add_model_option(CLI::App& app, std::string& model_dir) {
+    app.add_option("-m,--model", model_dir, "Model directory (refrag.json, encoder/, decoder/, heads)")
+        ->envname("REFRAG_MODEL")
+        ->required()
+        ->type_name("DIR");
+}
+
+void add_device_options(CLI::App& app, DeviceOptions& options) {
+    app.add_option("--device", options.device,
+                   "auto, cpu or cuda; auto takes a GPU when this build and machine have one")
+        ->capture_default_str()
+        ->type_name("NAME");
+    app.add_option("-t,--threads", options.threads, "CPU threads; 0: all this process may use")
+        ->capture_default_str()
+        ->check(CLI::Range(0, 4096))
+        ->type_name("N");
+    app.add_flag("--deterministic", options.deterministic,
+                 "One accumulation order whatever the batch or split (the CPU always computes so)");
+}
+
+std::unique_ptr<Backend> make_backend(const DeviceOptions& options) {
+    REFRAG_CHECK(options.device == "auto" || options.device == "cpu" || options.device == "cuda",
+                 Status::usage, "--device: expected auto, cpu or cuda; found \"", options.device, "\"");
+    REFRAG_CHECK(options.device != "cuda", Status::runtime,
+                 "--device cuda: this build has no CUDA backend; use --device cpu");
+    return make_cpu_backend(options.threads);
+}
+
+void write_stdout(std::string_view text) {
+    REFRAG_CHECK(std::fwrite(text.data(), 1, text.size(), stdout) == text.size(), Status::runtime,
+                 "standard output: could not write ", text.size(), " bytes");
+}
+
+void flush_stdout() {
+    REFRAG_CHECK(std::fflush(stdout) == 0, Status::runtime,
+                 "standard output: could not write (disk full or closed?)");
+}
+
+Progress::Progress(std::string what) : what_(std::move(what)), terminal_(isatty(STDERR_FILENO) != 0) {
+    if (terminal_) std::fprintf(stderr, "%s ...", what_.c_str());
+}
+
+Progress::~Progress() {
+    if (terminal_) std::fprintf(stderr, "\r\033[K");
+}
+
+void Progress::update(int64_t done, int64_t total) {
+    const int percent = total > 0 ? static_cast<int>(done * 100 / total) : 100;
+    if (!terminal_ || percent == shown_percent_) return;
+    shown_percent_ = percent;
+    std::fprintf(stderr, "\r\033[K%s ... %d%%", what_.c_str(), percent);
+}
+
+}  // namespace refrag

@@ -1,0 +1,57 @@
+// What the subcommands share: options that choose model and device, progress on a terminal, checked output.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "ops/backend.h"
+
+namespace CLI {
+class App;
+}
+
+namespace refrag {
+
+struct DeviceOptions {
+    std::string device = "auto";  // auto, cpu, cuda
+    int threads = 0;              // 0: all CPUs this process may use
+    bool deterministic = false;
+};
+
+// -m/--model (required, or REFRAG_MODEL), --device, -t/--threads, --deterministic.
+void add_model_option(CLI::App& app, std::string& model_dir);
+void add_device_options(CLI::App& app, DeviceOptions& options);
+
+// Status::usage for a word that is no device, Status::runtime for a device that is not here.
+std::unique_ptr<Backend> make_backend(const DeviceOptions& options);
+
+// Writes to standard output and throws Status::runtime when it cannot take it (a full disk, a closed pipe).
+void write_stdout(std::string_view text);
+void flush_stdout();
+
+// A line on standard error that rewrites itself; silent unless standard error is a terminal.
+class Progress {
+  public:
+    explicit Progress(std::string what);
+    ~Progress();
+    Progress(const Progress&) = delete;
+    Progress& operator=(const Progress&) = delete;
+    void update(int64_t done, int64_t total);
+
+  private:
+    std::string what_;
+    bool terminal_;
+    int shown_percent_ = -1;
+};
+
+// The subcommands; each adds itself to the application and runs when the command line is parsed.
+void add_run(CLI::App& app);
+void add_eval(CLI::App& app);
+void add_inspect(CLI::App& app);
+
+// The whole command line, as main() runs it; returns the exit code. Never throws.
+int run_command_line(int argc, const char* const* argv);
+
+}  // namespace refrag

@@ -1,0 +1,181 @@
+// `refrag inspect`: loads a model directory as `run` does and says what is in it: shapes, parameters, memory,
+// the tensors that were found and not used.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+
+#include "cli/common.h"
+#include "io/json.h"
+#include "refrag/model.h"
+
+namespace refrag {
+namespace {
+
+struct InspectOptions {
+    std::string model_dir;
+    DeviceOptions device;
+    bool json = false;
+};
+
+const char* pooling_name(ChunkPooling pooling) {
+    switch (pooling) {
+        case ChunkPooling::cls:
+            return "cls";
+        case ChunkPooling::mean:
+            return "mean";
+        case ChunkPooling::pooler:
+            return "pooler";
+    }
+    return "?";
+}
+
+// Bytes of K and V for one decoder position in the KV cache as `run` makes it (F32).
+int64_t kv_bytes_per_position(const LlamaConfig& c) {
+    return int64_t{2} * c.n_layers * c.n_kv_heads * c.head_dim * static_cast<int64_t>(sizeof(float));
+}
+
+std::string join(const std::vector<std::string>& words) {
+    std::string text;
+    for (const std::string& word : words) text += (text.empty() ? "" : ", ") + word;
+    return text.empty() ? "none" : text;
+}
+
+std::string join(const std::vector<int32_t>& numbers) {
+    std::string text;
+    for (const int32_t n : numbers) text += str(text.empty() ? "" : ", ", n);
+    return text.empty() ? "none" : text;
+}
+
+std::string as_text(const Model& model) {
+    const RefragConfig& r = model.config();
+    const LlamaConfig& d = model.decoder().config();
+    const RobertaConfig& e = model.encoder().config();
+    const PolicyConfig& p = r.policy;
+    std::string out;
+    const auto line = [&](const char* name, const std::string& value) {
+        char padded[32];
+        std::snprintf(padded, sizeof padded, "%-12s", name);
+        out += padded + value + "\n";
+    };
+    line("model", model.dir());
+    line("device", model.backend().description());
+    line("parameters", str(model.parameters(), " (encoder ", model.encoder().parameters(), ", projector ",
+                           model.projector().parameters(), ", policy ", model.policy().parameters(),
+                           ", decoder ", model.decoder().parameters(), ")"));
+    line("chunks", str("k = ", r.chunk_len, " decoder tokens (trained for ", join(r.chunk_lens),
+                       "), expand fraction ", r.expand_fraction));
+    line("encoder",
+         str("RoBERTa, dim ", e.dim, ", hidden ", e.hidden_dim, ", ", e.n_layers, " layers, ", e.n_heads,
+             " heads, vocabulary ", e.vocab_size, r.shared_vocabulary ? " (shared)" : " (own)", ", at most ",
+             e.max_seq_len(), " tokens a chunk, pooling ", pooling_name(r.pooling),
+             r.normalize ? ", normalised" : ""));
+    line("projector", str(e.dim, " -> ", d.dim, " -> ", d.dim, ", gelu"));
+    line("policy", str("dim ", p.dim, ", hidden ", p.hidden_dim, ", ", p.n_layers, " layers, ", p.n_heads,
+                       " heads, ", p.sees_question ? "sees the question" : "does not see the question"));
+    line("decoder",
+         str("LLaMA, dim ", d.dim, ", hidden ", d.hidden_dim, ", ", d.n_layers, " layers, ", d.n_heads,
+             " heads, ", d.n_kv_heads, " KV heads of ", d.head_dim, ", vocabulary ", d.vocab_size,
+             ", window ", d.max_seq_len, ", ", d.tied_embeddings ? "tied" : "untied", " head"));
+    line("tokens", str("first ", model.bos_id() ? str(*model.bos_id()) : "none", ", end ", join(d.eos_ids)));
+    line("KV cache", str(kv_bytes_per_position(d), " bytes a position, ",
+                         kv_bytes_per_position(d) * d.max_seq_len, " for the whole window"));
+    line("unused", str("encoder: ", join(model.encoder().unused_tensors()),
+                       "; decoder: ", join(model.decoder().unused_tensors())));
+    return out;
+}
+
+void write_names(JsonWriter& json, const char* key, const std::vector<std::string>& names) {
+    json.key(key).begin_array();
+    for (const std::string& name : names) json.string(name);
+    json.end_array();
+}
+
+void write_ids(JsonWriter& json, const char* key, const std::vector<int32_t>& ids) {
+    json.key(key).begin_array();
+    for (const int32_t id : ids) json.integer(id);
+    json.end_array();
+}
+
+std::string as_json(const Model& model) {
+    const RefragConfig& r = model.config();
+    const LlamaConfig& d = model.decoder().config();
+    const RobertaConfig& e = model.encoder().config();
+    JsonWriter json(1);
+    json.begin_object();
+    json.key("model").string(model.dir());
+    json.key("device").string(model.backend().description());
+    json.key("parameters").integer(static_cast<int64_t>(model.parameters()));
+    json.key("chunk_len").integer(r.chunk_len);
+    write_ids(json, "chunk_lens", r.chunk_lens);
+    json.key("expand_fraction").number(r.expand_fraction);
+    json.key("encoder").begin_object();
+    json.key("parameters").integer(static_cast<int64_t>(model.encoder().parameters()));
+    json.key("dim").integer(e.dim);
+    json.key("hidden_dim").integer(e.hidden_dim);
+    json.key("n_layers").integer(e.n_layers);
+    json.key("n_heads").integer(e.n_heads);
+    json.key("vocab_size").integer(e.vocab_size);
+    json.key("vocabulary").string(r.shared_vocabulary ? "shared" : "own");
+    json.key("max_seq_len").integer(e.max_seq_len());
+    json.key("pooling").string(pooling_name(r.pooling));
+    json.key("normalize").boolean(r.normalize);
+    write_names(json, "unused_tensors", model.encoder().unused_tensors());
+    json.end_object();
+    json.key("projector").begin_object();
+    json.key("parameters").integer(static_cast<int64_t>(model.projector().parameters()));
+    json.end_object();
+    json.key("policy").begin_object();
+    json.key("parameters").integer(static_cast<int64_t>(model.policy().parameters()));
+    json.key("dim").integer(r.policy.dim);
+    json.key("hidden_dim").integer(r.policy.hidden_dim);
+    json.key("n_layers").integer(r.policy.n_layers);
+    json.key("n_heads").integer(r.policy.n_heads);
+    json.key("sees_question").boolean(r.policy.sees_question);
+    json.end_object();
+    json.key("decoder").begin_object();
+    json.key("parameters").integer(static_cast<int64_t>(model.decoder().parameters()));
+    json.key("dim").integer(d.dim);
+    json.key("hidden_dim").integer(d.hidden_dim);
+    json.key("n_layers").integer(d.n_layers);
+    json.key("n_heads").integer(d.n_heads);
+    json.key("n_kv_heads").integer(d.n_kv_heads);
+    json.key("head_dim").integer(d.head_dim);
+    json.key("vocab_size").integer(d.vocab_size);
+    json.key("max_seq_len").integer(d.max_seq_len);
+    json.key("tied_embeddings").boolean(d.tied_embeddings);
+    json.key("bos_id");
+    if (model.bos_id()) {
+        json.integer(*model.bos_id());
+    } else {
+        json.null();
+    }
+    write_ids(json, "eos_ids", d.eos_ids);
+    json.key("kv_bytes_per_position").integer(kv_bytes_per_position(d));
+    write_names(json, "unused_tensors", model.decoder().unused_tensors());
+    json.end_object();
+    json.end_object();
+    return json.text() + "\n";
+}
+
+void inspect(const InspectOptions& options) {
+    const std::unique_ptr<Backend> backend = make_backend(options.device);
+    std::unique_ptr<Model> model;
+    {
+        const Progress progress("loading " + options.model_dir);
+        model = std::make_unique<Model>(*backend, options.model_dir);
+    }
+    write_stdout(options.json ? as_json(*model) : as_text(*model));
+}
+
+}  // namespace
+
+void add_inspect(CLI::App& app) {
+    auto options = std::make_shared<InspectOptions>();
+    CLI::App& sub = *app.add_subcommand("inspect", "Loads a model directory and says what is in it");
+    add_model_option(sub, options->model_dir);
+    add_device_options(sub, options->device);
+    sub.add_flag("--json", options->json, "As one JSON object");
+    sub.final_callback([options] { inspect(*options); });
+}
+
+}  // namespace refrag

@@ -1,0 +1,145 @@
+// The `tokenize` subcommand: options, where the text comes from, and the two ways to print.
+#include "cli/tokenize.h"
+
+#include <CLI/CLI.hpp>
+#include <charconv>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/check.h"
+#include "io/file.h"
+#include "io/json.h"
+#include "text/tokenizer.h"
+
+namespace refrag {
+
+namespace {
+
+constexpr uint64_t max_text_bytes = 1ull << 30;
+
+struct TokenizeOptions {
+    std::string tokenizer_path;
+    std::string model_dir;
+    std::string file;
+    std::string text;
+    std::string decode_ids;
+    bool text_given = false;
+    bool decode_given = false;
+    bool special = false;
+    bool json = false;
+};
+
+std::string tokenizer_file(const TokenizeOptions& options) {
+    REFRAG_CHECK(options.tokenizer_path.empty() != options.model_dir.empty(), Status::usage,
+                 "tokenize: expected either --tokenizer or --model, found ",
+                 options.model_dir.empty() ? "neither" : "both");
+    if (options.tokenizer_path.empty())
+        return path_join(path_join(options.model_dir, "decoder"), "tokenizer.json");
+    // A model's directory, or a network's, is as good as the file in it.
+    if (is_directory(options.tokenizer_path)) return path_join(options.tokenizer_path, "tokenizer.json");
+    return options.tokenizer_path;
+}
+
+// "1,2 3" or "[1, 2, 3]".
+std::vector<int32_t> parse_ids(std::string_view text, int64_t vocab_size) {
+    std::vector<int32_t> ids;
+    size_t at = 0;
+    while (true) {
+        at = text.find_first_not_of(", \t\r\n[]", at);
+        if (at == std::string_view::npos) return ids;
+        const size_t end = std::min(text.find_first_of(", \t\r\n[]", at), text.size());
+        const std::string_view word = text.substr(at, end - at);
+        int64_t id = -1;
+        const auto result = std::from_chars(word.data(), word.data() + word.size(), id);
+        REFRAG_CHECK(
+            result.ec == std::errc() && result.ptr == word.data() + word.size() && id >= 0 && id < vocab_size,
+            Status::usage, "tokenize --decode: expected ids in [0, ", vocab_size - 1, "], found \"",
+            printable(word, 40), "\"");
+        ids.push_back(static_cast<int32_t>(id));
+        at = end;
+    }
+}
+
+std::string tokens_as_json(const Tokenizer& tokenizer, const std::vector<Token>& tokens) {
+    JsonWriter json;
+    json.begin_object().key("ids").begin_array();
+    for (const Token& token : tokens) json.integer(token.id);
+    json.end_array().key("pieces").begin_array();
+    for (const Token& token : tokens) json.string(tokenizer.piece(token.id));
+    json.end_array().key("offsets").begin_array();
+    for (const Token& token : tokens) {
+        json.begin_array()
+            .integer(static_cast<int64_t>(token.begin))
+            .integer(static_cast<int64_t>(token.end));
+        json.end_array();
+    }
+    json.end_array().end_object();
+    return json.text() + "\n";
+}
+
+// One token a line: id, byte range, piece.
+std::string tokens_as_lines(const Tokenizer& tokenizer, const std::vector<Token>& tokens) {
+    std::string out;
+    for (const Token& token : tokens) {
+        out += std::to_string(token.id) + "\t" + std::to_string(token.begin) + "-" +
+               std::to_string(token.end) + "\t";
+        out.append(tokenizer.piece(token.id)).push_back('\n');
+    }
+    return out;
+}
+
+void print(const std::string& text) {
+    std::cout.write(text.data(), static_cast<std::streamsize>(text.size()));
+    std::cout.flush();
+    REFRAG_CHECK(std::cout.good(), Status::runtime, "standard output: writing failed");
+}
+
+void run_tokenize(const TokenizeOptions& options) {
+    const int n_sources =
+        (options.text_given ? 1 : 0) + (options.file.empty() ? 0 : 1) + (options.decode_given ? 1 : 0);
+    REFRAG_CHECK(n_sources <= 1, Status::usage, "tokenize: expected one of TEXT, --file and --decode, found ",
+                 n_sources);
+    const Tokenizer tokenizer = Tokenizer::from_file(tokenizer_file(options));
+    if (options.decode_given) {
+        const std::vector<int32_t> ids = parse_ids(options.decode_ids, tokenizer.vocab_size());
+        const std::string text = tokenizer.decode(ids, !options.special);
+        return print(options.json
+                         ? JsonWriter().begin_object().key("text").string(text).end_object().text() + "\n"
+                         : text + "\n");
+    }
+    const std::string text = options.text_given      ? options.text
+                             : !options.file.empty() ? read_file(options.file, max_text_bytes)
+                                                     : read_stdin(max_text_bytes);
+    const std::vector<Token> tokens =
+        options.special ? tokenizer.encode_with_special_tokens(text) : tokenizer.encode(text);
+    print(options.json ? tokens_as_json(tokenizer, tokens) : tokens_as_lines(tokenizer, tokens));
+}
+
+}  // namespace
+
+void add_tokenize(CLI::App& app) {
+    CLI::App* command = app.add_subcommand("tokenize", "Show the tokens of a text, or the text of tokens");
+    const auto options = std::make_shared<TokenizeOptions>();
+    command->add_option("--tokenizer", options->tokenizer_path,
+                        "tokenizer.json, or a directory that holds one");
+    command->add_option("-m,--model", options->model_dir, "model directory; its decoder's tokenizer is used");
+    command->add_option("--file", options->file, "read the text from this file");
+    command->add_option("--decode", options->decode_ids, "ids to turn into text: \"5,17,4\"");
+    command->add_flag(
+        "--special", options->special,
+        "parse special tokens in the text and add the tokenizer's own; with --decode: show them");
+    command->add_flag("--json", options->json,
+                      "print {\"ids\", \"pieces\", \"offsets\"}; offsets are bytes, [begin, end)");
+    command->add_option("TEXT", options->text,
+                        "the text; standard input where neither TEXT nor --file is given");
+    command->final_callback([command, options] {
+        options->text_given = command->count("TEXT") > 0;
+        options->decode_given = command->count("--decode") > 0;
+        run_tokenize(*options);
+    });
+}
+
+}  // namespace refrag

@@ -1,0 +1,46 @@
+// Builds a ragged Batch (ops/backend.h) on the host and puts it into a backend's memory.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/arena.h"
+#include "ops/backend.h"
+
+namespace refrag {
+
+// The host's side of a batch: sequences are added one after another.
+class BatchPlan {
+  public:
+    // A cached, causal sequence of n rows in `slot`, which holds `start` entries; positions start, start + 1,
+    // ...
+    void add_cached(int32_t slot, int32_t start, int32_t n);
+    // A bidirectional sequence of n rows without a cache.
+    void add_encoder(int32_t n);
+
+    int32_t n_seq() const { return static_cast<int32_t>(slot_.size()); }
+    int32_t n_rows() const { return row_begin_.back(); }
+    int32_t row_begin(int32_t seq) const { return row_begin_[static_cast<size_t>(seq)]; }
+
+    // Uploads the arrays into memory taken from `arena`.
+    Batch upload(Backend& backend, Arena& arena) const;
+
+  private:
+    void add(int32_t slot, int32_t start, int32_t n);
+    std::vector<int32_t> row_begin_{0};
+    std::vector<int32_t> start_;
+    std::vector<int32_t> slot_;
+    std::vector<float> position_;
+    int32_t max_rows_ = 0;
+    int32_t max_entries_ = 0;
+};
+
+// Copies a host vector into device memory taken from `arena`.
+template <typename T>
+T* upload_vector(Backend& backend, Arena& arena, const std::vector<T>& values) {
+    auto* device = static_cast<T*>(arena.allocate(values.size() * sizeof(T)));
+    if (!values.empty()) backend.upload(device, values.data(), values.size() * sizeof(T));
+    return device;
+}
+
+}  // namespace refrag

@@ -1,0 +1,113 @@
+// See llama.h. The forward reads in the order of the paper (Touvron et al. 2023, section 2.2).
+#include "models/llama.h"
+
+#include <cmath>
+
+namespace refrag {
+
+Llama::Llama(Backend& backend, const std::string& dir) : backend_(backend), config_(load_llama_config(dir)) {
+    WeightLoader weights(backend, dir, "model.");
+    const LlamaConfig& c = config_;
+    embedding_ = weights.matrix("embed_tokens.weight", c.vocab_size, c.dim);
+    layers_.reserve(static_cast<size_t>(c.n_layers));
+    for (int32_t i = 0; i < c.n_layers; ++i) layers_.push_back(load_layer(weights, i));
+    norm_ = weights.vector("norm.weight", c.dim);
+    if (!c.tied_embeddings) head_ = weights.matrix("lm_head.weight", c.vocab_size, c.dim);
+    inv_freq_ = DeviceVector(backend, c.inverse_frequencies());
+    // Older checkpoints carry the RoPE table; a tied head is sometimes written out as a copy of the
+    // embedding.
+    std::vector<std::string> known = {"*rotary_emb.inv_freq"};
+    if (c.tied_embeddings) known.emplace_back("lm_head.weight");
+    unused_ = weights.finish(known);
+    parameters_ = weights.parameters();
+}
+
+Llama::Layer Llama::load_layer(WeightLoader& weights, int32_t index) const {
+    const LlamaConfig& c = config_;
+    const std::string prefix = str("layers.", index, ".");
+    const std::string attn = prefix + "self_attn.";
+    const std::string mlp = prefix + "mlp.";
+    const int64_t q_dim = static_cast<int64_t>(c.n_heads) * c.head_dim;
+    const int64_t kv_dim = static_cast<int64_t>(c.n_kv_heads) * c.head_dim;
+    Layer layer;
+    layer.input_norm = weights.vector(prefix + "input_layernorm.weight", c.dim);
+    layer.q = weights.matrix(attn + "q_proj.weight", q_dim, c.dim);
+    layer.k = weights.matrix(attn + "k_proj.weight", kv_dim, c.dim);
+    layer.v = weights.matrix(attn + "v_proj.weight", kv_dim, c.dim);
+    layer.o = weights.matrix(attn + "o_proj.weight", c.dim, q_dim);
+    layer.ffn_norm = weights.vector(prefix + "post_attention_layernorm.weight", c.dim);
+    layer.gate = weights.matrix(mlp + "gate_proj.weight", c.hidden_dim, c.dim);
+    layer.up = weights.matrix(mlp + "up_proj.weight", c.hidden_dim, c.dim);
+    layer.down = weights.matrix(mlp + "down_proj.weight", c.dim, c.hidden_dim);
+    if (c.attention_bias) {
+        layer.q_bias = weights.vector(attn + "q_proj.bias", q_dim);
+        layer.k_bias = weights.vector(attn + "k_proj.bias", kv_dim);
+        layer.v_bias = weights.vector(attn + "v_proj.bias", kv_dim);
+        layer.o_bias = weights.vector(attn + "o_proj.bias", c.dim);
+    }
+    if (c.mlp_bias) {
+        layer.gate_bias = weights.vector(mlp + "gate_proj.bias", c.hidden_dim);
+        layer.up_bias = weights.vector(mlp + "up_proj.bias", c.hidden_dim);
+        layer.down_bias = weights.vector(mlp + "down_proj.bias", c.dim);
+    }
+    return layer;
+}
+
+Tensor Llama::forward(const BatchPlan& plan, const std::vector<int32_t>& source, Tensor slots, KvCache& kv,
+                      Arena& arena) const {
+    const LlamaConfig& c = config_;
+    Backend& b = backend_;
+    const int64_t rows = plan.n_rows();
+    const AttentionShape shape{c.n_heads, c.n_kv_heads, c.head_dim,
+                               1.0f / std::sqrt(static_cast<float>(c.head_dim))};
+    const int64_t q_dim = static_cast<int64_t>(c.n_heads) * c.head_dim;
+    const int64_t kv_dim = static_cast<int64_t>(c.n_kv_heads) * c.head_dim;
+
+    const Tensor x = arena.tensor(rows, c.dim);  // the residual stream
+    const Tensor h = arena.tensor(rows, c.dim);  // a block's normed input; the result at the end
+    const ArenaScope scratch(arena);
+    const Batch batch = plan.upload(b, arena);
+    const Tensor q = arena.tensor(rows, q_dim);
+    const Tensor k = arena.tensor(rows, kv_dim);
+    const Tensor v = arena.tensor(rows, kv_dim);
+    const Tensor attn = arena.tensor(rows, q_dim);
+    const Tensor y = arena.tensor(rows, c.dim);  // a block's output
+    const Tensor gate = arena.tensor(rows, c.hidden_dim);
+    const Tensor up = arena.tensor(rows, c.hidden_dim);
+    const Tensor cos_sin = arena.tensor(rows, c.head_dim);
+
+    b.embed(x, *embedding_, upload_vector(b, arena, source), slots);
+    b.rope_table(cos_sin, batch.position, inv_freq_.view());
+    b.rms_norm(h, x, layers_[0].input_norm.view(), c.norm_eps);
+    for (int32_t i = 0; i < c.n_layers; ++i) {
+        const Layer& layer = layers_[static_cast<size_t>(i)];
+        b.linear(q, h, *layer.q, layer.q_bias.view());
+        b.linear(k, h, *layer.k, layer.k_bias.view());
+        b.linear(v, h, *layer.v, layer.v_bias.view());
+        b.rope_kv_append(kv.view(), i, q, k, v, cos_sin, batch);
+        b.attention(attn, q, k, v, shape, &kv.view(), i, batch);
+        b.linear(y, attn, *layer.o, layer.o_bias.view());
+        b.add_rms_norm(h, x, y, layer.ffn_norm.view(), c.norm_eps);
+
+        b.linear(gate, h, *layer.gate, layer.gate_bias.view());
+        b.linear(up, h, *layer.up, layer.up_bias.view());
+        b.silu_mul(gate, up);
+        b.linear(y, gate, *layer.down, layer.down_bias.view());
+        const bool last = i + 1 == c.n_layers;
+        const DeviceVector& next = last ? norm_ : layers_[static_cast<size_t>(i) + 1].input_norm;
+        b.add_rms_norm(h, x, y, next.view(), c.norm_eps);
+    }
+    return h;
+}
+
+Tensor Llama::logits(Tensor hidden, Arena& arena) const {
+    const Tensor out = arena.tensor(hidden.rows, config_.vocab_size);
+    backend_.linear(out, hidden, head_ ? *head_ : *embedding_, Tensor{});
+    return out;
+}
+
+KvCache Llama::make_kv_cache(int32_t n_slots, int64_t max_entries) const {
+    return KvCache(backend_, n_slots, config_.n_layers, config_.n_kv_heads, config_.head_dim, max_entries);
+}
+
+}  // namespace refrag

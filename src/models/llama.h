@@ -1,0 +1,65 @@
+// The decoder: LLaMA (RMSNorm, RoPE, grouped-query attention, SwiGLU), as Hugging Face's LlamaForCausalLM
+// computes it. Its rows are token embeddings or projected chunks ("slots"): REFRAG adds no parameter here
+// (paper, section 2). Immutable after loading; the state of a generation lives in a KvCache and an Arena.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "models/device_batch.h"
+#include "models/kv_cache.h"
+#include "models/transformer_config.h"
+#include "models/weights.h"
+
+namespace refrag {
+
+class Llama {
+  public:
+    // Loads DIR/config.json and DIR/model*.safetensors.
+    Llama(Backend& backend, const std::string& dir);
+
+    const LlamaConfig& config() const { return config_; }
+    uint64_t parameters() const { return parameters_; }
+    const std::vector<std::string>& unused_tensors() const { return unused_; }
+
+    // Runs the network over the rows of a batch whose sequences all have a KV slot (with room reserved),
+    // appends their K and V, and returns the normed hidden states [n_rows, dim] in `arena`. source [n_rows]:
+    // a token id, or -1 - i for row i of `slots` [n, dim] (empty when no source is negative).
+    Tensor forward(const BatchPlan& plan, const std::vector<int32_t>& source, Tensor slots, KvCache& kv,
+                   Arena& arena) const;
+
+    // Logits [hidden.rows, vocab_size] in `arena`.
+    Tensor logits(Tensor hidden, Arena& arena) const;
+
+    KvCache make_kv_cache(int32_t n_slots, int64_t max_entries) const;
+    Backend& backend() const { return backend_; }
+
+  private:
+    struct Layer {
+        DeviceVector input_norm;                      // [dim]
+        std::unique_ptr<Matrix> q;                    // [n_heads * head_dim, dim]
+        std::unique_ptr<Matrix> k;                    // [n_kv_heads * head_dim, dim]
+        std::unique_ptr<Matrix> v;                    // [n_kv_heads * head_dim, dim]
+        std::unique_ptr<Matrix> o;                    // [dim, n_heads * head_dim]
+        DeviceVector q_bias, k_bias, v_bias, o_bias;  // empty unless attention_bias
+        DeviceVector ffn_norm;                        // [dim]
+        std::unique_ptr<Matrix> gate;                 // [hidden_dim, dim]
+        std::unique_ptr<Matrix> up;                   // [hidden_dim, dim]
+        std::unique_ptr<Matrix> down;                 // [dim, hidden_dim]
+        DeviceVector gate_bias, up_bias, down_bias;   // empty unless mlp_bias
+    };
+    Layer load_layer(WeightLoader& weights, int32_t index) const;
+
+    Backend& backend_;
+    LlamaConfig config_;
+    std::unique_ptr<Matrix> embedding_;  // [vocab_size, dim]
+    std::unique_ptr<Matrix> head_;       // [vocab_size, dim]; null when tied to the embedding
+    std::vector<Layer> layers_;
+    DeviceVector norm_;      // [dim]
+    DeviceVector inv_freq_;  // [head_dim / 2]
+    uint64_t parameters_ = 0;
+    std::vector<std::string> unused_;
+};
+
+}  // namespace refrag

@@ -1,0 +1,26 @@
+// See projector.h.
+#include "models/projector.h"
+
+#include "io/file.h"
+
+namespace refrag {
+
+Projector::Projector(Backend& backend, const std::string& dir, int32_t d_enc, int32_t d_dec)
+    : backend_(backend), d_dec_(d_dec) {
+    WeightLoader weights(backend, path_join(dir, "projector.safetensors"), "");
+    fc1_ = weights.matrix("fc1.weight", d_dec, d_enc);
+    fc1_bias_ = weights.vector("fc1.bias", d_dec);
+    fc2_ = weights.matrix("fc2.weight", d_dec, d_dec);
+    fc2_bias_ = weights.vector("fc2.bias", d_dec);
+    weights.finish({});
+    parameters_ = weights.parameters();
+}
+
+void Projector::forward(Tensor out, Tensor chunk_emb, Arena& arena) const {
+    const ArenaScope scratch(arena);
+    const Tensor hidden = arena.tensor(chunk_emb.rows, d_dec_);
+    backend_.linear_gelu(hidden, chunk_emb, *fc1_, fc1_bias_.view());
+    backend_.linear(out, hidden, *fc2_, fc2_bias_.view());
+}
+
+}  // namespace refrag

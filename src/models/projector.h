@@ -1,0 +1,29 @@
+// The projector phi: chunk embeddings [n, d_enc] to decoder slots [n, d_dec], e = fc2(gelu(fc1(c))) (paper,
+// B.2).
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "models/weights.h"
+
+namespace refrag {
+
+class Projector {
+  public:
+    // Loads DIR/projector.safetensors: fc1.weight [d_dec, d_enc], fc2.weight [d_dec, d_dec], with biases.
+    Projector(Backend& backend, const std::string& dir, int32_t d_enc, int32_t d_dec);
+
+    // out [n, d_dec] and chunk_emb [n, d_enc] in backend memory.
+    void forward(Tensor out, Tensor chunk_emb, Arena& arena) const;
+    uint64_t parameters() const { return parameters_; }
+
+  private:
+    Backend& backend_;
+    int32_t d_dec_;
+    std::unique_ptr<Matrix> fc1_, fc2_;
+    DeviceVector fc1_bias_, fc2_bias_;
+    uint64_t parameters_ = 0;
+};
+
+}  // namespace refrag

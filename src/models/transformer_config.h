@@ -1,0 +1,65 @@
+// What the two Hugging Face networks' config.json say, checked. Everything that would change the maths and is
+// not implemented is refused by name.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace refrag {
+
+// RoPE frequency scaling of LLaMA 3.1 (long wavelengths slowed down, the middle blended); `factor` > 1.
+struct Llama3RopeScaling {
+    double factor = 1.0;
+    double low_freq_factor = 1.0;
+    double high_freq_factor = 4.0;
+    int64_t original_max_seq_len = 8192;
+};
+
+struct LlamaConfig {
+    int32_t dim = 0;         // hidden_size
+    int32_t hidden_dim = 0;  // intermediate_size
+    int32_t n_layers = 0;
+    int32_t n_heads = 0;
+    int32_t n_kv_heads = 0;
+    int32_t head_dim = 0;
+    int32_t vocab_size = 0;
+    int32_t max_seq_len = 0;  // max_position_embeddings
+    float norm_eps = 0;
+    double rope_theta = 10000.0;
+    double rope_linear_factor = 1.0;  // "linear" scaling: positions divided by this
+    std::optional<Llama3RopeScaling> rope_llama3;
+    bool tied_embeddings = false;
+    bool attention_bias = false;
+    bool mlp_bias = false;
+    std::optional<int32_t> bos_id;
+    std::vector<int32_t> eos_ids;  // from config.json; generation_config.json overrides them
+
+    // Frequencies of RoPE, [head_dim / 2], after scaling.
+    std::vector<float> inverse_frequencies() const;
+};
+
+struct RobertaConfig {
+    int32_t dim = 0;
+    int32_t hidden_dim = 0;
+    int32_t n_layers = 0;
+    int32_t n_heads = 0;
+    int32_t vocab_size = 0;
+    int32_t max_positions = 0;  // rows of the position table; the first pad_id + 1 are never used
+    int32_t type_vocab_size = 1;
+    float norm_eps = 0;
+    int32_t bos_id = 0;
+    int32_t pad_id = 1;
+    int32_t eos_id = 2;
+
+    // Longest sequence, special tokens included.
+    int32_t max_seq_len() const { return max_positions - pad_id - 1; }
+};
+
+// Read DIR/config.json (and, for the decoder, DIR/generation_config.json where there is one).
+// Status::bad_input with file, key, expected, found.
+LlamaConfig load_llama_config(const std::string& dir);
+RobertaConfig load_roberta_config(const std::string& dir);
+
+}  // namespace refrag

@@ -1,0 +1,107 @@
+// See model.h.
+#include "refrag/model.h"
+
+#include <algorithm>
+
+#include "io/file.h"
+#include "io/json.h"
+
+namespace refrag {
+namespace {
+
+// The id of tokenizer_config.json's "bos_token": a string, or an object with "content".
+std::optional<int32_t> configured_bos(const Json& config, const Tokenizer& tokenizer) {
+    const std::optional<Json> bos = config.find("bos_token");
+    if (!bos) return std::nullopt;
+    const std::string text(bos->is_object() ? bos->get_string("content") : std::string(bos->as_string()));
+    const std::optional<int32_t> id = tokenizer.id_of(text);
+    if (!id) bos->refuse("a token of tokenizer.json");
+    return id;
+}
+
+// Whether and which: tokenizer_config.json's add_bos_token decides; where the key is absent, the
+// post-processor does.
+std::optional<int32_t> find_bos(const std::string& dir, const Tokenizer& tokenizer,
+                                const LlamaConfig& config) {
+    const std::string path = path_join(dir, "tokenizer_config.json");
+    std::optional<bool> add;
+    std::optional<int32_t> id;
+    if (is_file(path)) {
+        const Json json = Json::parse_file(path);
+        if (json.find("add_bos_token")) add = json.get_bool("add_bos_token");
+        id = configured_bos(json, tokenizer);
+    }
+    if (!add.value_or(tokenizer.adds_bos())) return std::nullopt;
+    if (tokenizer.adds_bos()) return tokenizer.template_prefix()[0];
+    if (!id) id = config.bos_id;
+    REFRAG_CHECK(id.has_value(), Status::bad_input, path,
+                 ": add_bos_token is true, but neither bos_token nor config.json's bos_token_id says which "
+                 "token it is");
+    return id;
+}
+
+void check_vocabulary(const std::string& dir, const Tokenizer& tokenizer, int32_t vocab_size) {
+    REFRAG_CHECK(tokenizer.vocab_size() <= vocab_size, Status::bad_input, dir,
+                 ": tokenizer.json has ids up to ", tokenizer.vocab_size() - 1, ", expected at most ",
+                 vocab_size - 1, " (config.json's vocab_size - 1)");
+}
+
+}  // namespace
+
+Model::Model(Backend& backend, const std::string& dir)
+    : backend_(backend),
+      dir_(dir),
+      config_(load_refrag_config(dir)),
+      tokenizer_(Tokenizer::from_file(path_join(path_join(dir, "decoder"), "tokenizer.json"))) {
+    const std::string encoder_dir = path_join(dir, "encoder");
+    const std::string decoder_dir = path_join(dir, "decoder");
+    decoder_ = std::make_unique<Llama>(backend, decoder_dir);
+    encoder_ = std::make_unique<Roberta>(backend, encoder_dir, config_.pooling, config_.normalize);
+    check_vocabulary(decoder_dir, tokenizer_, decoder_->config().vocab_size);
+    REFRAG_CHECK(!decoder_->config().eos_ids.empty(), Status::bad_input, decoder_dir,
+                 ": neither generation_config.json nor config.json has eos_token_id");
+    const std::string encoder_tokenizer = path_join(encoder_dir, "tokenizer.json");
+    if (config_.shared_vocabulary) {
+        constexpr uint64_t kMaxTokenizerBytes = 256u << 20;
+        REFRAG_CHECK(
+            read_file(encoder_tokenizer, kMaxTokenizerBytes) ==
+                read_file(path_join(decoder_dir, "tokenizer.json"), kMaxTokenizerBytes),
+            Status::bad_input, encoder_tokenizer,
+            ": expected the same file as the decoder's (refrag.json says \"vocabulary\": \"shared\")");
+        REFRAG_CHECK(encoder_->config().vocab_size >= tokenizer_.vocab_size(), Status::bad_input, encoder_dir,
+                     ": config.json: expected a vocab_size of at least ", tokenizer_.vocab_size(),
+                     " (the shared tokenizer's), found ", encoder_->config().vocab_size);
+    } else {
+        encoder_tokenizer_ = Tokenizer::from_file(encoder_tokenizer);
+        check_vocabulary(encoder_dir, *encoder_tokenizer_, encoder_->config().vocab_size);
+    }
+    projector_ = std::make_unique<Projector>(backend, dir, d_enc(), decoder_->config().dim);
+    policy_ = std::make_unique<Policy>(backend, dir, config_.policy, d_enc());
+    bos_id_ = find_bos(decoder_dir, tokenizer_, decoder_->config());
+    // Known before the first chunk is cut only for a shared vocabulary; with its own, each chunk is checked.
+    const int64_t longest =
+        static_cast<int64_t>(config_.chunk_len) + (config_.encoder_special_tokens ? 2 : 0);
+    REFRAG_CHECK(!config_.shared_vocabulary || longest <= encoder_->config().max_seq_len(), Status::bad_input,
+                 path_join(dir, "refrag.json"), ": chunk_len ", config_.chunk_len, " needs ", longest,
+                 " encoder positions, the encoder has ", encoder_->config().max_seq_len());
+}
+
+int32_t Model::first_id() const {
+    return bos_id_ ? *bos_id_ : decoder_->config().eos_ids[0];
+}
+
+bool Model::is_end(int32_t id) const {
+    const std::vector<int32_t>& ends = decoder_->config().eos_ids;
+    return std::find(ends.begin(), ends.end(), id) != ends.end();
+}
+
+EncoderVocabulary Model::encoder_vocabulary() const {
+    return {encoder_tokenizer_ ? &*encoder_tokenizer_ : nullptr, config_.encoder_special_tokens,
+            encoder_->config().bos_id, encoder_->config().eos_id};
+}
+
+uint64_t Model::parameters() const {
+    return encoder_->parameters() + projector_->parameters() + policy_->parameters() + decoder_->parameters();
+}
+
+}  // namespace refrag

@@ -1,0 +1,58 @@
+// A loaded model directory: tokenizers, encoder, projector, policy, decoder, and how they fit together.
+// Immutable after loading and shareable; the state of a conversation is in a Session.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "models/llama.h"
+#include "models/policy.h"
+#include "models/projector.h"
+#include "models/refrag_config.h"
+#include "models/roberta.h"
+#include "refrag/chunker.h"
+#include "text/tokenizer.h"
+
+namespace refrag {
+
+class Model {
+  public:
+    // Loads DIR as the model directory's README describes it; everything is checked against everything else.
+    // `backend` must outlive the model. Status::bad_input for whatever is wrong in the files.
+    Model(Backend& backend, const std::string& dir);
+
+    Backend& backend() const { return backend_; }
+    const std::string& dir() const { return dir_; }
+    const RefragConfig& config() const { return config_; }
+    const Tokenizer& tokenizer() const { return tokenizer_; }  // the decoder's
+    const Roberta& encoder() const { return *encoder_; }
+    const Projector& projector() const { return *projector_; }
+    const Policy& policy() const { return *policy_; }
+    const Llama& decoder() const { return *decoder_; }
+
+    // The token that comes first, outside every chunk; none where the decoder was trained without one.
+    std::optional<int32_t> bos_id() const { return bos_id_; }
+    // BOS, or where there is none the first end token: what evaluation puts before a window of text.
+    int32_t first_id() const;
+    bool is_end(int32_t id) const;
+
+    EncoderVocabulary encoder_vocabulary() const;
+    int32_t d_enc() const { return encoder_->config().dim; }
+
+    uint64_t parameters() const;
+
+  private:
+    Backend& backend_;
+    std::string dir_;
+    RefragConfig config_;
+    Tokenizer tokenizer_;
+    std::optional<Tokenizer> encoder_tokenizer_;  // none when the vocabulary is shared
+    std::unique_ptr<Llama> decoder_;
+    std::unique_ptr<Roberta> encoder_;
+    std::unique_ptr<Projector> projector_;
+    std::unique_ptr<Policy> policy_;
+    std::optional<int32_t> bos_id_;
+};
+
+}  // namespace refrag

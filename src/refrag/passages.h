@@ -1,0 +1,37 @@
+// Passage files: what `--passages FILE` reads. Two forms, told apart by the first character that is not white
+// space: `{` means JSON Lines of {"id", "title", "text"}, anything else plain text with blank lines between
+// passages.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace refrag {
+
+// One retrieved passage.
+struct Passage {
+    std::string id;     // as in the file, or the passage's number counted from 1
+    std::string title;  // may be empty
+    std::string text;
+
+    // What is tokenised: title, newline, text; the text alone where there is no title.
+    std::string content() const { return title.empty() ? text : title + "\n" + text; }
+};
+
+constexpr uint64_t max_passages_bytes = 1ull << 30;     // a whole file
+constexpr size_t max_passage_line_bytes = 64ull << 20;  // one line of JSON
+
+// Reads a passage file. Throws Error(bad_input) naming file and line; a file without a passage is an error.
+std::vector<Passage> read_passages(const std::string& path);
+
+// The same from memory; `name` begins the messages.
+// JSON Lines: one object a line, blank lines skipped; "text" is a string and must be there; "title" is a
+// string, absent or null; "id" is a string or an integer, absent or null. Other keys are let be. Plain text:
+// passages are runs of lines that are not blank; their bytes are kept as they are (CR LF becomes LF), invalid
+// UTF-8 included. A byte order mark at the start is skipped.
+std::vector<Passage> parse_passages(std::string_view content, const std::string& name);
+
+}  // namespace refrag

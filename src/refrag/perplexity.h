@@ -1,0 +1,61 @@
+// `eval perplexity`: log-perplexity of unseen text given none, all, the last, or the compressed context
+// before it (the paper's Table 1). A text is tokenised whole and cut into windows of context + output ids,
+// one after another; the last incomplete one is dropped; a first token (BOS) precedes every window in every
+// mode.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "refrag/model.h"
+#include "refrag/select.h"
+
+namespace refrag {
+
+enum class EvalMode {
+    none,    // no context: the lower bound
+    full,    // the context as tokens: the upper bound
+    last,    // as many of the last context tokens as `refrag` has context positions in the same row
+    refrag,  // the context as chunks of k, n_expand(p) of them expanded
+};
+
+// "none", "full", "last", "refrag"; Status::usage otherwise.
+EvalMode parse_eval_mode(const std::string& name);
+const char* eval_mode_name(EvalMode mode);
+
+struct PerplexityOptions {
+    int64_t context = 512;  // S, ids
+    int64_t output = 128;   // O, ids
+    std::vector<EvalMode> modes;
+    std::vector<int32_t> chunk_lens;            // k; empty: the model's
+    std::vector<double> expand_fractions{0.0};  // p; policies none and all overrule it
+    SelectPolicy policy = SelectPolicy::model;  // sees no question here
+    uint64_t seed = 0;                          // of SelectPolicy::random
+    int64_t limit = 0;                          // windows at most; 0: all
+};
+
+struct PerplexityRow {
+    EvalMode mode = EvalMode::none;
+    std::optional<int32_t> chunk_len;       // last and refrag
+    std::optional<double> expand_fraction;  // last and refrag
+    std::optional<SelectPolicy> policy;     // refrag
+    std::optional<double>
+        log_perplexity;  // mean over all target ids, nats; none: beyond the decoder's window
+    std::optional<double> standard_error;   // of that mean, over windows; none with fewer than two
+    std::optional<double> share_recovered;  // (none - this) / (none - full) where both were measured
+    int64_t n = 0;                          // windows
+};
+
+// done, total: called after every window of every row.
+using EvalProgress = std::function<void(int64_t done, int64_t total)>;
+
+// Status::usage for impossible options or a text shorter than one window (with both lengths).
+std::vector<PerplexityRow> evaluate_perplexity(const Model& model, std::string_view text,
+                                               const PerplexityOptions& options,
+                                               const EvalProgress& progress = {});
+
+}  // namespace refrag

@@ -1,0 +1,78 @@
+// See select.h.
+#include "refrag/select.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <utility>
+
+#include "base/check.h"
+#include "refrag/random.h"
+
+namespace refrag {
+namespace {
+
+constexpr std::array<std::pair<const char*, SelectPolicy>, 6> kPolicies = {{
+    {"model", SelectPolicy::model},
+    {"none", SelectPolicy::none},
+    {"all", SelectPolicy::all},
+    {"random", SelectPolicy::random},
+    {"perplexity-asc", SelectPolicy::perplexity_asc},
+    {"perplexity-desc", SelectPolicy::perplexity_desc},
+}};
+
+}  // namespace
+
+SelectPolicy parse_select_policy(const std::string& name) {
+    std::string allowed;
+    for (const auto& [word, policy] : kPolicies) {
+        if (name == word) return policy;
+        allowed += str(allowed.empty() ? "" : ", ", word);
+    }
+    fail(Status::usage, "policy: expected one of ", allowed, "; found \"", name, "\"");
+}
+
+const char* select_policy_name(SelectPolicy policy) {
+    for (const auto& [word, value] : kPolicies) {
+        if (value == policy) return word;
+    }
+    return "?";
+}
+
+int64_t n_expand(double expand_fraction, int64_t n_chunks) {
+    // Written so that NaN is refused too.
+    REFRAG_CHECK(expand_fraction >= 0.0 && expand_fraction <= 1.0, Status::usage,
+                 "expand fraction: expected a number from 0 to 1, found ", expand_fraction);
+    if (expand_fraction == 0.0 || n_chunks == 0) return 0;
+    if (expand_fraction == 1.0) return n_chunks;
+    const auto rounded =
+        static_cast<int64_t>(std::floor(expand_fraction * static_cast<double>(n_chunks) + 0.5));
+    return std::min(n_chunks, std::max<int64_t>(1, rounded));
+}
+
+std::vector<bool> select_largest(std::span<const float> scores, int64_t n) {
+    std::vector<size_t> order(scores.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    const auto key = [&](size_t i) {
+        return std::isnan(scores[i]) ? -std::numeric_limits<float>::infinity() : scores[i];
+    };
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return key(a) > key(b); });
+    std::vector<bool> chosen(scores.size(), false);
+    for (size_t i = 0; i < order.size() && static_cast<int64_t>(i) < n; ++i) chosen[order[i]] = true;
+    return chosen;
+}
+
+std::vector<bool> select_random(int64_t n_chunks, int64_t n, uint64_t seed) {
+    Random random(seed);
+    std::vector<bool> chosen(static_cast<size_t>(n_chunks), false);
+    // Floyd's sampling: each new j is drawn from 0..j; a repeat takes j itself.
+    for (int64_t j = n_chunks - n; j < n_chunks; ++j) {
+        const auto pick = static_cast<size_t>(random.below(static_cast<uint64_t>(j) + 1));
+        chosen[chosen[pick] ? static_cast<size_t>(j) : pick] = true;
+    }
+    return chosen;
+}
+
+}  // namespace refrag

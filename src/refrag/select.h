@@ -1,0 +1,35 @@
+// "Sense": which chunks are expanded back to tokens. The model's policy and the baselines of the paper's
+// Figure 3. At inference the choice is greedy, the n_expand largest scores (paper, section 2); nothing is
+// sampled but `random`.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace refrag {
+
+enum class SelectPolicy {
+    model,            // the policy network's logits
+    none,             // nothing is expanded
+    all,              // everything is: the plain decoder on the full context
+    random,           // n_expand chunks, uniformly, by the seed
+    perplexity_asc,   // the chunks that the decoder finds easiest (lowest mean negative log-likelihood)
+    perplexity_desc,  // the hardest
+};
+
+// "model", "none", ... Status::usage naming the allowed words otherwise.
+SelectPolicy parse_select_policy(const std::string& name);
+const char* select_policy_name(SelectPolicy policy);
+
+// How many of n_chunks are expanded at fraction p: 0 if p = 0, all if p = 1, else round(p * n_chunks) but at
+// least 1. Status::usage unless 0 <= p <= 1.
+int64_t n_expand(double expand_fraction, int64_t n_chunks);
+
+// Marks the n largest scores; equal scores: lower index first. NaN ranks below everything.
+std::vector<bool> select_largest(std::span<const float> scores, int64_t n);
+// Marks n of n_chunks, uniformly, the same for the same seed on every machine.
+std::vector<bool> select_random(int64_t n_chunks, int64_t n, uint64_t seed);
+
+}  // namespace refrag

@@ -15,12 +15,19 @@ namespace refrag {
 namespace {
 
 constexpr size_t max_depth = 64;
+constexpr size_t max_nodes = size_t{1} << 23;  // several times the largest tokenizer.json; 200 MB of nodes
 constexpr uint64_t max_document_bytes = 0xFFFF'0000;  // string places are 32 bits wide
 
 // A piece of the document's string pool.
 struct Text {
     uint32_t begin = 0;
     uint32_t bytes = 0;
+};
+
+// A container's part of Document::children.
+struct Range {
+    uint32_t first;
+    uint32_t count;
 };
 
 struct Node {
@@ -32,10 +39,7 @@ struct Node {
         int64_t integer;
         double number;
         Text text;
-        struct {
-            uint32_t first;  // into Document::children
-            uint32_t count;
-        } range;
+        Range range;
     };
     Node() : integer(0) {}
 };
@@ -72,8 +76,12 @@ struct Json::Builder : nlohmann::json_sax<nlohmann::json> {
         return place;
     }
 
+    // Throws where the document holds more values than any real one: 100 MB of "[0,0,..." must not fill the
+    // memory.
     uint32_t add(Kind kind) {
         const auto index = static_cast<uint32_t>(document.nodes.size());
+        REFRAG_CHECK(index < max_nodes, Status::bad_input, document.name, ": expected at most ", max_nodes,
+                     " JSON values, found more");
         Node& node = document.nodes.emplace_back();
         node.kind = kind;
         node.parent = open.empty() ? 0 : open.back();
@@ -185,6 +193,10 @@ Json Json::parse(std::string_view text, std::string name) {
                  max_document_bytes, " bytes of JSON, found ", text.size());
     auto document = std::make_shared<Document>();
     document->name = printable(name);
+    // The library takes a zero byte for the end of the text and would let anything follow it.
+    const size_t zero = text.find('\0');
+    REFRAG_CHECK(zero == std::string_view::npos, Status::bad_input, document->name,
+                 ": not valid JSON at byte ", zero, ": a zero byte");
     Builder builder(*document);
     if (!nlohmann::json::sax_parse(text.begin(), text.end(), &builder))
         fail(Status::bad_input, document->name, ": ",
@@ -240,7 +252,8 @@ std::string Json::where() const {
             path += str("[", std::find(begin, begin + parent.range.count, *it) - begin, "]");
         }
     }
-    return str(document_->name, ": key \"", path, "\"");
+    if (path.size() > 300) path.replace(0, path.size() - 300, "...");
+    return str(document_->name, ": key \"", printable(path, 400), "\"");
 }
 
 std::string Json::describe() const {

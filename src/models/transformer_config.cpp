@@ -81,7 +81,11 @@ void read_rope(const Json& rope, LlamaConfig& config) {
     }
     std::optional<Json> type = rope.find("rope_type");
     if (!type) type = rope.find("type");
-    if (!type || type->as_string() == "default") return;
+    if (!type) {  // without a type a factor has no meaning that could be trusted
+        if (const auto factor = rope.find("factor")) factor->refuse("a rope_type beside it");
+        return;
+    }
+    if (type->as_string() == "default") return;
     if (type->as_string() == "linear") {
         config.rope_linear_factor = rope.get_number("factor", 1.0, 1e6);
     } else if (type->as_string() == "llama3") {
@@ -203,9 +207,15 @@ RobertaConfig load_roberta_config(const std::string& dir) {
     c.max_positions = get_i32(json, "max_position_embeddings", 1, 1 << 24);
     c.type_vocab_size = static_cast<int32_t>(json.get_int_or("type_vocab_size", 2, 1, 1024));
     c.norm_eps = static_cast<float>(json.get_number_or("layer_norm_eps", 1e-12, 0.0, 1.0));
-    c.bos_id = static_cast<int32_t>(json.get_int_or("bos_token_id", 0, 0, c.vocab_size - 1));
-    c.pad_id = static_cast<int32_t>(json.get_int_or("pad_token_id", 1, 0, c.vocab_size - 1));
-    c.eos_id = static_cast<int32_t>(json.get_int_or("eos_token_id", 2, 0, c.vocab_size - 1));
+    const auto token_id = [&](std::string_view key, int32_t fallback) {
+        const auto id = static_cast<int32_t>(json.get_int_or(key, fallback, 0, c.vocab_size - 1));
+        REFRAG_CHECK(id < c.vocab_size, Status::bad_input, json.name(), ": expected a vocab_size above ", key,
+                     " = ", id, " (its default), found ", c.vocab_size);
+        return id;
+    };
+    c.bos_id = token_id("bos_token_id", 0);
+    c.pad_id = token_id("pad_token_id", 1);
+    c.eos_id = token_id("eos_token_id", 2);
     if (c.max_seq_len() < 1) {
         json.get("max_position_embeddings").refuse(str("more than pad_token_id + 1 = ", c.pad_id + 1));
     }

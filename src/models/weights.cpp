@@ -50,8 +50,9 @@ const TensorEntry& WeightLoader::find(std::string_view name, const std::vector<i
                  "\" is missing, expected shape ", shape_text(shape));
     REFRAG_CHECK(entry->shape == shape, Status::bad_input, path_, ": tensor \"", entry->name,
                  "\": expected shape ", shape_text(shape), ", found ", entry->shape_text());
-    REFRAG_CHECK(entry->dtype.has_value(), Status::bad_input, path_, ": tensor \"", entry->name,
-                 "\": expected dtype F32, F16 or BF16, found ", entry->dtype_name);
+    REFRAG_CHECK(entry->dtype.has_value() && *entry->dtype != DType::i32, Status::bad_input, path_,
+                 ": tensor \"", entry->name, "\": expected dtype F32, F16 or BF16, found ",
+                 entry->dtype_name);
     used_.insert(entry->name);
     parameters_ += static_cast<uint64_t>(entry->n_values());
     return *entry;

@@ -1,0 +1,87 @@
+// A backend that hands every op on to another one and keeps the rows at a network's named checkpoints: what
+// `embed` and `layer_norm` gave, and the residual stream after each fused step. It overrides no fused op but
+// to tap it, so a network that runs over it runs the ops' unfused definitions of ops/backend.h.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "golden.h"
+#include "ops/backend.h"
+
+namespace refrag_test {
+
+class TapBackend : public refrag::Backend {
+  public:
+    using Tensor = refrag::Tensor;
+    using Matrix = refrag::Matrix;
+
+    explicit TapBackend(refrag::Backend& inner) : inner_(inner) {}
+
+    std::vector<std::vector<float>> embedded;      // out of embed
+    std::vector<std::vector<float>> normed;        // out of layer_norm, then of each add_layer_norm
+    std::vector<std::vector<float>> rms_residual;  // x of add_rms_norm after the addition
+
+    void* allocate(size_t bytes) override { return inner_.allocate(bytes); }
+    void release(void* data) noexcept override { inner_.release(data); }
+    std::string description() const override { return "tap: " + inner_.description(); }
+    void upload(void* dst, const void* src, size_t bytes) override { inner_.upload(dst, src, bytes); }
+    void download(void* dst, const void* src, size_t bytes) override { inner_.download(dst, src, bytes); }
+    void copy(Tensor out, Tensor x) override { inner_.copy(out, x); }
+    std::unique_ptr<Matrix> make_matrix(refrag::DType dtype, int64_t out_dim, int64_t in_dim,
+                                        const refrag::RowReader& read) override {
+        return inner_.make_matrix(dtype, out_dim, in_dim, read);
+    }
+
+    void embed(Tensor out, const Matrix& table, const int32_t* source, Tensor slots) override {
+        inner_.embed(out, table, source, slots);
+        embedded.push_back(refrag_test::download(inner_, out));
+    }
+    void add_embed(Tensor x, const Matrix& table, const int32_t* ids) override {
+        inner_.add_embed(x, table, ids);
+    }
+    void gather_rows(Tensor out, Tensor x, const int32_t* index) override {
+        inner_.gather_rows(out, x, index);
+    }
+    void linear(Tensor out, Tensor x, const Matrix& w, Tensor bias) override {
+        inner_.linear(out, x, w, bias);
+    }
+    void add(Tensor x, Tensor y) override { inner_.add(x, y); }
+    void gelu(Tensor x) override { inner_.gelu(x); }
+    void tanh(Tensor x) override { inner_.tanh(x); }
+    void silu_mul(Tensor gate, Tensor up) override { inner_.silu_mul(gate, up); }
+    void rms_norm(Tensor out, Tensor x, Tensor weight, float eps) override {
+        inner_.rms_norm(out, x, weight, eps);
+    }
+    void layer_norm(Tensor out, Tensor x, Tensor weight, Tensor bias, float eps) override {
+        inner_.layer_norm(out, x, weight, bias, eps);
+        normed.push_back(refrag_test::download(inner_, out));
+    }
+    void add_rms_norm(Tensor out, Tensor x, Tensor y, Tensor weight, float eps) override {
+        Backend::add_rms_norm(out, x, y, weight, eps);
+        rms_residual.push_back(refrag_test::download(inner_, x));
+    }
+    void l2_normalize(Tensor x) override { inner_.l2_normalize(x); }
+    void rope_table(Tensor cos_sin, const float* position, Tensor inv_freq) override {
+        inner_.rope_table(cos_sin, position, inv_freq);
+    }
+    void rope(Tensor x, Tensor cos_sin) override { inner_.rope(x, cos_sin); }
+    void kv_append(const refrag::KvView& kv, int32_t layer, Tensor k, Tensor v,
+                   const refrag::Batch& batch) override {
+        inner_.kv_append(kv, layer, k, v, batch);
+    }
+    void attention(Tensor out, Tensor q, Tensor k, Tensor v, const refrag::AttentionShape& shape,
+                   const refrag::KvView* kv, int32_t layer, const refrag::Batch& batch) override {
+        inner_.attention(out, q, k, v, shape, kv, layer, batch);
+    }
+    void pool(Tensor out, Tensor x, const refrag::Batch& batch, refrag::Pooling pooling) override {
+        inner_.pool(out, x, batch, pooling);
+    }
+    void nll(Tensor out, Tensor logits, const int32_t* target) override { inner_.nll(out, logits, target); }
+
+  protected:
+    refrag::Backend& inner_;
+};
+
+}  // namespace refrag_test

@@ -1,0 +1,259 @@
+// The paged KV cache: which pages are taken and given back, lengths on both sides, copy on write proved by
+// writing through the real op, refusals that change nothing, and a random walk against a plain model.
+#include <algorithm>
+#include <array>
+#include <random>
+
+#include "golden.h"
+#include "models/kv_cache.h"
+
+using namespace refrag;
+using namespace refrag_test;
+
+namespace {
+
+constexpr int32_t kLayers = 2;
+constexpr int32_t kKvHeads = 2;
+constexpr int32_t kHeads = kLayers * kKvHeads;  // pages per 32 entries of a slot
+constexpr int32_t kHeadDim = 4;
+constexpr int64_t kMaxEntries = 70;  // 3 pages a head
+
+KvCache make_cache(int32_t n_slots) {
+    return KvCache(cpu(), n_slots, kLayers, kKvHeads, kHeadDim, kMaxEntries);
+}
+
+// What an entry holds: a value told apart by stamp, layer, head, entry, K or V, and dimension. Small enough
+// that every sum below is exact in fp32.
+float entry_value(int32_t stamp, int32_t layer, int32_t head, bool is_v, int32_t d) {
+    return static_cast<float>(stamp * 64 + layer * 32 + head * 16 + (is_v ? 8 : 0) + d);
+}
+
+// Appends one entry for each stamp through the op, as a forward does.
+void append(KvCache& kv, int32_t slot, const std::vector<int32_t>& stamps) {
+    const auto n = static_cast<int32_t>(stamps.size());
+    kv.reserve(slot, n);
+    Arena arena(cpu());
+    BatchPlan plan;
+    plan.add_cached(slot, kv.length(slot), n);
+    const Batch batch = plan.upload(cpu(), arena);
+    for (int32_t layer = 0; layer < kLayers; ++layer) {
+        std::array<std::vector<float>, 2> values;  // K, V [n, kKvHeads * kHeadDim]
+        for (const bool is_v : {false, true}) {
+            for (const int32_t stamp : stamps) {
+                for (int32_t head = 0; head < kKvHeads; ++head) {
+                    for (int32_t d = 0; d < kHeadDim; ++d) {
+                        values[is_v].push_back(entry_value(stamp, layer, head, is_v, d));
+                    }
+                }
+            }
+        }
+        cpu().kv_append(kv.view(), layer, upload(cpu(), arena, values[0], kKvHeads * kHeadDim),
+                        upload(cpu(), arena, values[1], kKvHeads * kHeadDim), batch);
+    }
+    kv.advance(slot, n);
+}
+
+// The stamps of a slot's entries as the ops would find them: by length and page table in device memory. -1
+// where the heads, or K and V, do not agree on an entry; an empty list where they do not agree on the length.
+std::vector<int32_t> stamps_of(const KvCache& kv, int32_t slot) {
+    const KvView& view = kv.view();
+    std::vector<int32_t> result;
+    for (int32_t layer = 0; layer < kLayers; ++layer) {
+        for (int32_t head = 0; head < kKvHeads; ++head) {
+            const int64_t index = view.head_index(slot, layer, head);
+            int32_t length = 0;
+            cpu().download(&length, view.length + index, sizeof length);
+            std::vector<int32_t> table(static_cast<size_t>(view.max_pages));
+            cpu().download(table.data(), view.page_table + index * view.max_pages, table.size() * 4);
+            if (layer + head == 0) result.assign(static_cast<size_t>(length), -2);
+            if (result.size() != static_cast<size_t>(length)) return {};
+            for (int32_t e = 0; e < length; ++e) {
+                const int64_t page = table[static_cast<size_t>(e / kPageEntries)];
+                for (const bool is_v : {false, true}) {
+                    std::array<float, kHeadDim> values{};
+                    const int64_t row = (page * 2 + (is_v ? 1 : 0)) * kPageEntries + e % kPageEntries;
+                    cpu().download(values.data(), static_cast<const float*>(view.pages) + row * kHeadDim,
+                                   sizeof values);
+                    const auto stamp = static_cast<int32_t>(values[0]) / 64;
+                    int32_t& known = result[static_cast<size_t>(e)];
+                    if (known == -2) known = stamp;
+                    for (int32_t d = 0; d < kHeadDim; ++d) {
+                        const float expected = entry_value(stamp, layer, head, is_v, d);
+                        if (known != stamp || values[static_cast<size_t>(d)] != expected) known = -1;
+                    }
+                }
+            }
+        }
+    }
+    return result;
+}
+
+std::vector<int32_t> range(int32_t begin, int32_t end) {
+    std::vector<int32_t> stamps;
+    for (int32_t i = begin; i < end; ++i) stamps.push_back(i);
+    return stamps;
+}
+std::vector<int32_t> joined(std::vector<int32_t> a, const std::vector<int32_t>& b) {
+    a.insert(a.end(), b.begin(), b.end());
+    return a;
+}
+
+}  // namespace
+
+TEST_CASE("kv cache: pages are taken as a sequence grows and given back") {
+    KvCache kv = make_cache(2);
+    CHECK(kv.n_slots() == 2);
+    CHECK(kv.max_entries() == kMaxEntries);
+    CHECK(kv.free_pages() == 2 * kHeads * 3);
+    CHECK(kv.device_bytes() == size_t{2 * kHeads * 3} * 2 * kPageEntries * kHeadDim * sizeof(float));
+    const auto used = [&] { return 2 * kHeads * 3 - kv.free_pages(); };
+
+    kv.reserve(0, 0);
+    CHECK(used() == 0);
+    kv.reserve(0, 1);
+    CHECK(used() == kHeads);
+    kv.reserve(0, 32);  // the same page
+    CHECK(used() == kHeads);
+    kv.reserve(0, 33);
+    CHECK(used() == 2 * kHeads);
+    append(kv, 0, range(0, 33));
+    CHECK(used() == 2 * kHeads);
+    CHECK(kv.length(0) == 33);
+    kv.reserve(0, 31);  // up to 64
+    CHECK(used() == 2 * kHeads);
+    kv.reserve(0, 32);
+    CHECK(used() == 3 * kHeads);
+    append(kv, 1, range(100, 170));
+    CHECK(used() == 6 * kHeads);
+    CHECK(kv.free_pages() == 0);
+
+    kv.truncate(0, 33);  // also gives back the page reserved and not written
+    CHECK(used() == 5 * kHeads);
+    kv.truncate(0, 32);
+    CHECK(used() == 4 * kHeads);
+    CHECK(stamps_of(kv, 0) == range(0, 32));
+    kv.truncate(0, 31);
+    CHECK(used() == 4 * kHeads);
+    kv.truncate(0, 0);
+    CHECK(used() == 3 * kHeads);
+    CHECK(stamps_of(kv, 0).empty());
+    CHECK(stamps_of(kv, 1) == range(100, 170));
+    kv.truncate(1, 0);
+    CHECK(used() == 0);
+}
+
+TEST_CASE("kv cache: a sequence beyond the limit is refused with the numbers, and nothing changes") {
+    KvCache kv = make_cache(2);
+    append(kv, 0, range(0, 40));
+    const int64_t free = kv.free_pages();
+    CHECK(error_of([&] { kv.reserve(0, 31); }) ==
+          "KV cache: slot 0 holds 40 entries and cannot take 31 more: its limit is 70");
+    CHECK(contains(error_of([&] { kv.reserve(1, 71); }), "holds 0 entries and cannot take 71 more"));
+    CHECK(contains(error_of([&] { kv.reserve(0, INT32_MAX); }), "cannot take 2147483647 more"));
+    CHECK(kv.free_pages() == free);
+    CHECK(kv.length(0) == 40);
+    CHECK(stamps_of(kv, 0) == range(0, 40));
+    append(kv, 0, range(40, 70));  // exactly full
+    CHECK(stamps_of(kv, 0) == range(0, 70));
+    CHECK(contains(error_of([&] { kv.reserve(0, 1); }), "holds 70 entries and cannot take 1 more"));
+}
+
+TEST_CASE("kv cache: impossible sizes are refused") {
+    const auto make = [](int32_t n_slots, int32_t n_layers, int64_t max_entries) {
+        return error_of([&] { KvCache(cpu(), n_slots, n_layers, 4096, 2, max_entries); });
+    };
+    CHECK(contains(make(0, 1, 64), "found 0 slots of 64"));
+    CHECK(contains(make(1, 1, 0), "found 1 slots of 0"));
+    CHECK(contains(make(1, 1, int64_t{INT32_MAX}), "found 1 slots of 2147483647"));
+    const std::string pages = make(1024, 4096, 64);
+    CHECK(contains(pages, "34359738368 pages"));
+    CHECK(contains(pages, "2147483647"));
+}
+
+TEST_CASE("kv cache: a shared prefix takes no pages until one side writes, and then they are apart") {
+    KvCache kv = make_cache(3);
+    append(kv, 0, range(0, 50));
+    const int64_t free = kv.free_pages();
+
+    kv.share_prefix(0, 1, 40);
+    CHECK(kv.free_pages() == free);
+    CHECK(kv.length(1) == 40);
+    CHECK(stamps_of(kv, 1) == range(0, 40));
+
+    // The reader writes: only the page in which it ends is copied.
+    append(kv, 1, range(500, 510));
+    CHECK(kv.free_pages() == free - kHeads);
+    CHECK(stamps_of(kv, 1) == joined(range(0, 40), range(500, 510)));
+    CHECK(stamps_of(kv, 0) == range(0, 50));
+
+    // The owner goes back and writes: the reader of the first page keeps what it has.
+    kv.share_prefix(0, 2, 20);
+    CHECK(kv.free_pages() == free - kHeads);
+    kv.truncate(0, 10);
+    append(kv, 0, range(700, 715));
+    CHECK(stamps_of(kv, 0) == joined(range(0, 10), range(700, 715)));
+    CHECK(stamps_of(kv, 1) == joined(range(0, 40), range(500, 510)));
+    CHECK(stamps_of(kv, 2) == range(0, 20));
+
+    for (const int32_t slot : {1, 0, 2}) kv.truncate(slot, 0);
+    CHECK(kv.free_pages() == 3 * kHeads * 3);
+}
+
+TEST_CASE("kv cache: a prefix that ends on a page border is never copied") {
+    KvCache kv = make_cache(2);
+    append(kv, 0, range(0, 64));
+    kv.reserve(1, 5);  // reserved and never written: given back by sharing
+    const int64_t free = kv.free_pages();
+    kv.share_prefix(0, 1, 32);
+    CHECK(kv.free_pages() == free + kHeads);
+    append(kv, 1, range(900, 901));
+    CHECK(kv.free_pages() == free);
+    CHECK(stamps_of(kv, 1) == joined(range(0, 32), {900}));
+    CHECK(stamps_of(kv, 0) == range(0, 64));
+    kv.truncate(1, 0);
+    kv.share_prefix(0, 1, 0);
+    CHECK(kv.length(1) == 0);
+}
+
+TEST_CASE("kv cache: a random walk agrees with plain lists") {
+    std::mt19937 random(7);
+    const auto below = [&](size_t n) { return static_cast<int32_t>(random() % n); };
+    constexpr int32_t kSlots = 3;
+    KvCache kv = make_cache(kSlots);
+    std::vector<std::vector<int32_t>> model(kSlots);
+    int32_t stamp = 0;
+    for (int step = 0; step < 300; ++step) {
+        const int32_t slot = below(kSlots);
+        std::vector<int32_t>& list = model[static_cast<size_t>(slot)];
+        const int32_t room = static_cast<int32_t>(kMaxEntries) - static_cast<int32_t>(list.size());
+        switch (below(4)) {
+            case 0:
+            case 1: {
+                const int32_t n = std::min(room, below(40));
+                append(kv, slot, range(stamp, stamp + n));
+                list = joined(list, range(stamp, stamp + n));
+                stamp = (stamp + n) % 100000;  // entry_value stays exact
+                break;
+            }
+            case 2: {
+                const int32_t n = below(list.size() + 1);
+                kv.truncate(slot, n);
+                list.resize(static_cast<size_t>(n));
+                break;
+            }
+            default: {
+                const int32_t to = (slot + 1 + below(kSlots - 1)) % kSlots;
+                const int32_t n = below(list.size() + 1);
+                kv.truncate(to, 0);
+                kv.share_prefix(slot, to, n);
+                model[static_cast<size_t>(to)].assign(list.begin(), list.begin() + n);
+            }
+        }
+        bool equal = true;
+        for (int32_t s = 0; s < kSlots; ++s)
+            equal = equal && stamps_of(kv, s) == model[static_cast<size_t>(s)];
+        REQUIRE_MESSAGE(equal, "after step " << step);
+    }
+    for (int32_t s = 0; s < kSlots; ++s) kv.truncate(s, 0);
+    CHECK(kv.free_pages() == kSlots * kHeads * 3);
+}

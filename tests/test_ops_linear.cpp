@@ -1,0 +1,241 @@
+// Matrix products and embedding look-ups against double-precision references.
+//
+// Bound of a product: an output is one chain of in_dim multiply-adds and one addition of the bias. Without
+// fused multiply-adds (scalar, x86-64) every product rounds too, so no element passes through more than
+// in_dim + 2 roundings: |error| <= gamma_n(in_dim + 2) * (sum |x w| + |bias|). Nothing underflows at these
+// sizes.
+#include <algorithm>
+
+#include "ops_test.h"
+
+using namespace refrag_test;
+using refrag::Error;
+using refrag::make_cpu_backend;
+
+namespace {
+
+Floats run_linear(Backend& backend, Floats x, int64_t rows, const Matrix& w, Floats bias, bool gelu = false) {
+    Floats out(static_cast<size_t>(rows * w.out_dim()), kNan);
+    const Tensor b = bias.empty() ? Tensor{} : view(bias, 1, w.out_dim());
+    if (gelu) {
+        backend.linear_gelu(view(out, rows, w.out_dim()), view(x, rows, w.in_dim()), w, b);
+    } else {
+        backend.linear(view(out, rows, w.out_dim()), view(x, rows, w.in_dim()), w, b);
+    }
+    return out;
+}
+
+void check_linear(Backend& backend, DType dtype, int64_t rows, int64_t out_dim, int64_t in_dim,
+                  bool with_bias) {
+    CAPTURE(refrag::dtype_name(dtype));
+    CAPTURE(rows);
+    CAPTURE(out_dim);
+    CAPTURE(in_dim);
+    const FileMatrix file(dtype, out_dim, in_dim, 11);
+    const auto w = file.make(backend);
+    const Floats x = random_floats(rows * in_dim, 12);
+    const Floats bias = with_bias ? random_floats(out_dim, 13) : Floats{};
+    const Floats out = run_linear(backend, x, rows, *w, bias);
+    int64_t wrong = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t n = 0; n < out_dim; ++n) {
+            double sum = 0.0, size = 0.0;
+            for (int64_t k = 0; k < in_dim; ++k) {
+                const double term = static_cast<double>(x[static_cast<size_t>(r * in_dim + k)]) *
+                                    static_cast<double>(file.values[static_cast<size_t>(n * in_dim + k)]);
+                sum += term;
+                size += std::fabs(term);
+            }
+            if (with_bias) {
+                sum += static_cast<double>(bias[static_cast<size_t>(n)]);
+                size += std::fabs(static_cast<double>(bias[static_cast<size_t>(n)]));
+            }
+            if (!within(out[static_cast<size_t>(r * out_dim + n)], sum, gamma_n(in_dim + 2) * size)) ++wrong;
+        }
+    }
+    CHECK(wrong == 0);
+}
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("ops: linear at awkward sizes", T, Scalar, Avx2, Avx512) {
+    REQUIRE_ISA(T);
+    const auto backend = make_cpu_backend(2, T::isa);
+    for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+        // Rows around the tile of 6, columns around panels of 16 and groups of 64, odd and single k.
+        for (const int64_t rows : {1, 3, 5, 6, 7, 13}) check_linear(*backend, dtype, rows, 65, 33, true);
+        for (const int64_t out_dim : {1, 3, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65, 113}) {
+            check_linear(*backend, dtype, 7, out_dim, 31, out_dim % 2 == 0);
+        }
+        for (const int64_t in_dim : {1, 2, 3, 15, 16, 63, 65, 255, 256, 257, 513}) {
+            check_linear(*backend, dtype, 7, 33, in_dim, true);
+        }
+        // Enough rows to widen 2-byte weights first, and two row blocks.
+        check_linear(*backend, dtype, 24, 65, 259, true);
+        check_linear(*backend, dtype, 25, 17, 1, false);
+        check_linear(*backend, dtype, 201, 33, 65, true);
+        // Several blocks of the inner dimension, whose sums pass through the output.
+        for (const int64_t in_dim : {1024, 1025, 2051}) {
+            check_linear(*backend, dtype, 8, 17, in_dim, true);
+            check_linear(*backend, dtype, 26, 17, in_dim, true);
+        }
+    }
+}
+
+TEST_CASE_TEMPLATE("ops: a row's product does not depend on its batch or the threads", T, Scalar, Avx2,
+                   Avx512) {
+    REQUIRE_ISA(T);
+    // Two row blocks, and two blocks of the inner dimension for all but a single row tile.
+    constexpr int64_t rows = 205, out_dim = 83, in_dim = 1031;
+    for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+        const FileMatrix file(dtype, out_dim, in_dim, 21);
+        const Floats x = random_floats(rows * in_dim, 22), bias = random_floats(out_dim, 23);
+        Floats first;
+        for (const int threads : {1, 2, 3}) {
+            const auto backend = make_cpu_backend(threads, T::isa);
+            const auto w = file.make(*backend);
+            const Floats all = run_linear(*backend, x, rows, *w, bias);
+            if (first.empty()) first = all;
+            CHECK(same_bits(all, first));
+            for (const int64_t r : {0, 5, 6, 191, 192, 204}) {
+                const Floats row(x.begin() + r * in_dim, x.begin() + (r + 1) * in_dim);
+                const Floats expected(all.begin() + r * out_dim, all.begin() + (r + 1) * out_dim);
+                CHECK(same_bits(run_linear(*backend, row, 1, *w, bias), expected));
+            }
+            const Floats part(x.begin(), x.begin() + 11 * in_dim);
+            CHECK(same_bits(run_linear(*backend, part, 11, *w, bias),
+                            Floats(all.begin(), all.begin() + 11 * out_dim)));
+        }
+    }
+}
+
+TEST_CASE_TEMPLATE("ops: bf16 and f16 weights give what their widened values give", T, Scalar, Avx2, Avx512) {
+    REQUIRE_ISA(T);
+    const auto backend = make_cpu_backend(1, T::isa);
+    for (const DType dtype : {DType::bf16, DType::f16}) {
+        const FileMatrix file(dtype, 37, 67, 31);
+        FileMatrix wide(DType::f32, 37, 67, 31);
+        std::memcpy(wide.bytes.data(), file.values.data(), wide.bytes.size());
+        for (const int64_t rows : {2, 30}) {
+            const Floats x = random_floats(rows * 67, 32);
+            CHECK(same_bits(run_linear(*backend, x, rows, *file.make(*backend), {}),
+                            run_linear(*backend, x, rows, *wide.make(*backend), {})));
+        }
+    }
+}
+
+TEST_CASE_TEMPLATE("ops: NaN and inf stay in their row, and pass as in the formula", T, Scalar, Avx2,
+                   Avx512) {
+    REQUIRE_ISA(T);
+    const auto backend = make_cpu_backend(2, T::isa);
+    constexpr int64_t out_dim = 35, in_dim = 19;
+    for (const int64_t rows : {9, 40}) {
+        for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+            const FileMatrix file(dtype, out_dim, in_dim, 41);
+            const auto w = file.make(*backend);
+            Floats x = random_floats(rows * in_dim, 42);
+            const Floats clean = run_linear(*backend, x, rows, *w, {});
+            x[4 * in_dim + 18] = kNan;
+            x[7 * in_dim + 2] = kInf;
+            const Floats out = run_linear(*backend, x, rows, *w, {});
+            bool right = true;
+            for (int64_t r = 0; r < rows; ++r) {
+                for (int64_t n = 0; n < out_dim; ++n) {
+                    const float got = out[static_cast<size_t>(r * out_dim + n)];
+                    float expected = clean[static_cast<size_t>(r * out_dim + n)];
+                    if (r == 4) expected = kNan;
+                    if (r == 7) expected = kInf * file.values[static_cast<size_t>(n * in_dim + 2)];
+                    right = right && same_bits(got, expected);
+                }
+            }
+            CHECK(right);
+        }
+    }
+}
+
+TEST_CASE_TEMPLATE("ops: linear_gelu is linear, then gelu", T, Scalar, Avx2, Avx512) {
+    REQUIRE_ISA(T);
+    const auto backend = make_cpu_backend(2, T::isa);
+    for (const int64_t rows : {1, 7, 200}) {
+        const FileMatrix file(DType::bf16, 83, 65, 51);
+        const auto w = file.make(*backend);
+        const Floats x = random_floats(rows * 65, 52), bias = random_floats(83, 53);
+        Floats expected = run_linear(*backend, x, rows, *w, bias);
+        backend->gelu(view(expected, rows, 83));
+        CHECK(same_bits(run_linear(*backend, x, rows, *w, bias, true), expected));
+    }
+}
+
+TEST_CASE("ops: products without rows or columns") {
+    const auto backend = make_cpu_backend(2, CpuIsa::scalar);
+    const FileMatrix file(DType::f32, 5, 3, 61);
+    const auto w = file.make(*backend);
+    CHECK(run_linear(*backend, {}, 0, *w, {}).empty());
+    // Nothing to sum: the bias alone.
+    const auto empty = FileMatrix(DType::f32, 5, 0, 61).make(*backend);
+    const Floats bias = random_floats(5, 62);
+    CHECK(same_bits(run_linear(*backend, {}, 1, *empty, bias), bias));
+    CHECK(FileMatrix(DType::f32, 0, 5, 61).make(*backend)->device_bytes() == 0);
+}
+
+TEST_CASE("ops: make_matrix reads every row once, in order, and passes a reader's error on") {
+    const auto backend = make_cpu_backend(2, CpuIsa::scalar);
+    // 2000 rows of 4 KiB come in several blocks.
+    std::vector<int64_t> seen;
+    const auto w = backend->make_matrix(DType::f32, 2000, 1024, [&](int64_t row, int64_t n, void* dst) {
+        auto* to = static_cast<float*>(dst);
+        for (int64_t r = row; r < row + n; ++r) {
+            seen.push_back(r);
+            for (int64_t k = 0; k < 1024; ++k) *to++ = static_cast<float>(r * 1024 + k);
+        }
+    });
+    CHECK(w->device_bytes() == 2000 * 1024 * 4);
+    bool in_order = seen.size() == 2000;
+    for (size_t i = 0; i < seen.size(); ++i) in_order = in_order && seen[i] == static_cast<int64_t>(i);
+    CHECK(in_order);
+    std::vector<int32_t> ids = {1999, 0, 1023, 1024};
+    Floats out(4 * 1024);
+    backend->embed(view(out, 4, 1024), *w, ids.data(), Tensor{});
+    for (size_t i = 0; i < 4; ++i) CHECK(out[i * 1024 + 7] == static_cast<float>(ids[i] * 1024 + 7));
+
+    CHECK(error_of([&] {
+              backend->make_matrix(DType::f32, 2000, 1024, [](int64_t row, int64_t, void*) {
+                  if (row > 0) refrag::fail(refrag::Status::runtime, "read failed");
+              });
+          }) == "read failed");
+    CHECK_THROWS_AS(backend->make_matrix(DType::i32, 1, 1, [](int64_t, int64_t, void*) {}), Error);
+}
+
+TEST_CASE_TEMPLATE("ops: embed takes rows from the table and from the slots", T, Scalar, Avx2, Avx512) {
+    REQUIRE_ISA(T);
+    const auto backend = make_cpu_backend(2, T::isa);
+    for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
+        for (const int64_t dim : {1, 17, 64, 127}) {
+            const FileMatrix file(dtype, 45, dim, 71);
+            const auto table = file.make(*backend);
+            Floats slots = random_floats(3 * dim, 72);
+            const std::vector<int32_t> source = {0, 44, -1, 15, 16, -3, -2, 31, 0};
+            const auto n = static_cast<int64_t>(source.size());
+            Floats out(static_cast<size_t>(n * dim));
+            backend->embed(view(out, n, dim), *table, source.data(), view(slots, 3, dim));
+            Floats expected;
+            for (const int32_t s : source) {
+                const Floats& from = s >= 0 ? file.values : slots;
+                const int64_t at = (s >= 0 ? s : -1 - s) * dim;
+                expected.insert(expected.end(), from.begin() + at, from.begin() + at + dim);
+            }
+            CHECK(same_bits(out, expected));
+
+            const std::vector<int32_t> ids = {3, 3, 44, 0, 17, 1, 2, 9, 40};
+            backend->add_embed(view(out, n, dim), *table, ids.data());
+            for (int64_t r = 0; r < n; ++r) {
+                for (int64_t k = 0; k < dim; ++k) {
+                    expected[static_cast<size_t>(r * dim + k)] +=
+                        file.values[static_cast<size_t>(ids[static_cast<size_t>(r)] * dim + k)];
+                }
+            }
+            CHECK(same_bits(out, expected));
+            backend->embed(Tensor{nullptr, DType::f32, 0, dim}, *table, nullptr, Tensor{});
+        }
+    }
+}

@@ -1,0 +1,112 @@
+// Which chunks are expanded: the rounding rule, ties, the seeded baseline; and the sampler of next tokens.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <set>
+
+#include "refrag/sampler.h"
+#include "refrag/select.h"
+#include "support.h"
+
+using namespace refrag;
+using refrag_test::contains;
+using refrag_test::error_of;
+
+TEST_CASE("n_expand rounds half up, gives at least one, and the two ends exactly") {
+    CHECK(n_expand(0.0, 100) == 0);
+    CHECK(n_expand(1.0, 7) == 7);
+    CHECK(n_expand(0.1, 100) == 10);
+    CHECK(n_expand(0.1, 4) == 1);    // 0.4 rounds to 0, but p > 0 expands one
+    CHECK(n_expand(0.5, 5) == 3);    // 2.5 rounds up
+    CHECK(n_expand(0.25, 10) == 3);  // 2.5 rounds up
+    CHECK(n_expand(1e-9, 1) == 1);
+    CHECK(n_expand(0.999, 2) == 2);  // never more than there are
+    CHECK(n_expand(0.5, 0) == 0);
+    CHECK(contains(error_of([] { n_expand(1.5, 3); }), "expected a number from 0 to 1, found 1.5"));
+    CHECK(contains(error_of([] { n_expand(-0.1, 3); }), "found -0.1"));
+    CHECK(contains(error_of([] { n_expand(std::nan(""), 3); }), "found nan"));
+}
+
+TEST_CASE("select_largest takes the largest scores, equal ones by index, NaN last") {
+    const std::vector<float> scores = {1.0f, 3.0f, 2.0f, 3.0f, -1.0f};
+    CHECK(select_largest(scores, 1) == std::vector<bool>{false, true, false, false, false});
+    CHECK(select_largest(scores, 3) == std::vector<bool>{false, true, true, true, false});
+    CHECK(select_largest(scores, 0) == std::vector<bool>(5, false));
+    CHECK(select_largest(scores, 5) == std::vector<bool>(5, true));
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    CHECK(select_largest(std::vector<float>{nan, -5.0f, nan}, 1) == std::vector<bool>{false, true, false});
+    CHECK(select_largest(std::vector<float>(4, 0.5f), 2) == std::vector<bool>{true, true, false, false});
+}
+
+TEST_CASE("select_random takes n distinct chunks, the same for the same seed, uniformly") {
+    std::vector<int> counts(10, 0);
+    for (uint64_t seed = 0; seed < 2000; ++seed) {
+        const std::vector<bool> chosen = select_random(10, 3, seed);
+        REQUIRE(std::count(chosen.begin(), chosen.end(), true) == 3);
+        CHECK(chosen == select_random(10, 3, seed));
+        for (size_t i = 0; i < 10; ++i) counts[i] += chosen[i] ? 1 : 0;
+    }
+    // Binomial(2000, 0.3): mean 600, standard deviation 20.5; five of them.
+    for (const int count : counts) CHECK(std::abs(count - 600) < 103);
+    CHECK(select_random(4, 4, 1) == std::vector<bool>(4, true));
+    CHECK(select_random(4, 0, 1) == std::vector<bool>(4, false));
+}
+
+TEST_CASE("every policy has a name, and an unknown name lists them") {
+    for (const char* name : {"model", "none", "all", "random", "perplexity-asc", "perplexity-desc"}) {
+        CHECK(std::string(select_policy_name(parse_select_policy(name))) == name);
+    }
+    const std::string message = error_of([] { parse_select_policy("best"); });
+    CHECK(contains(message, "perplexity-desc"));
+    CHECK(contains(message, "\"best\""));
+}
+
+TEST_CASE("greedy sampling takes the largest logit, the lowest id among equals") {
+    Sampler sampler({});
+    CHECK(sampler.sample(std::vector<float>{0.0f, 2.0f, 1.0f, 2.0f}) == 1);
+    const float inf = std::numeric_limits<float>::infinity();
+    CHECK(sampler.sample(std::vector<float>{-inf, -3.0f, -inf}) == 1);
+    CHECK(contains(error_of([&] { sampler.sample(std::vector<float>{0.0f, std::nanf("")}); }), "token 1"));
+    CHECK(contains(error_of([&] {
+                       sampler.sample(std::vector<float>{-inf, -inf});
+                   }),
+                   "none of the decoder's 2"));
+}
+
+TEST_CASE("temperature and top-p sample from the right distribution, by the seed") {
+    const std::vector<float> logits = {std::log(0.5f), std::log(0.3f), std::log(0.2f)};
+    SamplerOptions options;
+    options.temperature = 1.0f;
+    options.seed = 7;
+    std::vector<int> counts(3, 0);
+    Sampler sampler(options);
+    std::vector<int32_t> first;
+    for (int i = 0; i < 10000; ++i) {
+        const int32_t id = sampler.sample(logits);
+        ++counts[static_cast<size_t>(id)];
+        if (i < 50) first.push_back(id);
+    }
+    // Standard deviations of the counts are 50, 46 and 40; five of the largest.
+    CHECK(std::abs(counts[0] - 5000) < 250);
+    CHECK(std::abs(counts[1] - 3000) < 250);
+    CHECK(std::abs(counts[2] - 2000) < 250);
+    Sampler again(options);
+    for (const int32_t id : first) CHECK(again.sample(logits) == id);
+
+    options.top_p = 0.6f;  // 0.5 alone does not reach it, so the first two stay
+    Sampler nucleus(options);
+    std::set<int32_t> seen;
+    for (int i = 0; i < 1000; ++i) seen.insert(nucleus.sample(logits));
+    CHECK(seen == std::set<int32_t>{0, 1});
+    options.top_p = 0.4f;
+    Sampler one(options);
+    for (int i = 0; i < 100; ++i) CHECK(one.sample(logits) == 0);
+
+    options.top_p = 0.0f;
+    CHECK(contains(error_of([&] { const Sampler bad(options); }), "top-p"));
+    options.top_p = 1.0f;
+    options.temperature = -1.0f;
+    CHECK(contains(error_of([&] { const Sampler bad(options); }), "temperature"));
+}

@@ -1,0 +1,292 @@
+// The REFRAG identities on a tiny random model: expand all = the plain decoder on the same ids, expand none =
+// all slots, a cached passage = a freshly encoded one, and what `sense` promises.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "cpu/cpu_backend.h"
+#include "refrag/perplexity.h"
+#include "refrag/scoring.h"
+#include "refrag/session.h"
+#include "support.h"
+
+using namespace refrag;
+using refrag_test::contains;
+using refrag_test::error_of;
+
+namespace {
+
+struct Fixture {
+    std::unique_ptr<Backend> backend = make_cpu_backend(2);
+    Model model{*backend, refrag_test::repo_path("tests/golden/tiny-refrag")};
+};
+
+std::vector<ContextPassage> some_passages() {
+    std::vector<ContextPassage> passages;
+    passages.emplace_back(Passage{"a", "Hill", "The old mill stands on a hill above the river."});
+    passages.emplace_back(
+        Passage{"b", "", "A red lantern hangs over the door; caf\xc3\xa9 owners light it."});
+    passages.emplace_back(Passage{"c", "Sea", "Ships carry barley and glass to the far coast."});
+    return passages;
+}
+
+AnswerOptions options_with(SelectPolicy policy, double p) {
+    AnswerOptions options;
+    options.policy = policy;
+    options.expand_fraction = p;
+    options.max_new_tokens = 8;
+    options.want_logits = true;
+    return options;
+}
+
+// The ids of the whole prompt as plain tokens, by the rules of the template.
+std::vector<int32_t> full_context_ids(const Model& model, const std::vector<ContextPassage>& passages,
+                                      const std::string& question) {
+    std::vector<int32_t> ids;
+    const auto add = [&](const std::string& text, bool parse_special) {
+        const std::vector<int32_t> piece = model.tokenizer().encode_ids(text, parse_special);
+        ids.insert(ids.end(), piece.begin(), piece.end());
+    };
+    const PromptTemplate& t = model.config().prompt;
+    if (model.bos_id()) ids.push_back(*model.bos_id());
+    add(t.before, true);
+    for (const ContextPassage& passage : passages) {
+        add(t.passage_prefix, true);
+        add(passage.passage().content(), false);
+        add(t.passage_suffix, true);
+    }
+    add(t.question_prefix, true);
+    add(question, false);
+    add(t.question_suffix, true);
+    return ids;
+}
+
+std::vector<int32_t> greedy(const Model& model, std::vector<int32_t> ids, int n) {
+    Arena arena(model.backend());
+    std::vector<int32_t> out;
+    std::vector<float> logits(static_cast<size_t>(model.decoder().config().vocab_size));
+    for (int i = 0; i < n; ++i) {
+        // Everything anew for every token: no cache to be wrong.
+        KvCache kv = model.decoder().make_kv_cache(1, std::ssize(ids));
+        const ArenaScope scratch(arena);
+        const Tensor hidden = prefill(model.decoder(), ids, Tensor{}, kv, 0, 1, arena);
+        const Tensor device = model.decoder().logits(hidden, arena);
+        model.backend().download(logits.data(), device.data, device.bytes());
+        const auto best = std::max_element(logits.begin(), logits.end()) - logits.begin();
+        if (model.is_end(static_cast<int32_t>(best))) break;
+        out.push_back(static_cast<int32_t>(best));
+        ids.push_back(static_cast<int32_t>(best));
+    }
+    return out;
+}
+
+}  // namespace
+
+TEST_CASE_FIXTURE(Fixture, "expanding everything is the plain decoder on the same ids") {
+    std::vector<ContextPassage> passages = some_passages();
+    Session session(model);
+    const std::string question = "What hangs over the door?";
+    const Answer all = session.answer(passages, question, options_with(SelectPolicy::all, 0.0));
+    const std::vector<int32_t> ids = full_context_ids(model, passages, question);
+    CHECK(all.positions == ids.size());
+    CHECK(all.plain_tokens == ids.size());
+    CHECK(all.n_expanded == all.chunks.size());
+    CHECK(all.ids == greedy(model, ids, 8));
+    CHECK(!all.ids.empty());
+    // p = 1 with any policy is the same.
+    CHECK(session.answer(passages, question, options_with(SelectPolicy::model, 1.0)).ids == all.ids);
+    // The full context encodes nothing.
+    std::vector<ContextPassage> fresh = some_passages();
+    AnswerOptions plain = options_with(SelectPolicy::all, 1.0);
+    session.answer(fresh, question, plain);
+    for (const ContextPassage& passage : fresh) {
+        for (size_t c = 0; c < passage.chunks().size(); ++c) CHECK(!passage.has_embedding(c));
+    }
+}
+
+TEST_CASE_FIXTURE(Fixture, "expanding nothing leaves one slot a chunk") {
+    std::vector<ContextPassage> passages = some_passages();
+    Session session(model);
+    const Answer none = session.answer(passages, "Where?", options_with(SelectPolicy::none, 0.7));
+    CHECK(none.n_expanded == 0);
+    CHECK(none.expand_fraction == 0.0);
+    size_t chunk_tokens = 0;
+    int32_t last_position = -1;
+    for (const ChunkReport& chunk : none.chunks) {
+        CHECK(!chunk.expanded);
+        CHECK(chunk.slots == 1);
+        CHECK(chunk.position > last_position);
+        last_position = chunk.position;
+        chunk_tokens += chunk.n_tokens;
+    }
+    CHECK(none.positions == none.plain_tokens - chunk_tokens + none.chunks.size());
+    CHECK(none.plain_tokens == full_context_ids(model, passages, "Where?").size());
+}
+
+TEST_CASE_FIXTURE(Fixture, "a cached passage answers as a freshly encoded one, alone or among others") {
+    const std::string question = "What do ships carry?";
+    std::vector<ContextPassage> passages = some_passages();
+    Session session(model);
+    const AnswerOptions options = options_with(SelectPolicy::model, 0.3);
+    const Answer fresh = session.answer(passages, question, options);
+    const Answer cached = session.answer(passages, question, options);
+    CHECK(fresh.n_cached == 0);
+    CHECK(cached.n_cached == cached.chunks.size());
+    CHECK(cached.ids == fresh.ids);
+    REQUIRE(cached.chunks.size() == fresh.chunks.size());
+    for (size_t i = 0; i < fresh.chunks.size(); ++i) {
+        CHECK(*cached.chunks[i].logit == *fresh.chunks[i].logit);
+        CHECK(cached.chunks[i].expanded == fresh.chunks[i].expanded);
+    }
+    // Encoded one by one: batch of N = N batches of one, bit for bit.
+    std::vector<ContextPassage> alone = some_passages();
+    Arena arena(*backend);
+    for (ContextPassage& passage : alone) {
+        passage.tokenize(model, fresh.chunk_len);
+        for (size_t c = 0; c < passage.chunks().size(); ++c) {
+            std::vector<bool> only(passage.chunks().size(), false);
+            only[c] = true;
+            CHECK(encode_chunks(model, std::span(&passage, 1), only, arena) == 1);
+        }
+    }
+    for (size_t p = 0; p < alone.size(); ++p) {
+        for (size_t c = 0; c < alone[p].chunks().size(); ++c) {
+            const auto a = alone[p].embedding(c);
+            const auto b = passages[p].embedding(c);
+            CHECK(std::equal(a.begin(), a.end(), b.begin(), b.end()));
+        }
+    }
+    // Another chunk length throws the chunks away.
+    AnswerOptions other = options;
+    other.chunk_len = 3;
+    const Answer rechunked = session.answer(passages, question, other);
+    CHECK(rechunked.n_cached == 0);
+    CHECK(rechunked.chunks.size() > fresh.chunks.size());
+}
+
+TEST_CASE_FIXTURE(Fixture, "the policy expands its n largest logits, and every policy is repeatable") {
+    const std::string question = "What hangs over the door?";
+    for (const SelectPolicy policy : {SelectPolicy::model, SelectPolicy::random, SelectPolicy::perplexity_asc,
+                                      SelectPolicy::perplexity_desc}) {
+        CAPTURE(select_policy_name(policy));
+        std::vector<ContextPassage> passages = some_passages();
+        Session session(model);
+        AnswerOptions options = options_with(policy, 0.4);
+        options.chunk_len = 4;
+        const Answer answer = session.answer(passages, question, options);
+        CHECK(static_cast<int64_t>(answer.n_expanded) == n_expand(0.4, std::ssize(answer.chunks)));
+        std::vector<ContextPassage> again = some_passages();
+        Session other(model);
+        const Answer repeated = other.answer(again, question, options);
+        CHECK(repeated.ids == answer.ids);
+        for (size_t i = 0; i < answer.chunks.size(); ++i) {
+            CHECK(repeated.chunks[i].expanded == answer.chunks[i].expanded);
+        }
+        if (policy == SelectPolicy::random) continue;
+        const float sign = policy == SelectPolicy::perplexity_asc ? -1.0f : 1.0f;
+        float smallest_in = 1e30f;
+        float largest_out = -1e30f;
+        for (const ChunkReport& chunk : answer.chunks) {
+            REQUIRE(chunk.logit.has_value());
+            if (chunk.expanded) smallest_in = std::min(smallest_in, sign * *chunk.logit);
+            if (!chunk.expanded) largest_out = std::max(largest_out, sign * *chunk.logit);
+        }
+        CHECK(smallest_in >= largest_out);
+    }
+}
+
+TEST_CASE_FIXTURE(Fixture, "a prompt beyond the context window is refused with both numbers") {
+    std::vector<ContextPassage> passages = some_passages();
+    Session session(model, 16);
+    const std::string message =
+        error_of([&] { session.answer(passages, "Where?", options_with(SelectPolicy::all, 1.0)); });
+    const size_t tokens = full_context_ids(model, passages, "Where?").size();
+    CHECK(contains(message, str("the prompt takes ", tokens, " decoder positions")));
+    CHECK(contains(message, "context of 16"));
+    // The session still works, and a short context ends the answer.
+    std::vector<ContextPassage> one;
+    one.emplace_back(Passage{"x", "", "tiny"});
+    Session small(model, 32);
+    AnswerOptions options = options_with(SelectPolicy::none, 0.0);
+    options.max_new_tokens = 1000;
+    const Answer answer = small.answer(one, "Q", options);
+    CHECK(answer.positions + answer.ids.size() <= 33);
+    CHECK(contains(error_of([&] { const Session too_long(model, 1 << 20); }), "max_position_embeddings"));
+}
+
+TEST_CASE_FIXTURE(Fixture, "streamed text is the answer, with one leading space taken off") {
+    std::vector<ContextPassage> passages = some_passages();
+    Session session(model);
+    std::string streamed;
+    AnswerOptions options = options_with(SelectPolicy::model, 0.3);
+    options.max_new_tokens = 20;
+    const Answer answer =
+        session.answer(passages, "Why?", options, [&](std::string_view piece) { streamed += piece; });
+    CHECK(streamed == answer.text);
+    std::string whole = model.tokenizer().decode(answer.ids, true);
+    if (!whole.empty() && whole[0] == ' ') whole.erase(0, 1);
+    CHECK(whole == answer.text);
+    CHECK(answer.ids.size() <= 20);
+    CHECK(answer.ttft_ms > 0.0);
+}
+
+TEST_CASE_FIXTURE(Fixture,
+                  "eval perplexity: p = 1 is full, modes are ordered as asked, windows are counted") {
+    std::string text;
+    for (int i = 0; i < 40; ++i) text += str("Line ", i, ": the mill on hill ", i * 7, " grinds barley. ");
+    PerplexityOptions options;
+    options.context = 24;
+    options.output = 8;
+    options.modes = {EvalMode::none, EvalMode::full, EvalMode::last, EvalMode::refrag};
+    options.chunk_lens = {8, 5};
+    options.expand_fractions = {0.0, 1.0};
+    options.limit = 6;
+    const std::vector<PerplexityRow> rows = evaluate_perplexity(model, text, options);
+    REQUIRE(rows.size() == 10);
+    const double none = *rows[0].log_perplexity;
+    const double full = *rows[1].log_perplexity;
+    CHECK(rows[0].n == 6);
+    CHECK(*rows[0].share_recovered == doctest::Approx(0.0));
+    CHECK(*rows[1].share_recovered == doctest::Approx(1.0));
+    for (const PerplexityRow& row : rows) {
+        if (row.mode == EvalMode::last || row.mode == EvalMode::refrag) {
+            // Everything kept or expanded: the same rows as the full context, so the same bits.
+            if (*row.expand_fraction == 1.0) CHECK(*row.log_perplexity == full);
+            if (*row.expand_fraction == 0.0) CHECK(*row.log_perplexity != full);
+            CHECK(*row.share_recovered == doctest::Approx((none - *row.log_perplexity) / (none - full)));
+        }
+        REQUIRE(row.standard_error.has_value());
+        CHECK(*row.standard_error > 0.0);
+    }
+    // A window beyond the decoder's: rows with nothing in them, but compressed ones may still fit.
+    options.context = model.decoder().config().max_seq_len;
+    options.chunk_lens = {8};
+    options.expand_fractions = {0.0};
+    std::string longer;
+    while (model.tokenizer().encode_ids(longer).size() <
+           static_cast<size_t>(options.context + options.output)) {
+        longer += text;
+    }
+    const std::vector<PerplexityRow> beyond = evaluate_perplexity(model, longer, options);
+    CHECK(!beyond[1].log_perplexity.has_value());
+    CHECK(beyond[0].log_perplexity.has_value());
+    CHECK(beyond[3].log_perplexity.has_value());
+    CHECK(!beyond[3].share_recovered.has_value());
+    CHECK(contains(error_of([&] { evaluate_perplexity(model, "short", options); }), "expected at least"));
+}
+
+TEST_CASE_FIXTURE(Fixture, "mean_nll_alone equals scoring each sequence by itself") {
+    std::vector<std::vector<int32_t>> sequences;
+    for (const char* text : {"The mill", "a hill above the river", "x", "Ships carry barley and glass"}) {
+        sequences.push_back(model.tokenizer().encode_ids(text));
+    }
+    sequences.push_back({});
+    Arena arena(*backend);
+    const std::vector<float> together = mean_nll_alone(model, sequences, arena);
+    for (size_t i = 0; i < sequences.size(); ++i) {
+        CHECK(together[i] == mean_nll_alone(model, std::span(&sequences[i], 1), arena)[0]);
+    }
+    CHECK(together[4] == 0.0f);
+    CHECK(together[0] > 0.0f);
+}

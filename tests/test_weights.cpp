@@ -1,0 +1,282 @@
+// Loading the networks' weights is strict: each tensor in turn missing, misshapen or of another type is
+// refused with place, name, expected and found; an extra one too; what is known to be unused is listed.
+#include <algorithm>
+
+#include "golden.h"
+#include "models/policy.h"
+#include "models/projector.h"
+#include "models/refrag_config.h"
+#include "models/roberta.h"
+#include "safetensors_edit.h"
+
+using namespace refrag;
+using namespace refrag_test;
+
+namespace {
+
+using Tensors = std::vector<TestTensor>;
+
+// A network's directory whose tensors (and config, where given) can be put in place of the golden's.
+class Workshop {
+  public:
+    explicit Workshop(const std::string& source)
+        : original(read_tensors(source)), config_(read_file(source + "/config.json", 1 << 20)) {
+        dir_.write("config.json", config_);
+    }
+    // The message of loading a Network from `tensors`.
+    template <typename Load>
+    std::string load(const Tensors& tensors, Load&& load) {
+        write_tensors(dir_.file("model.safetensors"), tensors);
+        return error_of([&] { load(dir_.path()); });
+    }
+    std::string without(const std::string& name, auto&& load_network) {
+        Tensors tensors = original;
+        std::erase_if(tensors, [&](const TestTensor& t) { return t.name == name; });
+        return load(tensors, load_network);
+    }
+    void replace_config(const std::string& from, const std::string& to) {
+        const size_t at = config_.find(from);
+        REQUIRE(at != std::string::npos);
+        std::string changed = config_;
+        dir_.write("config.json", changed.replace(at, from.size(), to));
+    }
+    const std::string& path() const { return dir_.path(); }
+
+    const Tensors original;
+
+  private:
+    TempDir dir_;
+    std::string config_;
+};
+
+void load_llama(const std::string& dir) {
+    Llama(cpu(), dir);
+}
+void load_encoder(const std::string& dir) {
+    Roberta(cpu(), dir, ChunkPooling::cls, false);
+}
+void load_pooled_encoder(const std::string& dir) {
+    Roberta(cpu(), dir, ChunkPooling::pooler, false);
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+    std::string text = "[";
+    for (size_t i = 0; i < shape.size(); ++i) text += str(i == 0 ? "" : ", ", shape[i]);
+    return text + "]";
+}
+
+// Spoils every tensor that is not listed as unused, one at a time and in every way; `prefix` is what names
+// may carry.
+template <typename Load>
+void spoil_each(Workshop& shop, const std::vector<std::string>& unused, const std::string& prefix,
+                Load&& load) {
+    REQUIRE(shop.load(shop.original, load) == "(no error)");
+    size_t spoiled = 0;
+    for (const TestTensor& tensor : shop.original) {
+        if (std::find(unused.begin(), unused.end(), tensor.name) != unused.end()) continue;
+        CAPTURE(tensor.name);
+        ++spoiled;
+        const std::string found = shape_text(tensor.shape);
+        const std::string bare = tensor.name.substr(tensor.name.starts_with(prefix) ? prefix.size() : 0);
+        CHECK(shop.without(tensor.name, load) ==
+              str(shop.path(), ": tensor \"", bare, "\" is missing, expected shape ", found));
+
+        Tensors tensors = shop.original;
+        tensor_named(tensors, tensor.name).shape.push_back(1);
+        CHECK(shop.load(tensors, load) == str(shop.path(), ": tensor \"", tensor.name, "\": expected shape ",
+                                              found, ", found ",
+                                              shape_text(tensor_named(tensors, tensor.name).shape)));
+
+        // As many values of a type that cannot be computed with.
+        tensors = shop.original;
+        TestTensor& other = tensor_named(tensors, tensor.name);
+        other.dtype = tensor.dtype == "F32" ? "I32" : "I16";
+        CHECK(shop.load(tensors, load) == str(shop.path(), ": tensor \"", tensor.name,
+                                              "\": expected dtype F32, F16 or BF16, found ", other.dtype));
+    }
+    CHECK(spoiled > 10);
+}
+
+}  // namespace
+
+TEST_CASE("weights: each of the decoder's tensors is needed, with its shape and a float type") {
+    const std::vector<std::string> tables = {"model.layers.0.self_attn.rotary_emb.inv_freq",
+                                             "model.layers.1.self_attn.rotary_emb.inv_freq"};
+    CHECK(Llama(cpu(), network_path("llama2")).unused_tensors() == tables);
+    Workshop shop(network_path("llama2"));
+    spoil_each(shop, tables, "model.", load_llama);
+    Workshop biased(network_path("llama-bias"));
+    spoil_each(biased, {}, "model.", load_llama);
+}
+
+TEST_CASE("weights: each of the encoder's tensors is needed, with its shape and a float type") {
+    const std::vector<std::string> unused = {"lm_head.bias",
+                                             "lm_head.decoder.bias",
+                                             "lm_head.dense.bias",
+                                             "lm_head.dense.weight",
+                                             "lm_head.layer_norm.bias",
+                                             "lm_head.layer_norm.weight",
+                                             "roberta.embeddings.position_ids"};
+    CHECK(Roberta(cpu(), network_path("roberta-mlm"), ChunkPooling::cls, false).unused_tensors() == unused);
+    Workshop shop(network_path("roberta-mlm"));
+    spoil_each(shop, unused, "roberta.", load_encoder);
+
+    const Roberta pooled(cpu(), network_path("roberta-pooler"), ChunkPooling::pooler, false);
+    CHECK(pooled.unused_tensors().empty());
+    const Roberta mean(cpu(), network_path("roberta-pooler"), ChunkPooling::mean, false);
+    CHECK(mean.unused_tensors() == std::vector<std::string>{"pooler.dense.bias", "pooler.dense.weight"});
+    Workshop pooler_shop(network_path("roberta-pooler"));
+    spoil_each(pooler_shop, {}, "roberta.", load_pooled_encoder);
+}
+
+TEST_CASE("weights: an encoder without a pooler cannot pool by it") {
+    CHECK(contains(error_of([] { load_pooled_encoder(network_path("roberta-mlm")); }),
+                   "tensor \"pooler.dense.weight\" is missing, expected shape [48, 48]"));
+}
+
+TEST_CASE("weights: I64 is refused for what is used and accepted for what is not") {
+    Workshop shop(network_path("llama2"));
+    Tensors tensors = shop.original;
+    TestTensor& norm = tensor_named(tensors, "model.norm.weight");
+    norm.dtype = "I64";
+    norm.bytes.resize(norm.bytes.size() * 2);
+    CHECK(contains(shop.load(tensors, load_llama),
+                   "\"model.norm.weight\": expected dtype F32, F16 or BF16, found I64"));
+    tensors = shop.original;
+    TestTensor& table = tensor_named(tensors, "model.layers.0.self_attn.rotary_emb.inv_freq");
+    table.dtype = "I64";
+    table.bytes.resize(table.bytes.size() * 2);
+    CHECK(shop.load(tensors, load_llama) == "(no error)");
+}
+
+TEST_CASE("weights: a tensor that has no place is refused by name and shape") {
+    Workshop shop(network_path("llama2"));
+    for (const char* name : {"model.layers.2.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias",
+                             "model.layers.0.mlp.down_proj.bias", "model.layers.0.self_attn.q_norm.weight",
+                             "extra", "model.lm_head.bias", "inv_freq"}) {
+        Tensors tensors = shop.original;
+        tensors.push_back({name, "F32", {3}, std::string(12, '\0')});
+        CHECK(shop.load(tensors, load_llama) ==
+              str(shop.path(), ": tensor \"", name, "\" of shape [3] has no place in this network"));
+    }
+    Workshop encoder(network_path("roberta-mlm"));
+    Tensors tensors = encoder.original;
+    tensors.push_back({"classifier.dense.weight", "F32", {3}, std::string(12, '\0')});
+    CHECK(contains(encoder.load(tensors, load_encoder),
+                   "\"classifier.dense.weight\" of shape [3] has no place"));
+}
+
+TEST_CASE("weights: names come with the prefix or without, not both") {
+    Workshop shop(network_path("llama2"));
+    Tensors bare = shop.original;
+    for (TestTensor& tensor : bare) {
+        if (tensor.name.starts_with("model.")) tensor.name.erase(0, 6);
+    }
+    CHECK(shop.load(bare, load_llama) == "(no error)");
+    Tensors twice = shop.original;
+    TestTensor copy = tensor_named(twice, "model.norm.weight");
+    copy.name = "norm.weight";
+    twice.push_back(copy);
+    CHECK(contains(shop.load(twice, load_llama),
+                   "tensor \"model.norm.weight\" is there twice, with and without the prefix \"model.\""));
+}
+
+TEST_CASE("weights: a tied head may be written out, an untied one must be") {
+    Workshop shop(network_path("llama2"));
+    CHECK(contains(shop.without("lm_head.weight", load_llama),
+                   "tensor \"lm_head.weight\" is missing, expected shape [96, 32]"));
+    shop.replace_config("\"tie_word_embeddings\":false", "\"tie_word_embeddings\":true");
+    CHECK(shop.without("lm_head.weight", load_llama) == "(no error)");
+    REQUIRE(shop.load(shop.original, load_llama) == "(no error)");
+    CHECK(Llama(cpu(), shop.path()).unused_tensors().front() == "lm_head.weight");
+}
+
+TEST_CASE("weights: config and tensors must agree") {
+    Workshop shop(network_path("llama2"));
+    const auto changed = [&](const std::string& from, const std::string& to) {
+        shop.replace_config(from, to);
+        return shop.load(shop.original, load_llama);
+    };
+    CHECK(contains(changed("\"vocab_size\":96", "\"vocab_size\":97"),
+                   "embed_tokens.weight\": expected shape [97, 32], found [96, 32]"));
+    CHECK(contains(changed("\"num_key_value_heads\":2", "\"num_key_value_heads\":1"),
+                   "k_proj.weight\": expected shape [16, 32], found [32, 32]"));
+    CHECK(contains(changed("\"num_hidden_layers\":2", "\"num_hidden_layers\":3"),
+                   "\"layers.2.input_layernorm.weight\" is missing"));
+    CHECK(contains(changed("\"num_hidden_layers\":2", "\"num_hidden_layers\":1"), "has no place"));
+    CHECK(contains(changed("\"attention_bias\":false", "\"attention_bias\":true"),
+                   "\"layers.0.self_attn.q_proj.bias\" is missing, expected shape [32]"));
+    CHECK(contains(changed("\"mlp_bias\":false", "\"mlp_bias\":true"),
+                   "\"layers.0.mlp.gate_proj.bias\" is missing, expected shape [56]"));
+}
+
+TEST_CASE("weights: parameters are counted once each, unused ones not at all") {
+    // Per layer 4 projections of 32 x 32, 3 matrices of 56 x 32, two norms; embedding, head and the last
+    // norm.
+    const uint64_t layer = 4 * 32 * 32 + 3 * 56 * 32 + 2 * 32;
+    CHECK(Llama(cpu(), network_path("llama2")).parameters() == 2 * layer + 2 * 96 * 32 + 32);
+    const uint64_t encoder_layer = 4 * (48 * 48 + 48) + 2 * 48 * 80 + 80 + 48 + 4 * 48;
+    CHECK(Roberta(cpu(), network_path("roberta-mlm"), ChunkPooling::cls, false).parameters() ==
+          2 * encoder_layer + (100 + 40 + 1 + 2) * 48);
+}
+
+// ---- the heads
+// ------------------------------------------------------------------------------------------------
+
+TEST_CASE("weights: the projector's shapes follow both networks") {
+    const std::string dir = tiny_refrag_path();
+    CHECK(Projector(cpu(), dir, 32, 40).parameters() == 40 * 32 + 40 + 40 * 40 + 40);
+    const auto load = [&](int32_t d_enc, int32_t d_dec) {
+        return error_of([&] { Projector(cpu(), dir, d_enc, d_dec); });
+    };
+    CHECK(load(33, 40) ==
+          dir + "/projector.safetensors: tensor \"fc1.weight\": expected shape [40, 33], found [40, 32]");
+    CHECK(contains(load(32, 41), "\"fc1.weight\": expected shape [41, 32], found [40, 32]"));
+    TempDir temp;
+    const auto spoiled = [&](const Tensors& tensors) {
+        write_tensors(temp.file("projector.safetensors"), tensors);
+        return error_of([&] { Projector(cpu(), temp.path(), 32, 40); });
+    };
+    const Tensors original = read_tensors(dir + "/projector.safetensors");
+    for (const TestTensor& tensor : original) {
+        Tensors tensors = original;
+        std::erase_if(tensors, [&](const TestTensor& t) { return t.name == tensor.name; });
+        CHECK(contains(spoiled(tensors), "tensor \"" + tensor.name + "\" is missing"));
+    }
+    Tensors tensors = original;
+    tensors.push_back({"fc3.bias", "F32", {1}, std::string(4, '\0')});
+    CHECK(contains(spoiled(tensors), "tensor \"fc3.bias\" of shape [1] has no place"));
+}
+
+TEST_CASE("weights: the policy's tensors follow its configuration") {
+    const std::string dir = tiny_refrag_path();
+    const PolicyConfig config = load_refrag_config(dir).policy;
+    const auto load = [](const std::string& from, const PolicyConfig& c) {
+        return error_of([&] { Policy(cpu(), from, c, 32); });
+    };
+    CHECK(load(dir, config) == "(no error)");
+    PolicyConfig other = config;
+    other.sees_question = false;
+    CHECK(contains(load(dir, other), "tensor \"question_type\" of shape [24] has no place"));
+    other = config;
+    other.n_layers = 3;
+    CHECK(contains(load(dir, other), "tensor \"layers.2.norm1.weight\" is missing"));
+    other.n_layers = 1;
+    CHECK(contains(load(dir, other), "\"layers.1."));
+    other = config;
+    other.hidden_dim = 41;
+    CHECK(contains(load(dir, other), "\"layers.0.fc1.weight\": expected shape [41, 24], found [40, 24]"));
+    other = load_refrag_config(network_path("policy-plain")).policy;
+    other.sees_question = true;
+    CHECK(contains(load(network_path("policy-plain"), other),
+                   "tensor \"question_type\" is missing, expected shape [24]"));
+
+    TempDir temp;
+    const Tensors original = read_tensors(dir + "/policy.safetensors");
+    for (const TestTensor& tensor : original) {
+        Tensors tensors = original;
+        std::erase_if(tensors, [&](const TestTensor& t) { return t.name == tensor.name; });
+        write_tensors(temp.file("policy.safetensors"), tensors);
+        CHECK(contains(load(temp.path(), config), "tensor \"" + tensor.name + "\" is missing"));
+    }
+}

@@ -5,7 +5,7 @@
 #   make test                 installs what is missing (apt), builds and runs every test
 #   make SAN=address test     the same under a sanitizer: address, undefined or thread
 #   make format               clang-format over all sources
-#   make bench-ops            build/bench_ops, the op benchmark
+#   make bench                build/bench_ops and build/bench_prefill, the benchmarks of ops and of a whole decoder
 #
 # CONFIG=debug keeps REFRAG_DCHECK and -O1; CONFIG=release (default) is -O2 -DNDEBUG.
 
@@ -41,7 +41,7 @@ endif
 
 VERSION  := $(shell cat VERSION)
 CXXFLAGS += -std=c++20 $(OPT_$(CONFIG)) $(WARN) -pthread
-CPPFLAGS += -Isrc -MMD -MP -DREFRAG_VERSION='"$(VERSION)"'
+CPPFLAGS += -Isrc -I. -MMD -MP -DREFRAG_VERSION='"$(VERSION)"'
 LDFLAGS  += -pthread $(SAN_LDFLAGS)
 LDLIBS   += -lutf8proc
 
@@ -74,7 +74,7 @@ say = @:
 endif
 
 .DEFAULT_GOAL := all
-.PHONY: all demo test deps format format-check clean help bench-ops cuda-says
+.PHONY: all demo test deps format format-check clean help bench cuda-says
 
 all: cuda-says $(BUILD)/refrag
 
@@ -97,7 +97,11 @@ $(BUILD)/bench_ops: $(BUILD)/obj/bench/bench_ops.o $(BUILD)/librefrag.a
 	$(call say,LINK,$@)
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-bench-ops: $(BUILD)/bench_ops
+$(BUILD)/bench_prefill: $(BUILD)/obj/bench/bench_prefill.o $(BUILD)/librefrag.a
+	$(call say,LINK,$@)
+	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+bench: $(BUILD)/bench_ops $(BUILD)/bench_prefill
 
 $(BUILD)/obj/%.o: %.cpp VERSION
 	$(call say,CXX ,$<)
@@ -132,7 +136,7 @@ test: deps
 	@REFRAG_BINARY=$(BUILD)/refrag $(BUILD)/refrag-tests $(TEST_ARGS)
 
 # ---- care -------------------------------------------------------------------------------------------------
-FORMAT_SRC := $(wildcard src/*/*.cpp src/*/*.h tests/*.cpp tests/*.h bench/*.cpp cuda/*.cu cuda/*.cuh)
+FORMAT_SRC := $(wildcard src/*/*.cpp src/*/*.h tests/*.cpp tests/*.h bench/*.cpp bench/*.h cuda/*.cu cuda/*.cuh)
 format:
 	clang-format -i $(FORMAT_SRC)
 format-check:

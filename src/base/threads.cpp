@@ -29,7 +29,9 @@ constexpr int kMaxThreads = 4096;
 // Longer than the serial gaps between the ops of a decode step, shorter than anyone would notice as load.
 constexpr auto kSpinTime = std::chrono::microseconds(50);
 
-uint64_t epoch_of(uint64_t state) { return state / kEpochOne; }
+uint64_t epoch_of(uint64_t state) {
+    return state / kEpochOne;
+}
 
 void pause_cpu() {
 #if defined(__x86_64__)

@@ -2,6 +2,7 @@
 #include "cpu/cpu_backend.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 
@@ -23,9 +24,9 @@ constexpr size_t kHugePage = size_t{2} << 20;
 constexpr double kMinTaskCost = 16384.0;
 
 const CpuKernels kScalarKernels = {
-    scalar::gemm_tile,  scalar::widen_panel,  scalar::add,  scalar::gelu, scalar::tanh,
-    scalar::silu_mul,   scalar::rms_norm,     scalar::layer_norm,
-    scalar::l2_normalize, scalar::rope,       scalar::max,  scalar::sum_exp,
+    scalar::gemm_tile,      scalar::widen_panel,   scalar::add,      scalar::gelu,
+    scalar::tanh,           scalar::silu_mul,      scalar::rms_norm, scalar::layer_norm,
+    scalar::l2_normalize,   scalar::rope,          scalar::max,      scalar::sum_exp,
     scalar::transpose_keys, scalar::softmax_block, scalar::scale,
 };
 
@@ -40,9 +41,12 @@ bool has_f16c() {
 
 const char* cpu_isa_name(CpuIsa isa) {
     switch (isa) {
-        case CpuIsa::scalar: return "scalar";
-        case CpuIsa::avx2: return "avx2";
-        case CpuIsa::avx512: return "avx512";
+        case CpuIsa::scalar:
+            return "scalar";
+        case CpuIsa::avx2:
+            return "avx2";
+        case CpuIsa::avx512:
+            return "avx512";
     }
     return "?";
 }
@@ -106,7 +110,9 @@ void* CpuBackend::allocate(size_t bytes) {
     // Weights and caches are streamed: large pages spare most of the address translation.
     const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : kAlignment;
     const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-    void* data = rounded < bytes ? nullptr : std::aligned_alloc(alignment, rounded);
+    // No object is larger than ptrdiff_t counts; asking the C library would only try its patience.
+    const bool possible = bytes <= static_cast<size_t>(PTRDIFF_MAX) - alignment;
+    void* data = possible ? std::aligned_alloc(alignment, rounded) : nullptr;
     if (data == nullptr) fail(Status::out_of_memory, "out of memory: cannot allocate ", bytes, " bytes");
 #if defined(__linux__)
     if (alignment == kHugePage) (void)madvise(data, rounded, MADV_HUGEPAGE);
@@ -114,7 +120,9 @@ void* CpuBackend::allocate(size_t bytes) {
     return data;
 }
 
-void CpuBackend::release(void* data) noexcept { std::free(data); }
+void CpuBackend::release(void* data) noexcept {
+    std::free(data);
+}
 
 std::string CpuBackend::description() const {
     const char* name = isa_ == CpuIsa::avx512 ? "AVX-512" : isa_ == CpuIsa::avx2 ? "AVX2" : "scalar";
@@ -152,8 +160,7 @@ void CpuBackend::parallel(int64_t n, double cost, const std::function<void(int64
         return;
     }
     const int64_t piece = ((n + pieces - 1) / pieces + grain - 1) / grain * grain;
-    threads_.run((n + piece - 1) / piece,
-                 [&](int64_t i) { body(i * piece, std::min(n, (i + 1) * piece)); });
+    threads_.run((n + piece - 1) / piece, [&](int64_t i) { body(i * piece, std::min(n, (i + 1) * piece)); });
 }
 
 }  // namespace refrag

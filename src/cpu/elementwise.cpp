@@ -41,13 +41,15 @@ void CpuBackend::add(Tensor x, Tensor y) {
 }
 
 void CpuBackend::gelu(Tensor x) {
-    parallel(x.size(), kExpCost,
-             [&](int64_t begin, int64_t end) { kernels_.gelu(x.f32() + begin, end - begin); }, kPanel);
+    parallel(
+        x.size(), kExpCost, [&](int64_t begin, int64_t end) { kernels_.gelu(x.f32() + begin, end - begin); },
+        kPanel);
 }
 
 void CpuBackend::tanh(Tensor x) {
-    parallel(x.size(), kExpCost,
-             [&](int64_t begin, int64_t end) { kernels_.tanh(x.f32() + begin, end - begin); }, kPanel);
+    parallel(
+        x.size(), kExpCost, [&](int64_t begin, int64_t end) { kernels_.tanh(x.f32() + begin, end - begin); },
+        kPanel);
 }
 
 void CpuBackend::silu_mul(Tensor gate, Tensor up) {

@@ -18,7 +18,9 @@ inline constexpr int64_t kPanel = 16;
 inline constexpr int kTileRows = 6;
 inline constexpr int kTilePanels = 4;
 // Padding between rows of scratch is to whole panels, so that vector loads stay inside.
-inline int64_t panel_ceil(int64_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
+inline int64_t panel_ceil(int64_t n) {
+    return (n + kPanel - 1) / kPanel * kPanel;
+}
 
 // One output tile: c[r, n] = (accumulate ? c[r, n] : 0) + sum_k a[r, k] * b[k, n], (+ bias[n]).
 // b's element (k, n) is in panel n / 16: element k * ldb + n % 16 of b + (n / 16) * panel_stride, for F32
@@ -34,7 +36,8 @@ struct GemmTile {
     float* c;
     int64_t ldc;
     int64_t k;
-    int64_t n_cols;  // columns to read and write, in (16 * (panels - 1), 16 * panels]; b is readable to the end
+    int64_t
+        n_cols;  // columns to read and write, in (16 * (panels - 1), 16 * panels]; b is readable to the end
     bool accumulate;
     const float* bias;  // [n_cols] or null
 };

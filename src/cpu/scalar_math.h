@@ -1,6 +1,6 @@
 // exp, tanh and the normal distribution in fp32: the polynomials, and the plain functions over them.
 // simd_math.inl is the same arithmetic on vectors. The coefficients are Chebyshev interpolants computed for
-// this file in 40-digit arithmetic and rounded to fp32; tests/test_ops_math.cpp holds the bounds below.
+// this file in 40-digit arithmetic and rounded to fp32; tests/test_ops_rows.cpp holds the bounds below.
 //
 //   exp    within 2 ulp everywhere, subnormal results included; exp(-inf) = 0, exp(x > 88.73) = inf
 //   tanh   within 3 ulp
@@ -31,8 +31,8 @@ inline constexpr float kTanhT[5] = {-0x1.555552p-2f, 0x1.110e1cp-3f, -0x1.b9258a
 // Phi(-z) = exp(-z^2 / 2) g((z - 4) / (z + 4)) for 0 <= z <= 14.5, where it underflows; g within 5.1e-8.
 inline constexpr float kPhiMax = 14.5f;
 inline constexpr float kPhiShift = 4.0f;
-inline constexpr float kPhiG[11] = {0x1.82b4bcp-4f,  -0x1.5cf97cp-3f, 0x1.fd7518p-4f,  -0x1.25b65cp-4f,
-                                    0x1.f9b13ap-6f,  -0x1.165cb6p-7f, 0x1.08ab26p-11f, 0x1.543a06p-11f,
+inline constexpr float kPhiG[11] = {0x1.82b4bcp-4f,   -0x1.5cf97cp-3f,  0x1.fd7518p-4f,  -0x1.25b65cp-4f,
+                                    0x1.f9b13ap-6f,   -0x1.165cb6p-7f,  0x1.08ab26p-11f, 0x1.543a06p-11f,
                                     -0x1.6cd1b8p-13f, -0x1.d8480cp-15f, 0x1.dc2d8ep-18f};
 
 template <int N>
@@ -43,7 +43,9 @@ inline float horner(const float (&c)[N], float x) {
 }
 
 // 2^n for n in [-126, 127].
-inline float pow2(int32_t n) { return std::bit_cast<float>((n + 127) << 23); }
+inline float pow2(int32_t n) {
+    return std::bit_cast<float>((n + 127) << 23);
+}
 
 inline float exp(float x) {
     // Written so that a NaN fails both comparisons and passes through.

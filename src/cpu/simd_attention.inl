@@ -39,7 +39,8 @@ REFRAG_SIMD void softmax_block(float* s, int64_t rows, const int32_t* visible, f
             largest = max(x[i], largest);
         }
         const float new_max = max_lanes(largest);
-        // While all scores are -inf, subtracting their maximum would make NaN of what may still become finite.
+        // While all scores are -inf, subtracting their maximum would make NaN of what may still become
+        // finite.
         const float shift = new_max == none ? 0.0f : new_max;
         Vec sum = zero();
         REFRAG_UNROLL

@@ -13,18 +13,24 @@
 namespace refrag {
 namespace avx512 {
 
+// Apart, for order matters here: each uses the ones before it.
 #include "cpu/simd_common.inl"
+
 #include "cpu/simd_math.inl"
+
 #include "cpu/simd_rows.inl"
+
 #include "cpu/simd_gemm.inl"
+
 #include "cpu/simd_attention.inl"
 
 }  // namespace avx512
 
 const CpuKernels kAvx512Kernels = {
-    avx512::gemm_tile, avx512::widen_panel, avx512::add, avx512::gelu, avx512::tanh,
-    avx512::silu_mul, avx512::rms_norm, avx512::layer_norm, avx512::l2_normalize, avx512::rope,
-    avx512::max, avx512::sum_exp, avx512::transpose_keys, avx512::softmax_block, avx512::scale,
+    avx512::gemm_tile,      avx512::widen_panel,   avx512::add,      avx512::gelu,
+    avx512::tanh,           avx512::silu_mul,      avx512::rms_norm, avx512::layer_norm,
+    avx512::l2_normalize,   avx512::rope,          avx512::max,      avx512::sum_exp,
+    avx512::transpose_keys, avx512::softmax_block, avx512::scale,
 };
 
 }  // namespace refrag

@@ -83,7 +83,8 @@ REFRAG_SIMD void tile(const GemmTile& t, int first_panel) {
     REFRAG_UNROLL
     for (int v = 0; v < V; ++v) {
         const int64_t left = lanes_left(n_cols, v);
-        const Vec bias = t.bias == nullptr ? zero() : load_n(t.bias + first_panel * kPanel + v * kLanes, left);
+        const Vec bias =
+            t.bias == nullptr ? zero() : load_n(t.bias + first_panel * kPanel + v * kLanes, left);
         REFRAG_UNROLL
         for (int r = 0; r < R; ++r) {
             const Vec result = t.bias == nullptr ? sum[r][v] : add(sum[r][v], bias);
@@ -117,21 +118,31 @@ REFRAG_SIMD void tile_rows(int panels, const GemmTile& t) {
 template <typename W>
 REFRAG_SIMD void tile_of(int rows, int panels, const GemmTile& t) {
     switch (rows) {
-        case 1: return tile_rows<W, 1>(panels, t);
-        case 2: return tile_rows<W, 2>(panels, t);
-        case 3: return tile_rows<W, 3>(panels, t);
-        case 4: return tile_rows<W, 4>(panels, t);
-        case 5: return tile_rows<W, 5>(panels, t);
-        default: return tile_rows<W, 6>(panels, t);
+        case 1:
+            return tile_rows<W, 1>(panels, t);
+        case 2:
+            return tile_rows<W, 2>(panels, t);
+        case 3:
+            return tile_rows<W, 3>(panels, t);
+        case 4:
+            return tile_rows<W, 4>(panels, t);
+        case 5:
+            return tile_rows<W, 5>(panels, t);
+        default:
+            return tile_rows<W, 6>(panels, t);
     }
 }
 
 REFRAG_SIMD void gemm_tile(DType weights, int rows, int panels, const GemmTile& t) {
     switch (weights) {
-        case DType::f32: return tile_of<F32Weights>(rows, panels, t);
-        case DType::f16: return tile_of<F16Weights>(rows, panels, t);
-        case DType::bf16: return tile_of<Bf16Weights>(rows, panels, t);
-        case DType::i32: break;
+        case DType::f32:
+            return tile_of<F32Weights>(rows, panels, t);
+        case DType::f16:
+            return tile_of<F16Weights>(rows, panels, t);
+        case DType::bf16:
+            return tile_of<Bf16Weights>(rows, panels, t);
+        case DType::i32:
+            break;
     }
 }
 
@@ -151,9 +162,13 @@ REFRAG_SIMD void widen(float* out, const void* panel, int64_t k) {
 
 REFRAG_SIMD void widen_panel(float* out, const void* panel, DType weights, int64_t k) {
     switch (weights) {
-        case DType::f32: return widen<F32Weights>(out, panel, k);
-        case DType::f16: return widen<F16Weights>(out, panel, k);
-        case DType::bf16: return widen<Bf16Weights>(out, panel, k);
-        case DType::i32: break;
+        case DType::f32:
+            return widen<F32Weights>(out, panel, k);
+        case DType::f16:
+            return widen<F16Weights>(out, panel, k);
+        case DType::bf16:
+            return widen<Bf16Weights>(out, panel, k);
+        case DType::i32:
+            break;
     }
 }

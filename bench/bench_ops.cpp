@@ -1,0 +1,217 @@
+// Speed of the CPU backend's ops, each beside a limit of the machine measured around it: fp32 multiply-adds a
+// second (registers only) and bytes read a second (a buffer larger than the caches). Markdown tables on
+// stdout.
+//
+// On a shared machine the limits themselves move: read the shares, not the absolute figures. Every figure is
+// the best of several repetitions; the limits are taken again before every table row.
+//
+//   bench_ops [threads] [seconds per figure]
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "base/threads.h"
+#include "bench/peaks.h"
+#include "cpu/cpu_backend.h"
+
+namespace {
+
+using namespace refrag;
+using namespace refrag::bench;
+
+// ---- tables -------------------------------------------------------------------------------------------
+
+Tensor tensor_of(const Buffer& buffer, int64_t rows, int64_t cols) {
+    return {buffer.data(), DType::f32, rows, cols};
+}
+
+Buffer filled(Backend& backend, int64_t n) {
+    Buffer buffer(backend, static_cast<size_t>(n) * 4);
+    for (int64_t i = 0; i < n; ++i)
+        static_cast<float*>(buffer.data())[i] = static_cast<float>(i * 7919 % 1000) * 1e-3f;
+    return buffer;
+}
+
+std::unique_ptr<Matrix> weights(Backend& backend, DType dtype, int64_t out_dim, int64_t in_dim) {
+    return backend.make_matrix(dtype, out_dim, in_dim, [&](int64_t, int64_t n, void* dst) {
+        const int64_t halves = n * in_dim * static_cast<int64_t>(dtype_bytes(dtype)) / 2;
+        for (int64_t i = 0; i < halves; ++i) {
+            static_cast<uint16_t*>(dst)[i] = static_cast<uint16_t>(0x3c00 + i * 7919 % 512);
+        }
+    });
+}
+
+void bench_linear(Backend& backend, Machine& machine, double budget) {
+    std::printf(
+        "\n| linear: out x in | weights | rows | GFLOP/s | fp32 peak | share | weights GB/s | read GB/s | "
+        "share |\n");
+    std::printf("|---|---|---|---|---|---|---|---|---|\n");
+    const std::pair<int64_t, int64_t> shapes[] = {{768, 768}, {2048, 768}, {768, 2048}, {32000, 768}};
+    for (const auto& shape : shapes) {
+        const int64_t out_dim = shape.first, in_dim = shape.second;
+        for (const DType dtype : {DType::f32, DType::bf16}) {
+            const auto w = weights(backend, dtype, out_dim, in_dim);
+            for (const int64_t rows : {1, 16, 64, 512, 2048}) {
+                const Buffer x = filled(backend, rows * in_dim), out = filled(backend, rows * out_dim);
+                const double peak = machine.fma_gflops(), read = machine.read_gbs();
+                const double s = best_seconds(budget, [&] {
+                    backend.linear(tensor_of(out, rows, out_dim), tensor_of(x, rows, in_dim), *w, Tensor{});
+                });
+                const double elements = static_cast<double>(out_dim) * static_cast<double>(in_dim);
+                const double gflops = 2e-9 * elements * static_cast<double>(rows) / s;
+                const double gbs = 1e-9 * elements * static_cast<double>(dtype_bytes(dtype)) / s;
+                std::printf("| %lld x %lld | %s | %lld | %.1f | %.0f | %.2f | %.1f | %.1f | %.2f |\n",
+                            static_cast<long long>(out_dim), static_cast<long long>(in_dim),
+                            dtype_name(dtype), static_cast<long long>(rows), gflops, peak, gflops / peak, gbs,
+                            read, gbs / read);
+                std::fflush(stdout);
+            }
+        }
+    }
+}
+
+// A cache of one slot and one layer, filled with `entries` entries.
+struct BenchCache {
+    std::vector<int32_t> length, table;
+    Buffer pages;
+    KvView view;
+
+    BenchCache(Backend& backend, int32_t kv_heads, int32_t dim, int64_t entries)
+        : length(static_cast<size_t>(kv_heads), static_cast<int32_t>(entries)) {
+        view.n_layers = 1;
+        view.n_kv_heads = kv_heads;
+        view.head_dim = dim;
+        view.max_pages = static_cast<int32_t>((entries + kPageEntries - 1) / kPageEntries);
+        table.resize(static_cast<size_t>(kv_heads * view.max_pages));
+        for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>(i);
+        pages = filled(backend, static_cast<int64_t>(table.size()) * 2 * kPageEntries * dim);
+        view.pages = pages.data();
+        view.length = length.data();
+        view.page_table = table.data();
+    }
+};
+
+// rows = entries: a prefill; rows = 1: a decode step.
+double attention_seconds(Backend& backend, int32_t heads, int32_t kv_heads, int32_t dim, int32_t entries,
+                         int32_t rows, double budget) {
+    const BenchCache cache(backend, kv_heads, dim, entries);
+    const std::vector<int32_t> row_begin = {0, rows}, start = {entries - rows}, slot = {0};
+    const Batch batch{1, rows, rows, entries, row_begin.data(), start.data(), slot.data(), nullptr};
+    const Buffer q = filled(backend, int64_t{rows} * heads * dim),
+                 kv = filled(backend, int64_t{rows} * kv_heads * dim),
+                 out = filled(backend, int64_t{rows} * heads * dim);
+    const AttentionShape shape{heads, kv_heads, dim, 0.125f};
+    return best_seconds(budget, [&] {
+        backend.attention(tensor_of(out, rows, heads * dim), tensor_of(q, rows, heads * dim),
+                          tensor_of(kv, rows, kv_heads * dim), tensor_of(kv, rows, kv_heads * dim), shape,
+                          &cache.view, 0, batch);
+    });
+}
+
+void bench_attention(Backend& backend, Machine& machine, double budget) {
+    std::printf("\n| attention, prefill | entries | GFLOP/s | fp32 peak | share |\n|---|---|---|---|---|\n");
+    struct Heads {
+        int32_t heads, kv_heads, dim;
+    };
+    for (const Heads h : {Heads{12, 12, 64}, Heads{32, 4, 64}, Heads{8, 8, 128}}) {
+        for (const int32_t n : {512, 2048}) {
+            const double peak = machine.fma_gflops();
+            const double s = attention_seconds(backend, h.heads, h.kv_heads, h.dim, n, n, budget);
+            // Scores and values, over what the rows see: n (n + 1) / 2 entries.
+            const double gflops = 4e-9 * h.heads * h.dim * (0.5 * n * (n + 1.0)) / s;
+            std::printf("| %d heads, %d KV heads, dim %d | %d | %.1f | %.0f | %.2f |\n", h.heads, h.kv_heads,
+                        h.dim, n, gflops, peak, gflops / peak);
+            std::fflush(stdout);
+        }
+    }
+    std::printf("\n| attention, one row | entries | KV GB/s | read GB/s | share |\n|---|---|---|---|---|\n");
+    for (const Heads h : {Heads{12, 12, 64}, Heads{32, 4, 64}, Heads{8, 8, 128}}) {
+        for (const int32_t n : {512, 8192, 65536}) {
+            const double read = machine.read_gbs();
+            const double s = attention_seconds(backend, h.heads, h.kv_heads, h.dim, n, 1, budget);
+            const double gbs = 8e-9 * h.kv_heads * h.dim * n / s;
+            std::printf("| %d heads, %d KV heads, dim %d | %d | %.1f | %.1f | %.2f |\n", h.heads, h.kv_heads,
+                        h.dim, n, gbs, read, gbs / read);
+            std::fflush(stdout);
+        }
+    }
+}
+
+// Many short encoder sequences in one call.
+void bench_encoder(Backend& backend, Machine& machine, double budget) {
+    std::printf("\n| attention, encoder | GFLOP/s | fp32 peak | share |\n|---|---|---|---|\n");
+    const int32_t n_seq = 1024, rows_each = 18, heads = 12, dim = 64, rows = n_seq * rows_each;
+    std::vector<int32_t> row_begin, start(static_cast<size_t>(n_seq), 0),
+        slot(static_cast<size_t>(n_seq), -1);
+    for (int32_t s = 0; s <= n_seq; ++s) row_begin.push_back(s * rows_each);
+    const Batch batch{n_seq,        rows,        rows_each, rows_each, row_begin.data(),
+                      start.data(), slot.data(), nullptr};
+    const Buffer q = filled(backend, int64_t{rows} * heads * dim),
+                 out = filled(backend, int64_t{rows} * heads * dim);
+    const Tensor x = tensor_of(q, rows, heads * dim);
+    const double peak = machine.fma_gflops();
+    const double s = best_seconds(budget, [&] {
+        backend.attention(tensor_of(out, rows, heads * dim), x, x, x,
+                          AttentionShape{heads, heads, dim, 0.125f}, nullptr, 0, batch);
+    });
+    const double gflops = 4e-9 * heads * dim * rows_each * rows / s;
+    std::printf("| %d chunks of %d, 12 heads, dim 64 | %.1f | %.0f | %.2f |\n", n_seq, rows_each, gflops,
+                peak, gflops / peak);
+}
+
+void bench_rows(Backend& backend, Machine& machine, double budget) {
+    std::printf(
+        "\n| op, 2048 x 768 | elements / ns | memory touched GB/s | read GB/s |\n|---|---|---|---|\n");
+    const int64_t rows = 2048, cols = 768;
+    const Buffer a = filled(backend, rows * cols), b = filled(backend, rows * cols),
+                 w = filled(backend, cols), table = filled(backend, rows * 64),
+                 logits = filled(backend, 64 * 32000), one = filled(backend, 64);
+    const Tensor x = tensor_of(a, rows, cols), y = tensor_of(b, rows, cols), weight = tensor_of(w, 1, cols);
+    const auto row = [&](const char* name, double elements, double bytes, const std::function<void()>& body) {
+        const double read = machine.read_gbs(), s = best_seconds(budget, body);
+        std::printf("| %s | %.2f | %.1f | %.1f |\n", name, elements / s * 1e-9, elements * bytes / s * 1e-9,
+                    read);
+        std::fflush(stdout);
+    };
+    const double n = static_cast<double>(rows * cols);
+    row("add", n, 12, [&] { backend.add(x, y); });
+    row("gelu", n, 8, [&] { backend.gelu(x); });
+    row("tanh", n, 8, [&] { backend.tanh(x); });
+    row("silu_mul", n, 12, [&] { backend.silu_mul(x, y); });
+    row("rms_norm", n, 8, [&] { backend.rms_norm(y, x, weight, 1e-5f); });
+    row("layer_norm", n, 8, [&] { backend.layer_norm(y, x, weight, weight, 1e-5f); });
+    row("rope", n, 8, [&] { backend.rope(x, tensor_of(table, rows, 64)); });
+    const std::vector<int32_t> target(64, 5);
+    row("nll, 64 x 32000", 64.0 * 32000, 4,
+        [&] { backend.nll(tensor_of(one, 1, 64), tensor_of(logits, 64, 32000), target.data()); });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    try {
+        const int threads = argc > 1 ? std::atoi(argv[1]) : 0;
+        const double budget = argc > 2 ? std::atof(argv[2]) : 0.1;
+        const auto backend = make_cpu_backend(threads);
+        const char* name = std::getenv("REFRAG_CPU_ISA");
+        const CpuIsa isa = name == nullptr ? best_cpu_isa() : parse_cpu_isa(name);
+        Machine machine(*backend, threads > 0 ? threads : default_threads(), isa, budget / 2);
+        std::printf("%s; fp32 multiply-add peak %.0f GFLOP/s, memory read %.1f GB/s\n",
+                    backend->description().c_str(), machine.fma_gflops(), machine.read_gbs());
+        bench_linear(*backend, machine, budget);
+        bench_attention(*backend, machine, budget);
+        bench_encoder(*backend, machine, budget);
+        bench_rows(*backend, machine, budget);
+    } catch (const Error& e) {
+        std::fprintf(stderr, "bench_ops: %s\n", e.what());
+        return 1;
+    }
+    return 0;
+}

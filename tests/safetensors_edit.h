@@ -27,19 +27,8 @@ inline std::vector<TestTensor> read_tensors(const std::string& path) {
 
 // As write_safetensors, but without its fsync, which hundreds of small files would wait for.
 inline void write_tensors(const std::string& path, const std::vector<TestTensor>& tensors) {
-    refrag::JsonWriter header;
-    std::string data;
-    header.begin_object();
-    for (const TestTensor& tensor : tensors) {
-        header.key(tensor.name).begin_object().key("dtype").string(tensor.dtype).key("shape").begin_array();
-        for (const int64_t extent : tensor.shape) header.integer(extent);
-        header.end_array().key("data_offsets").begin_array().integer(static_cast<int64_t>(data.size()));
-        data += tensor.bytes;
-        header.integer(static_cast<int64_t>(data.size())).end_array().end_object();
-    }
-    header.end_object();
     std::ofstream file(path, std::ios::binary | std::ios::trunc);
-    file << safetensors_bytes(header.text(), data) << std::flush;
+    file << safetensors_bytes(tensors) << std::flush;
     REFRAG_CHECK(file.good(), refrag::Status::runtime, "cannot write ", path);
 }
 

@@ -28,10 +28,9 @@ inline std::string safetensors_bytes(const std::string& header, const std::strin
     return file + header + data;
 }
 
-// A valid file with the tensors one after another in the order given; n_spaces after the header shift all
-// data.
-inline void write_safetensors(const std::string& path, const std::vector<TestTensor>& tensors,
-                              size_t n_spaces = 0) {
+// The bytes of a valid file with the tensors one after another in the order given; n_spaces after the header
+// shift all data.
+inline std::string safetensors_bytes(const std::vector<TestTensor>& tensors, size_t n_spaces = 0) {
     refrag::JsonWriter header;
     std::string data;
     header.begin_object();
@@ -43,7 +42,12 @@ inline void write_safetensors(const std::string& path, const std::vector<TestTen
         header.integer(static_cast<int64_t>(data.size())).end_array().end_object();
     }
     header.end_object();
-    refrag::write_file_atomic(path, safetensors_bytes(header.text() + std::string(n_spaces, ' '), data));
+    return safetensors_bytes(header.text() + std::string(n_spaces, ' '), data);
+}
+
+inline void write_safetensors(const std::string& path, const std::vector<TestTensor>& tensors,
+                              size_t n_spaces = 0) {
+    refrag::write_file_atomic(path, safetensors_bytes(tensors, n_spaces));
 }
 
 }  // namespace refrag_test

@@ -110,3 +110,14 @@ TEST_CASE("temperature and top-p sample from the right distribution, by the seed
     options.temperature = -1.0f;
     CHECK(contains(error_of([&] { const Sampler bad(options); }), "temperature"));
 }
+
+TEST_CASE("select_chunks: each policy reads its scores its own way") {
+    const std::vector<float> scores = {1.0f, 3.0f, 2.0f, 0.5f};
+    const auto choose = [&](SelectPolicy policy, int64_t n) { return select_chunks(policy, scores, 4, n, 9); };
+    CHECK(choose(SelectPolicy::model, 2) == std::vector<bool>{false, true, true, false});
+    CHECK(choose(SelectPolicy::perplexity_desc, 2) == std::vector<bool>{false, true, true, false});
+    CHECK(choose(SelectPolicy::perplexity_asc, 2) == std::vector<bool>{true, false, false, true});
+    CHECK(choose(SelectPolicy::random, 2) == select_random(4, 2, 9));
+    CHECK(select_chunks(SelectPolicy::none, {}, 3, 0, 0) == std::vector<bool>(3, false));
+    CHECK(select_chunks(SelectPolicy::all, {}, 3, 3, 0) == std::vector<bool>(3, true));
+}

@@ -40,6 +40,11 @@ std::unique_ptr<Backend> make_backend(const DeviceOptions& options) {
     return make_cpu_backend(options.threads);
 }
 
+std::unique_ptr<Model> load_model(Backend& backend, const std::string& dir) {
+    const Progress progress("loading " + dir);
+    return std::make_unique<Model>(backend, dir);
+}
+
 void write_stdout(std::string_view text) {
     REFRAG_CHECK(std::fwrite(text.data(), 1, text.size(), stdout) == text.size(), Status::runtime,
                  "standard output: could not write ", text.size(), " bytes");

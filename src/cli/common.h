@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "ops/backend.h"
+#include "refrag/model.h"
 
 namespace CLI {
 class App;
@@ -26,6 +27,9 @@ void add_device_options(CLI::App& app, DeviceOptions& options);
 
 // Status::usage for a word that is no device, Status::runtime for a device that is not here.
 std::unique_ptr<Backend> make_backend(const DeviceOptions& options);
+
+// Loads a model directory, saying so on a terminal.
+std::unique_ptr<Model> load_model(Backend& backend, const std::string& dir);
 
 // Writes to standard output and throws Status::runtime when it cannot take it (a full disk, a closed pipe).
 void write_stdout(std::string_view text);

@@ -159,11 +159,7 @@ std::string as_json(const Model& model) {
 
 void inspect(const InspectOptions& options) {
     const std::unique_ptr<Backend> backend = make_backend(options.device);
-    std::unique_ptr<Model> model;
-    {
-        const Progress progress("loading " + options.model_dir);
-        model = std::make_unique<Model>(*backend, options.model_dir);
-    }
+    const std::unique_ptr<Model> model = load_model(*backend, options.model_dir);
     write_stdout(options.json ? as_json(*model) : as_text(*model));
 }
 

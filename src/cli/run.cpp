@@ -125,11 +125,7 @@ void run(const RunOptions& options) {
     for (Passage& passage : read_passages(options.passages)) passages.emplace_back(std::move(passage));
 
     const std::unique_ptr<Backend> backend = make_backend(options.device);
-    std::unique_ptr<Model> model;
-    {
-        const Progress progress("loading " + options.model_dir);
-        model = std::make_unique<Model>(*backend, options.model_dir);
-    }
+    const std::unique_ptr<Model> model = load_model(*backend, options.model_dir);
     warn_chunk_len(*model, options.chunk_len);
     Session session(*model, options.context);
     JsonWriter explain(1);

@@ -95,25 +95,18 @@ class WindowScorer {
                              Tensor chunk_emb) {
         const int64_t n_chunks = std::ssize(chunks);
         const int64_t wanted = n_expand(*row.expand_fraction, n_chunks);
-        if (wanted == 0 || wanted == n_chunks) {
-            return std::vector<bool>(static_cast<size_t>(n_chunks), wanted != 0);
-        }
-        const SelectPolicy policy = options_.policy;
-        if (policy == SelectPolicy::random) {
-            return select_random(n_chunks, wanted, options_.seed + static_cast<uint64_t>(window));
-        }
         std::vector<float> scores;
-        if (policy == SelectPolicy::model) {
+        if (wanted == 0 || wanted == n_chunks || options_.policy == SelectPolicy::random) {
+            // The choice needs no scores.
+        } else if (options_.policy == SelectPolicy::model) {
             scores = model_.policy().logits(chunk_emb, Tensor{}, arena_);
         } else {
             std::vector<std::vector<int32_t>> ids;
             for (const Chunk& chunk : chunks) ids.push_back(chunk.ids);
             scores = mean_nll_alone(model_, ids, arena_);
-            if (policy == SelectPolicy::perplexity_asc) {
-                for (float& s : scores) s = -s;
-            }
         }
-        return select_largest(scores, wanted);
+        return select_chunks(options_.policy, scores, n_chunks, wanted,
+                             options_.seed + static_cast<uint64_t>(window));
     }
 
     // Appends the context as slots and expanded chunks; returns the projected slots.

@@ -64,6 +64,17 @@ std::vector<bool> select_largest(std::span<const float> scores, int64_t n) {
     return chosen;
 }
 
+std::vector<bool> select_chunks(SelectPolicy policy, std::span<const float> scores, int64_t n_chunks,
+                                int64_t n, uint64_t seed) {
+    if (n == 0 || n == n_chunks) return std::vector<bool>(static_cast<size_t>(n_chunks), n != 0);
+    if (policy == SelectPolicy::random) return select_random(n_chunks, n, seed);
+    REFRAG_DCHECK(static_cast<int64_t>(scores.size()) == n_chunks);
+    if (policy != SelectPolicy::perplexity_asc) return select_largest(scores, n);
+    std::vector<float> negated(scores.begin(), scores.end());
+    for (float& score : negated) score = -score;
+    return select_largest(negated, n);
+}
+
 std::vector<bool> select_random(int64_t n_chunks, int64_t n, uint64_t seed) {
     Random random(seed);
     std::vector<bool> chosen(static_cast<size_t>(n_chunks), false);

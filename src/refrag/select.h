@@ -29,6 +29,10 @@ int64_t n_expand(double expand_fraction, int64_t n_chunks);
 
 // Marks the n largest scores; equal scores: lower index first. NaN ranks below everything.
 std::vector<bool> select_largest(std::span<const float> scores, int64_t n);
+// The n of n_chunks that `policy` expands. `scores`: one a chunk, the network's logits for `model`, mean
+// negative log-likelihoods for the perplexity policies; not read where n is 0 or n_chunks, or by `random`.
+std::vector<bool> select_chunks(SelectPolicy policy, std::span<const float> scores, int64_t n_chunks,
+                                int64_t n, uint64_t seed);
 // Marks n of n_chunks, uniformly, the same for the same seed on every machine.
 std::vector<bool> select_random(int64_t n_chunks, int64_t n, uint64_t seed);
 

@@ -162,12 +162,7 @@ std::vector<bool> Session::sense(std::span<ContextPassage> passages, std::string
     }
     const StageTimer timer(answer.times.sense);
     for (size_t i = 0; i < scores.size(); ++i) answer.chunks[i].logit = scores[i];
-    if (known) return std::vector<bool>(static_cast<size_t>(n_chunks), wanted != 0);
-    if (options.policy == SelectPolicy::random) return select_random(n_chunks, wanted, options.sampler.seed);
-    if (options.policy == SelectPolicy::perplexity_asc) {
-        for (float& s : scores) s = -s;
-    }
-    return select_largest(scores, wanted);
+    return select_chunks(options.policy, scores, n_chunks, wanted, options.sampler.seed);
 }
 
 std::vector<float> Session::policy_logits(std::span<ContextPassage> passages, std::string_view question,

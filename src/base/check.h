@@ -9,7 +9,7 @@
 
 namespace refrag {
 
-// What kind of failure an Error is. The CLI maps these to its exit codes (DESIGN: 1 run time, 2 usage, 3 bad
+// What kind of failure an Error is. The CLI maps these to its exit codes (1 run time, 2 usage, 3 bad
 // file).
 enum class Status {
     runtime,       // something failed while running (read error, out of memory, prompt too long)

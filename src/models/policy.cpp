@@ -26,7 +26,7 @@ std::vector<float> sinusoidal_positions(int64_t n, int32_t dim) {
 }  // namespace
 
 Policy::Policy(Backend& backend, const std::string& dir, const PolicyConfig& config, int32_t d_enc)
-    : backend_(backend), config_(config), d_enc_(d_enc) {
+    : backend_(backend), config_(config) {
     WeightLoader weights(backend, path_join(dir, "policy.safetensors"), "");
     const int64_t dim = config.dim;
     in_proj_ = weights.matrix("in_proj.weight", dim, d_enc);

@@ -38,7 +38,6 @@ class Policy {
 
     Backend& backend_;
     PolicyConfig config_;
-    int32_t d_enc_;
     std::unique_ptr<Matrix> in_proj_;  // [dim, d_enc]
     DeviceVector in_proj_bias_;
     std::vector<Layer> layers_;

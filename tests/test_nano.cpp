@@ -1,0 +1,106 @@
+// The default model: what the runtime computes equals what the trainer's own networks compute from the same
+// files (weights_tools/make_golden_nano.py): chunks, chunk embeddings, policy logits, the choice, next-token
+// logits.
+#include <doctest/doctest.h>
+
+#include "golden.h"
+#include "refrag/assemble.h"
+#include "refrag/context.h"
+#include "refrag/scoring.h"
+#include "refrag/select.h"
+
+using namespace refrag;
+
+namespace {
+
+// fp32 on both sides, in other orders of summation: a few layers of sums of at most 640 terms of order 1.
+constexpr double kBound = 1e-4;
+
+std::vector<ContextPassage> read_golden_passages(const Json& golden) {
+    std::vector<ContextPassage> passages;
+    const Json list = golden.get_array("passages");
+    for (size_t i = 0; i < list.size(); ++i) {
+        passages.emplace_back(
+            Passage{str(i + 1), list.at(i).get_string_or("title", ""), list.at(i).get_string("text")});
+    }
+    return passages;
+}
+
+}  // namespace
+
+TEST_CASE("the default model computes what its trainer computes") {
+    Backend& backend = refrag_test::cpu();
+    const Model model(backend, refrag_test::repo_path("weights_tools/refrag-nano"));
+    const Json golden = Json::parse_file(refrag_test::repo_path("tests/golden/nano.json"));
+    const WeightFiles values = WeightFiles::open(refrag_test::repo_path("tests/golden/nano.safetensors"));
+    const std::string question = golden.get_string("question");
+    const Json cases = golden.get_array("cases");
+    REQUIRE(cases.size() >= 2);
+    for (size_t i = 0; i < cases.size(); ++i) {
+        const Json expected = cases.at(i);
+        const auto k = static_cast<int32_t>(expected.get_int("k"));
+        CAPTURE(k);
+        std::vector<ContextPassage> passages = read_golden_passages(golden);
+        Arena arena(backend);
+        std::vector<std::vector<int32_t>> chunk_ids;
+        for (ContextPassage& passage : passages) {
+            passage.tokenize(model, k);
+            for (const Chunk& chunk : passage.chunks()) chunk_ids.push_back(chunk.ids);
+        }
+        REQUIRE(chunk_ids == refrag_test::id_lists_of(expected.get_array("chunks")));
+
+        encode_chunks(model, passages, {}, arena);
+        std::vector<float> c;
+        for (const ContextPassage& passage : passages) {
+            for (size_t j = 0; j < passage.chunks().size(); ++j) {
+                const auto c_j = passage.embedding(j);
+                c.insert(c.end(), c_j.begin(), c_j.end());
+            }
+        }
+        CHECK(refrag_test::max_difference(c, values.read_f32(str("chunk_emb.", k))) < kBound);
+
+        const Tensor chunk_emb = refrag_test::upload(backend, arena, c, model.d_enc());
+        std::vector<std::vector<int32_t>> pieces;
+        const std::vector<Token> tokens = model.tokenizer().encode(question);
+        for (Chunk& piece : cut_chunks(question, tokens, k, model.encoder_vocabulary())) {
+            pieces.push_back(std::move(piece.encoder_ids));
+        }
+        const Tensor question_emb = arena.tensor(std::ssize(pieces), model.d_enc());
+        model.encoder().encode(pieces, question_emb, arena);
+        const std::vector<float> logits = model.policy().logits(chunk_emb, question_emb, arena);
+        CHECK(refrag_test::max_difference(logits, values.read_f32(str("policy_logits.", k))) < kBound);
+        const std::vector<bool> expanded =
+            select_largest(logits, n_expand(model.config().expand_fraction, std::ssize(logits)));
+        std::vector<int32_t> chosen;
+        for (size_t j = 0; j < expanded.size(); ++j) {
+            if (expanded[j]) chosen.push_back(static_cast<int32_t>(j));
+        }
+        CHECK(chosen == refrag_test::ids_of(expected.get_array("expanded")));
+
+        const PromptTemplate& t = model.config().prompt;
+        const auto piece_ids = [&](const std::string& text) {
+            return model.tokenizer().encode_ids(text, true);
+        };
+        DecoderInput input;
+        input.add_token(model.bos_id().value());
+        input.add_tokens(piece_ids(t.before));
+        size_t index = 0;
+        for (const ContextPassage& passage : passages) {
+            input.add_tokens(piece_ids(t.passage_prefix));
+            for (const Chunk& chunk : passage.chunks()) input.add_chunk(chunk, expanded[index++]);
+            input.add_tokens(piece_ids(t.passage_suffix));
+        }
+        input.add_tokens(piece_ids(t.question_prefix));
+        input.add_tokens(model.tokenizer().encode_ids(question));
+        input.add_tokens(piece_ids(t.question_suffix));
+        CHECK(std::ssize(input.source) == expected.get_int("positions"));
+        const Tensor compressed = arena.tensor(std::ssize(input.slot_chunk), model.d_enc());
+        const Tensor slots = arena.tensor(compressed.rows, model.decoder().config().dim);
+        backend.gather_rows(compressed, chunk_emb, upload_vector(backend, arena, input.slot_chunk));
+        model.projector().forward(slots, compressed, arena);
+        KvCache kv = model.decoder().make_kv_cache(1, std::ssize(input.source));
+        const Tensor hidden = prefill(model.decoder(), input.source, slots, kv, 0, 1, arena);
+        const std::vector<float> next = refrag_test::download(backend, model.decoder().logits(hidden, arena));
+        CHECK(refrag_test::max_difference(next, values.read_f32(str("next_logits.", k))) < kBound);
+    }
+}

@@ -113,7 +113,9 @@ TEST_CASE("temperature and top-p sample from the right distribution, by the seed
 
 TEST_CASE("select_chunks: each policy reads its scores its own way") {
     const std::vector<float> scores = {1.0f, 3.0f, 2.0f, 0.5f};
-    const auto choose = [&](SelectPolicy policy, int64_t n) { return select_chunks(policy, scores, 4, n, 9); };
+    const auto choose = [&](SelectPolicy policy, int64_t n) {
+        return select_chunks(policy, scores, 4, n, 9);
+    };
     CHECK(choose(SelectPolicy::model, 2) == std::vector<bool>{false, true, true, false});
     CHECK(choose(SelectPolicy::perplexity_desc, 2) == std::vector<bool>{false, true, true, false});
     CHECK(choose(SelectPolicy::perplexity_asc, 2) == std::vector<bool>{true, false, false, true});

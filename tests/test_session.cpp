@@ -204,6 +204,13 @@ TEST_CASE_FIXTURE(Fixture, "a prompt beyond the context window is refused with b
     const size_t tokens = full_context_ids(model, passages, "Where?").size();
     CHECK(contains(message, str("the prompt takes ", tokens, " decoder positions")));
     CHECK(contains(message, "context of 16"));
+    // What would not fit even with nothing expanded is refused before anything is encoded.
+    std::vector<ContextPassage> long_ones;
+    for (int i = 0; i < 20; ++i) long_ones.push_back(some_passages()[0]);
+    CHECK(contains(
+        error_of([&] { session.answer(long_ones, "Where?", options_with(SelectPolicy::model, 0.3)); }),
+        "the prompt takes at least "));
+    for (size_t c = 0; c < long_ones[0].chunks().size(); ++c) CHECK(!long_ones[0].has_embedding(c));
     // The session still works, and a short context ends the answer.
     std::vector<ContextPassage> one;
     one.emplace_back(Passage{"x", "", "tiny"});

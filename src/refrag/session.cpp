@@ -88,6 +88,11 @@ Answer Session::answer(std::span<ContextPassage> passages, std::string_view ques
         }
     }
 
+    // What cannot fit is refused before the encoder works for nothing: with the fewest positions it can take.
+    const bool everything = answer.expand_fraction == 1.0;
+    check_fits(assemble(passages, question_ids, std::vector<bool>(answer.chunks.size(), everything)),
+               everything ? "" : "at least ");
+
     const ArenaScope scratch(arena_);
     const std::vector<bool> expanded = sense(passages, question, options, answer);
     {
@@ -111,13 +116,7 @@ Answer Session::answer(std::span<ContextPassage> passages, std::string_view ques
     }
     answer.positions = input.source.size();
     answer.plain_tokens = input.plain_tokens;
-    REFRAG_CHECK(!input.source.empty(), Status::usage,
-                 "the prompt is empty: no passage, no question, no template");
-    REFRAG_CHECK(std::ssize(input.source) < max_context_, Status::runtime, "the prompt takes ",
-                 input.source.size(), " decoder positions (", input.plain_tokens,
-                 " tokens) and leaves no room for an answer in a context of ", max_context_,
-                 ": give fewer passages, expand less, or raise -c up to the decoder's window of ",
-                 model_.decoder().config().max_seq_len);
+    check_fits(input, "");
 
     Tensor slots;
     {
@@ -132,6 +131,16 @@ Answer Session::answer(std::span<ContextPassage> passages, std::string_view ques
     }
     generate(hidden, options.max_new_tokens, sampler, sink, started_ms, answer);
     return answer;
+}
+
+void Session::check_fits(const DecoderInput& input, const char* at_least) const {
+    REFRAG_CHECK(!input.source.empty(), Status::usage,
+                 "the prompt is empty: no passage, no question, no template");
+    REFRAG_CHECK(std::ssize(input.source) < max_context_, Status::runtime, "the prompt takes ", at_least,
+                 input.source.size(), " decoder positions (", input.plain_tokens,
+                 " tokens) and leaves no room for an answer in a context of ", max_context_,
+                 ": give fewer passages, expand less, or raise -c up to the decoder's window of ",
+                 model_.decoder().config().max_seq_len);
 }
 
 std::vector<bool> Session::sense(std::span<ContextPassage> passages, std::string_view question,

@@ -94,6 +94,8 @@ class Session {
                                      Answer& answer);
     DecoderInput assemble(std::span<const ContextPassage> passages, const std::vector<int32_t>& question,
                           const std::vector<bool>& expanded) const;
+    // Refuses a prompt that is empty, or that leaves no position for an answer.
+    void check_fits(const DecoderInput& input, const char* at_least) const;
     Tensor project(std::span<const ContextPassage> passages, const std::vector<int32_t>& slot_chunk);
     void generate(Tensor hidden, int32_t max_new_tokens, Sampler& sampler, const TextSink& sink,
                   double started_ms, Answer& answer);

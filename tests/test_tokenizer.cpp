@@ -278,7 +278,7 @@ TEST_CASE("tokenizer: one tokenizer serves several threads") {
 
 TEST_CASE("tokenizer: time grows with the text, whatever the text") {
     // A quadratic step would make 256 KiB take hours; measured cost is below 0.1 us a byte, so 5 s leaves
-    // room for sanitizers and slow machines. Growth from 2 to 4 MiB would be 4 if quadratic, is 2 in theory.
+    // room for sanitizers and slow machines: a guard against the wrong algorithm, no measure of speed.
     const Tokenizer tokenizer = Tokenizer::from_file(repo_path(nano_path));
     for (const char* unit : {"a", " ", "\n", "!", "0", "'", "ab", "e\xCC\x81", "\xE4\xB8\xAD", "\xFF", "\xC3",
                              "<s>", "<", " \xC2\xA0"}) {
@@ -293,12 +293,9 @@ TEST_CASE("tokenizer: time grows with the text, whatever the text") {
         };
         CHECK(seconds(256 << 10) < 5);
     }
-    std::string text(2 << 20, 'a');
+    // The same at a size where only a linear walk ends within a minute.
+    const std::string text(4 << 20, 'a');
     const double start = cpu_seconds();
-    tokenizer.encode(text);
-    const double half = cpu_seconds();
-    text.resize(4 << 20, 'a');
-    const double between = cpu_seconds();
-    tokenizer.encode(text);
-    CHECK(cpu_seconds() - between < 3.2 * (half - start) + 0.05);
+    CHECK(tiles(tokenizer.encode(text), text.size()));
+    CHECK(cpu_seconds() - start < 60);
 }

@@ -72,7 +72,8 @@ TEST_CASE("help, version and usage errors") {
         const Ran ran = refrag_run(dir, wrong);
         CHECK(ran.code == 2);
         CHECK(ran.out.empty());
-        CHECK(!ran.err.empty());
+        CHECK(lines(ran.err) == 1);
+        CHECK(ran.err.starts_with("refrag: "));
     }
 }
 

@@ -2,6 +2,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
+#include <iostream>
 #include <new>
 
 #include "base/check.h"
@@ -33,6 +34,9 @@ int run_command_line(int argc, const char* const* argv) {
         app.name("refrag");
         app.set_version_flag("--version", "refrag " REFRAG_VERSION);
         app.require_subcommand(1);
+        app.failure_message([](const CLI::App*, const CLI::Error& error) {
+            return str("refrag: ", error.what(), " (see --help)\n");
+        });
         app.footer(
             "Exit codes: 0 done, 1 failed at run time, 2 wrong usage, 3 bad input file.\n"
             "Each command has its own --help.");
@@ -49,7 +53,7 @@ int run_command_line(int argc, const char* const* argv) {
         flush_stdout();
         return 0;
     } catch (const Error& error) {
-        std::fflush(stdout);
+        std::cout.flush();
         std::fprintf(stderr, "refrag: %s\n", error.what());
         return exit_code(error.status());
     } catch (const std::bad_alloc&) {

@@ -46,12 +46,14 @@ std::unique_ptr<Model> load_model(Backend& backend, const std::string& dir) {
 }
 
 void write_stdout(std::string_view text) {
-    REFRAG_CHECK(std::fwrite(text.data(), 1, text.size(), stdout) == text.size(), Status::runtime,
-                 "standard output: could not write ", text.size(), " bytes");
+    std::cout.write(text.data(), static_cast<std::streamsize>(text.size()));
+    REFRAG_CHECK(std::cout.good(), Status::runtime, "standard output: could not write ", text.size(),
+                 " bytes");
 }
 
 void flush_stdout() {
-    REFRAG_CHECK(std::fflush(stdout) == 0, Status::runtime,
+    std::cout.flush();
+    REFRAG_CHECK(std::cout.good(), Status::runtime,
                  "standard output: could not write (disk full or closed?)");
 }
 

@@ -65,9 +65,14 @@ void write_answer(JsonWriter& json, const std::string& question, const RunOption
 
 void write_chunks(JsonWriter& json, const std::vector<ContextPassage>& passages, const Answer& answer) {
     json.key("chunks").begin_array();
+    std::string text;  // of the passage that the chunks are now of; chunks come passage by passage
+    size_t text_of = passages.size();
     for (const ChunkReport& chunk : answer.chunks) {
         const Passage& passage = passages[chunk.passage].passage();
-        const std::string text = passage.content();
+        if (text_of != chunk.passage) {
+            text = passage.content();
+            text_of = chunk.passage;
+        }
         json.begin_object();
         json.key("document").string(passage.id);
         json.key("begin").integer(static_cast<int64_t>(chunk.begin));
@@ -149,9 +154,11 @@ void run(const RunOptions& options) {
         write_stdout("\n");
         flush_stdout();
         print_summary(answer);
-        write_answer(explain, question, options, answer);
-        write_chunks(explain, passages, answer);
-        explain.end_object();
+        if (!options.explain.empty()) {
+            write_answer(explain, question, options, answer);
+            write_chunks(explain, passages, answer);
+            explain.end_object();
+        }
     }
     if (several) explain.end_array();
     if (!options.explain.empty()) write_file_atomic(options.explain, explain.text() + "\n");

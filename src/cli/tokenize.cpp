@@ -3,13 +3,13 @@
 
 #include <CLI/CLI.hpp>
 #include <charconv>
-#include <iostream>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "base/check.h"
+#include "cli/common.h"
 #include "io/file.h"
 #include "io/json.h"
 #include "text/tokenizer.h"
@@ -91,12 +91,6 @@ std::string tokens_as_lines(const Tokenizer& tokenizer, const std::vector<Token>
     return out;
 }
 
-void print(const std::string& text) {
-    std::cout.write(text.data(), static_cast<std::streamsize>(text.size()));
-    std::cout.flush();
-    REFRAG_CHECK(std::cout.good(), Status::runtime, "standard output: writing failed");
-}
-
 void run_tokenize(const TokenizeOptions& options) {
     const int n_sources =
         (options.text_given ? 1 : 0) + (options.file.empty() ? 0 : 1) + (options.decode_given ? 1 : 0);
@@ -106,8 +100,8 @@ void run_tokenize(const TokenizeOptions& options) {
     if (options.decode_given) {
         const std::vector<int32_t> ids = parse_ids(options.decode_ids, tokenizer.vocab_size());
         const std::string text = tokenizer.decode(ids, !options.special);
-        return print(options.json
-                         ? JsonWriter().begin_object().key("text").string(text).end_object().text() + "\n"
+        return write_stdout(
+            options.json ? JsonWriter().begin_object().key("text").string(text).end_object().text() + "\n"
                          : text + "\n");
     }
     const std::string text = options.text_given      ? options.text
@@ -115,7 +109,7 @@ void run_tokenize(const TokenizeOptions& options) {
                                                      : read_stdin(max_text_bytes);
     const std::vector<Token> tokens =
         options.special ? tokenizer.encode_with_special_tokens(text) : tokenizer.encode(text);
-    print(options.json ? tokens_as_json(tokenizer, tokens) : tokens_as_lines(tokenizer, tokens));
+    write_stdout(options.json ? tokens_as_json(tokenizer, tokens) : tokens_as_lines(tokenizer, tokens));
 }
 
 }  // namespace

@@ -89,9 +89,12 @@ Answer Session::answer(std::span<ContextPassage> passages, std::string_view ques
     }
 
     // What cannot fit is refused before the encoder works for nothing: with the fewest positions it can take.
-    const bool everything = answer.expand_fraction == 1.0;
-    check_fits(assemble(passages, question_ids, std::vector<bool>(answer.chunks.size(), everything)),
-               everything ? "" : "at least ");
+    {
+        const StageTimer timer(answer.times.prefill);
+        const bool everything = answer.expand_fraction == 1.0;
+        check_fits(assemble(passages, question_ids, std::vector<bool>(answer.chunks.size(), everything)),
+                   everything ? "" : "at least ");
+    }
 
     const ArenaScope scratch(arena_);
     const std::vector<bool> expanded = sense(passages, question, options, answer);

@@ -28,7 +28,7 @@ struct AnswerOptions {
     bool want_logits = false;  // run the policy network even where its choice is already known (p = 0 or 1)
 };
 
-// Milliseconds on the host's clock. TTFT is the sum of all but `decode`.
+// Milliseconds on the host's clock. TTFT is the sum of all but `decode`, and the little between them.
 struct StageTimes {
     double tokenize = 0.0;  // passages not yet cut, question, template
     double encode = 0.0;    // chunks not yet encoded

@@ -4,7 +4,9 @@
 #   make demo                 installs what is missing (apt), builds, answers questions from bundled passages
 #   make test                 installs what is missing (apt), builds and runs every test
 #   make SAN=address test     the same under a sanitizer: address, undefined or thread
+#   make install              binary, manual page and shell completion below PREFIX (/usr/local); DESTDIR is respected
 #   make format               clang-format over all sources
+#   make tidy                 clang-tidy over src/
 #   make bench                build/bench_ops and build/bench_prefill, the benchmarks of ops and of a whole decoder
 #
 # CONFIG=debug keeps REFRAG_DCHECK and -O1; CONFIG=release (default) is -O2 -DNDEBUG.
@@ -74,7 +76,7 @@ say = @:
 endif
 
 .DEFAULT_GOAL := all
-.PHONY: all demo test deps format format-check clean help bench cuda-says
+.PHONY: all demo test deps install uninstall format format-check tidy clean help bench cuda-says
 
 all: cuda-says $(BUILD)/refrag
 
@@ -135,6 +137,32 @@ test: deps
 	@$(MAKE) --no-print-directory -j$(JOBS) all $(BUILD)/refrag-tests
 	@REFRAG_BINARY=$(BUILD)/refrag $(BUILD)/refrag-tests $(TEST_ARGS)
 
+# ---- installation -------------------------------------------------------------------------------------------
+# Manual page and completion are the binary's own account of its command line.
+PREFIX  ?= /usr/local
+DESTDIR ?=
+BINDIR  ?= $(PREFIX)/bin
+DATADIR ?= $(PREFIX)/share
+INSTALLED = $(BINDIR)/refrag $(DATADIR)/man/man1/refrag.1 $(DATADIR)/bash-completion/completions/refrag \
+            $(DATADIR)/zsh/site-functions/_refrag $(DATADIR)/fish/vendor_completions.d/refrag.fish
+
+$(BUILD)/share/refrag.1: $(BUILD)/refrag
+	@mkdir -p $(@D)
+	$(Q)$< man > $@.part && mv $@.part $@
+$(BUILD)/share/refrag.%: $(BUILD)/refrag
+	@mkdir -p $(@D)
+	$(Q)$< completion $* > $@.part && mv $@.part $@
+
+install: $(BUILD)/refrag $(addprefix $(BUILD)/share/refrag.,1 bash zsh fish)
+	$(Q)install -D -m 755 $(BUILD)/refrag $(DESTDIR)$(BINDIR)/refrag
+	$(Q)install -D -m 644 $(BUILD)/share/refrag.1 $(DESTDIR)$(DATADIR)/man/man1/refrag.1
+	$(Q)install -D -m 644 $(BUILD)/share/refrag.bash $(DESTDIR)$(DATADIR)/bash-completion/completions/refrag
+	$(Q)install -D -m 644 $(BUILD)/share/refrag.zsh $(DESTDIR)$(DATADIR)/zsh/site-functions/_refrag
+	$(Q)install -D -m 644 $(BUILD)/share/refrag.fish $(DESTDIR)$(DATADIR)/fish/vendor_completions.d/refrag.fish
+	@printf '  INSTALL  %s\n' $(addprefix $(DESTDIR),$(INSTALLED))
+uninstall:
+	rm -f $(addprefix $(DESTDIR),$(INSTALLED))
+
 # ---- care -------------------------------------------------------------------------------------------------
 FORMAT_SRC := $(wildcard src/*/*.cpp src/*/*.h tests/*.cpp tests/*.h bench/*.cpp bench/*.h cuda/*.cu cuda/*.cuh)
 format:
@@ -142,8 +170,16 @@ format:
 format-check:
 	clang-format --dry-run -Werror $(FORMAT_SRC)
 
+# The checks, and why some are off, are in .clang-tidy. Headers are checked with the sources that include them.
+tidy: $(addprefix $(BUILD)/tidy/,$(addsuffix .ok,$(LIB_SRC) $(CLI_SRC)))
+$(BUILD)/tidy/%.ok: % .clang-tidy
+	$(call say,TIDY,$<)
+	@mkdir -p $(@D)
+	$(Q)clang-tidy --quiet $< -- -std=c++20 $(filter-out -MMD -MP,$(CPPFLAGS)) 2>$@.log || { cat $@.log >&2; exit 1; }
+	@touch $@
+
 clean:
 	rm -rf build
 
 help:
-	@sed -n '2,12s/^# \{0,1\}//p' Makefile
+	@sed -n '2,14s/^# \{0,1\}//p' Makefile

@@ -1,48 +1,20 @@
 // The binary from outside: exit codes, one clear line for each error, what goes to standard output and what
 // does not. The path of the binary comes from REFRAG_BINARY (the Makefile sets it).
 #include <doctest/doctest.h>
-#include <sys/wait.h>
-
-#include <algorithm>
-#include <cstdio>
-#include <cstdlib>
 #include <string>
 
+#include "cli_run.h"
 #include "io/json.h"
-#include "support.h"
 
 using namespace refrag;
+using refrag_test::binary;
 using refrag_test::contains;
+using refrag_test::lines;
+using refrag_test::Ran;
+using refrag_test::refrag_run;
 using refrag_test::TempDir;
 
 namespace {
-
-struct Ran {
-    int code = -1;
-    std::string out;
-    std::string err;
-};
-
-std::string binary() {
-    const char* path = std::getenv("REFRAG_BINARY");
-    return path != nullptr ? path : "build/refrag";
-}
-
-// Runs the binary with arguments in shell syntax.
-Ran refrag_run(const TempDir& dir, const std::string& arguments) {
-    const std::string command =
-        binary() + " " + arguments + " >'" + dir.file("out") + "' 2>'" + dir.file("err") + "' </dev/null";
-    Ran ran;
-    const int status = std::system(command.c_str());
-    ran.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-    ran.out = read_file(dir.file("out"), 1 << 24);
-    ran.err = read_file(dir.file("err"), 1 << 24);
-    return ran;
-}
-
-size_t lines(const std::string& text) {
-    return static_cast<size_t>(std::count(text.begin(), text.end(), '\n'));
-}
 
 constexpr const char* kModel = "-m tests/golden/tiny-refrag ";
 constexpr const char* kPassages =

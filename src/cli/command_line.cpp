@@ -44,6 +44,8 @@ int run_command_line(int argc, const char* const* argv) {
         add_eval(app);
         add_inspect(app);
         add_tokenize(app);
+        add_completion(app);
+        add_manual(app);
         try {
             app.parse(argc, argv);
         } catch (const CLI::ParseError& error) {

@@ -21,9 +21,9 @@ void add_model_option(CLI::App& app, std::string& model_dir) {
 
 void add_device_options(CLI::App& app, DeviceOptions& options) {
     app.add_option("--device", options.device,
-                   "auto, cpu or cuda; auto takes a GPU when this build and machine have one")
+                   "Where to compute; auto takes a GPU when this build and machine have one")
         ->capture_default_str()
-        ->type_name("NAME");
+        ->type_name("auto|cpu|cuda");
     app.add_option("-t,--threads", options.threads, "CPU threads; 0: all this process may use")
         ->capture_default_str()
         ->check(CLI::Range(0, 4096))

@@ -54,6 +54,8 @@ class Progress {
 void add_run(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_inspect(CLI::App& app);
+void add_completion(CLI::App& app);
+void add_manual(CLI::App& app);
 
 // The whole command line, as main() runs it; returns the exit code. Never throws.
 int run_command_line(int argc, const char* const* argv);

@@ -88,7 +88,7 @@ const CpuKernels& cpu_kernels(CpuIsa isa) {
 }
 
 std::unique_ptr<Backend> make_cpu_backend(int n_threads) {
-    const char* name = std::getenv("REFRAG_CPU_ISA");
+    const char* name = std::getenv("REFRAG_CPU_ISA");  // NOLINT(concurrency-mt-unsafe): nothing here sets it
     return make_cpu_backend(n_threads, name == nullptr ? best_cpu_isa() : parse_cpu_isa(name));
 }
 

@@ -69,8 +69,9 @@ std::vector<float> Policy::logits(Tensor chunk_emb, Tensor question_emb, Arena& 
     std::vector<float> result(static_cast<size_t>(n_chunks));
     if (n_chunks == 0) return result;
     const int64_t dim = config_.dim;
-    const AttentionShape shape{config_.n_heads, config_.n_heads, config_.dim / config_.n_heads,
-                               1.0f / std::sqrt(static_cast<float>(config_.dim / config_.n_heads))};
+    const int32_t head_dim = config_.dim / config_.n_heads;
+    const AttentionShape shape{config_.n_heads, config_.n_heads, head_dim,
+                               1.0f / std::sqrt(static_cast<float>(head_dim))};
 
     const ArenaScope scratch(arena);
     BatchPlan plan;

@@ -102,6 +102,7 @@ class WindowScorer {
             scores = model_.policy().logits(chunk_emb, Tensor{}, arena_);
         } else {
             std::vector<std::vector<int32_t>> ids;
+            ids.reserve(chunks.size());
             for (const Chunk& chunk : chunks) ids.push_back(chunk.ids);
             scores = mean_nll_alone(model_, ids, arena_);
         }
@@ -114,6 +115,7 @@ class WindowScorer {
                      DecoderInput& input) {
         const std::vector<Chunk> chunks = chunks_of(context, *row.chunk_len);
         std::vector<std::vector<int32_t>> sequences;
+        sequences.reserve(chunks.size());
         for (const Chunk& chunk : chunks) sequences.push_back(chunk.encoder_ids);
         const Tensor chunk_emb = encode(sequences);
         const std::vector<bool> expanded = choose(row, window, chunks, chunk_emb);

@@ -1,12 +1,10 @@
-// Which chunks are expanded: the rounding rule, ties, the seeded baseline; and the sampler of next tokens.
+// Which chunks are expanded: the rounding rule, ties, the seeded baseline.
 #include <doctest/doctest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <set>
 
-#include "refrag/sampler.h"
 #include "refrag/select.h"
 #include "support.h"
 
@@ -61,54 +59,6 @@ TEST_CASE("every policy has a name, and an unknown name lists them") {
     const std::string message = error_of([] { parse_select_policy("best"); });
     CHECK(contains(message, "perplexity-desc"));
     CHECK(contains(message, "\"best\""));
-}
-
-TEST_CASE("greedy sampling takes the largest logit, the lowest id among equals") {
-    Sampler sampler({});
-    CHECK(sampler.sample(std::vector<float>{0.0f, 2.0f, 1.0f, 2.0f}) == 1);
-    const float inf = std::numeric_limits<float>::infinity();
-    CHECK(sampler.sample(std::vector<float>{-inf, -3.0f, -inf}) == 1);
-    CHECK(contains(error_of([&] { sampler.sample(std::vector<float>{0.0f, std::nanf("")}); }), "token 1"));
-    CHECK(contains(error_of([&] {
-                       sampler.sample(std::vector<float>{-inf, -inf});
-                   }),
-                   "none of the decoder's 2"));
-}
-
-TEST_CASE("temperature and top-p sample from the right distribution, by the seed") {
-    const std::vector<float> logits = {std::log(0.5f), std::log(0.3f), std::log(0.2f)};
-    SamplerOptions options;
-    options.temperature = 1.0f;
-    options.seed = 7;
-    std::vector<int> counts(3, 0);
-    Sampler sampler(options);
-    std::vector<int32_t> first;
-    for (int i = 0; i < 10000; ++i) {
-        const int32_t id = sampler.sample(logits);
-        ++counts[static_cast<size_t>(id)];
-        if (i < 50) first.push_back(id);
-    }
-    // Standard deviations of the counts are 50, 46 and 40; five of the largest.
-    CHECK(std::abs(counts[0] - 5000) < 250);
-    CHECK(std::abs(counts[1] - 3000) < 250);
-    CHECK(std::abs(counts[2] - 2000) < 250);
-    Sampler again(options);
-    for (const int32_t id : first) CHECK(again.sample(logits) == id);
-
-    options.top_p = 0.6f;  // 0.5 alone does not reach it, so the first two stay
-    Sampler nucleus(options);
-    std::set<int32_t> seen;
-    for (int i = 0; i < 1000; ++i) seen.insert(nucleus.sample(logits));
-    CHECK(seen == std::set<int32_t>{0, 1});
-    options.top_p = 0.4f;
-    Sampler one(options);
-    for (int i = 0; i < 100; ++i) CHECK(one.sample(logits) == 0);
-
-    options.top_p = 0.0f;
-    CHECK(contains(error_of([&] { const Sampler bad(options); }), "top-p"));
-    options.top_p = 1.0f;
-    options.temperature = -1.0f;
-    CHECK(contains(error_of([&] { const Sampler bad(options); }), "temperature"));
 }
 
 TEST_CASE("select_chunks: each policy reads its scores its own way") {

@@ -1,4 +1,4 @@
-// See sampler.h.
+// See sampler.h, which states the order of the steps and their formulas.
 #include "refrag/sampler.h"
 
 #include <algorithm>
@@ -8,47 +8,142 @@
 #include "base/check.h"
 
 namespace refrag {
+namespace {
 
-Sampler::Sampler(const SamplerOptions& options) : options_(options), random_(options.seed) {
-    REFRAG_CHECK(std::isfinite(options.temperature) && options.temperature >= 0.0f, Status::usage,
-                 "temperature: expected a finite number of at least 0, found ", options.temperature);
-    REFRAG_CHECK(options.top_p > 0.0f && options.top_p <= 1.0f, Status::usage,
-                 "top-p: expected a number above 0, at most 1, found ", options.top_p);
+// More likely first, equal ones by id.
+bool more_likely(const std::pair<double, int32_t>& a, const std::pair<double, int32_t>& b) {
+    return a.first != b.first ? a.first > b.first : a.second < b.second;
+}
+
+}  // namespace
+
+void check_sampler_options(const SamplerOptions& o) {
+    // Each comparison is false for NaN.
+    const auto within = [](float value, float low, float high) { return value >= low && value <= high; };
+    REFRAG_CHECK(std::isfinite(o.temperature) && o.temperature >= 0.0f, Status::usage,
+                 "temperature: expected a finite number of at least 0, found ", o.temperature);
+    REFRAG_CHECK(o.top_k >= -1, Status::usage,
+                 "top-k: expected a number of tokens, or 0 or -1 for all, found ", o.top_k);
+    REFRAG_CHECK(o.top_p > 0.0f && o.top_p <= 1.0f, Status::usage,
+                 "top-p: expected a number above 0, at most 1, found ", o.top_p);
+    REFRAG_CHECK(within(o.min_p, 0.0f, 1.0f), Status::usage, "min-p: expected a number from 0 to 1, found ",
+                 o.min_p);
+    REFRAG_CHECK(std::isfinite(o.repetition_penalty) && o.repetition_penalty > 0.0f, Status::usage,
+                 "repetition penalty: expected a finite number above 0 (1: none), found ",
+                 o.repetition_penalty);
+    REFRAG_CHECK(within(o.presence_penalty, -2.0f, 2.0f), Status::usage,
+                 "presence penalty: expected a number from -2 to 2, found ", o.presence_penalty);
+    REFRAG_CHECK(within(o.frequency_penalty, -2.0f, 2.0f), Status::usage,
+                 "frequency penalty: expected a number from -2 to 2, found ", o.frequency_penalty);
+    REFRAG_CHECK(o.repeat_last_n >= -1, Status::usage,
+                 "repeat-last-n: expected a number of tokens, 0 for none or -1 for all, found ",
+                 o.repeat_last_n);
+}
+
+Sampler::Sampler(const SamplerOptions& options, std::span<const int32_t> banned)
+    : options_(options),
+      banned_(banned.begin(), banned.end()),
+      penalises_((options.repetition_penalty != 1.0f || options.presence_penalty != 0.0f ||
+                  options.frequency_penalty != 0.0f) &&
+                 options.repeat_last_n != 0),
+      random_(options.seed) {
+    check_sampler_options(options);
+}
+
+void Sampler::read_prompt(std::span<const int32_t> ids) {
+    for (const int32_t id : ids) remember(id, false);
+}
+
+void Sampler::remember(int32_t id, bool generated) {
+    if (!penalises_) return;
+    Uses& uses = uses_[id];
+    ++uses.seen;
+    uses.generated += generated ? 1 : 0;
+    if (options_.repeat_last_n < 0) return;
+    window_.emplace_back(id, generated);
+    if (std::ssize(window_) <= options_.repeat_last_n) return;
+    const auto [old_id, old_generated] = window_.front();
+    window_.pop_front();
+    Uses& old_uses = uses_[old_id];
+    old_uses.generated -= old_generated ? 1 : 0;
+    if (--old_uses.seen == 0) uses_.erase(old_id);
+}
+
+void Sampler::adjust(std::span<const float> logits) {
+    adjusted_.assign(logits.begin(), logits.end());
+    const auto known = [&](int32_t id) { return id >= 0 && static_cast<size_t>(id) < adjusted_.size(); };
+    for (const auto& [id, uses] : uses_) {
+        if (!known(id)) continue;
+        double& logit = adjusted_[static_cast<size_t>(id)];
+        const auto r = static_cast<double>(options_.repetition_penalty);
+        logit = logit > 0.0 ? logit / r : logit * r;
+        if (uses.generated > 0) {
+            logit -= static_cast<double>(uses.generated) * static_cast<double>(options_.frequency_penalty) +
+                     static_cast<double>(options_.presence_penalty);
+        }
+    }
+    for (const int32_t id : banned_) {
+        if (known(id)) adjusted_[static_cast<size_t>(id)] = -std::numeric_limits<double>::infinity();
+    }
 }
 
 int32_t Sampler::sample(std::span<const float> logits) {
-    size_t best = logits.size();
     for (size_t i = 0; i < logits.size(); ++i) {
-        if (std::isnan(logits[i])) {
-            fail(Status::runtime, "the decoder's logit of token ", i, " is not a number: broken weights");
-        }
-        if (std::isfinite(logits[i]) && (best == logits.size() || logits[i] > logits[best])) best = i;
+        // NaN fails the comparison too.
+        if (logits[i] <= std::numeric_limits<float>::max()) continue;
+        fail(Status::runtime, "the decoder's logit of token ", i, " is ",
+             std::isnan(logits[i]) ? "not a number" : "infinite", ": broken weights");
     }
-    REFRAG_CHECK(best < logits.size(), Status::runtime, "none of the decoder's ", logits.size(),
-                 " logits is finite: broken weights");
-    if (options_.temperature == 0.0f) return static_cast<int32_t>(best);
-
+    adjust(logits);
+    size_t best = 0;
+    for (size_t i = 1; i < adjusted_.size(); ++i) {
+        if (adjusted_[i] > adjusted_[best]) best = i;
+    }
+    REFRAG_CHECK(!logits.empty() && std::isfinite(adjusted_[best]), Status::runtime, "none of the decoder's ",
+                 logits.size(), " logits is finite: broken weights");
     candidates_.clear();
-    const float largest = logits[best];
-    double total = 0.0;
-    for (size_t i = 0; i < logits.size(); ++i) {
-        const float p =
-            std::isfinite(logits[i]) ? std::exp((logits[i] - largest) / options_.temperature) : 0.0f;
-        if (p > 0.0f) candidates_.emplace_back(p, static_cast<int32_t>(i));
-        total += p;
+    const int32_t id = options_.temperature == 0.0f ? static_cast<int32_t>(best) : draw(adjusted_[best]);
+    remember(id, true);
+    return id;
+}
+
+int32_t Sampler::draw(double largest) {
+    const auto temperature = static_cast<double>(options_.temperature);
+    for (size_t i = 0; i < adjusted_.size(); ++i) {
+        const double p = std::exp((adjusted_[i] - largest) / temperature);
+        if (p > 0.0) candidates_.emplace_back(p, static_cast<int32_t>(i));
     }
+    if (options_.top_k > 0 && options_.top_k < std::ssize(candidates_)) {
+        // By logit and not by probability: different logits may have rounded to one probability.
+        const auto by_logit = [&](const auto& a, const auto& b) {
+            return more_likely({adjusted_[static_cast<size_t>(a.second)], a.second},
+                               {adjusted_[static_cast<size_t>(b.second)], b.second});
+        };
+        std::partial_sort(candidates_.begin(), candidates_.begin() + options_.top_k, candidates_.end(),
+                          by_logit);
+        candidates_.resize(static_cast<size_t>(options_.top_k));
+    }
+    const auto sum_of = [&] {
+        double sum = 0.0;
+        for (const auto& [p, id] : candidates_) sum += p;
+        return sum;
+    };
     if (options_.top_p < 1.0f) {
-        std::sort(candidates_.begin(), candidates_.end(), [](const auto& a, const auto& b) {
-            return a.first != b.first ? a.first > b.first : a.second < b.second;
-        });
-        const double wanted = static_cast<double>(options_.top_p) * total;
+        const auto top_p = static_cast<double>(options_.top_p);
+        const double total = sum_of();
+        // Tokens below this hold less than 1 - top_p together, so the wanted set is among the others: they
+        // need not be sorted.
+        const double negligible = (1.0 - top_p) * total / static_cast<double>(candidates_.size());
+        std::erase_if(candidates_, [&](const auto& c) { return c.first < negligible; });
+        std::sort(candidates_.begin(), candidates_.end(), more_likely);
         double sum = 0.0;
         size_t kept = 0;
-        while (kept < candidates_.size() && sum < wanted) sum += candidates_[kept++].first;
-        candidates_.resize(std::max<size_t>(kept, 1));
-        total = sum;
+        while (kept < candidates_.size() && sum < top_p * total) sum += candidates_[kept++].first;
+        candidates_.resize(kept);
     }
-    double left = random_.uniform() * total;
+    // The most likely token has p = 1 and is among the candidates.
+    std::erase_if(candidates_, [&](const auto& c) { return c.first < static_cast<double>(options_.min_p); });
+    double left = random_.uniform() * sum_of();
     for (const auto& [p, id] : candidates_) {
         left -= p;
         if (left < 0.0) return id;

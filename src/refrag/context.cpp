@@ -28,15 +28,15 @@ void ContextPassage::set_embedding(size_t chunk, std::span<const float> values) 
     encoded_[chunk] = true;
 }
 
-size_t encode_chunks(const Model& model, std::span<ContextPassage> passages, const std::vector<bool>& wanted,
+size_t encode_chunks(const Model& model, PassageRefs passages, const std::vector<bool>& wanted,
                      Arena& arena) {
     std::vector<std::vector<int32_t>> sequences;
     std::vector<std::pair<size_t, size_t>> places;  // (passage, chunk) of each sequence
     size_t index = 0;
     for (size_t p = 0; p < passages.size(); ++p) {
-        const std::vector<Chunk>& chunks = passages[p].chunks();
+        const std::vector<Chunk>& chunks = passages[p]->chunks();
         for (size_t c = 0; c < chunks.size(); ++c, ++index) {
-            if (passages[p].has_embedding(c) || !(wanted.empty() || wanted[index])) continue;
+            if (passages[p]->has_embedding(c) || !(wanted.empty() || wanted[index])) continue;
             sequences.push_back(chunks[c].encoder_ids);
             places.emplace_back(p, c);
         }
@@ -49,9 +49,16 @@ size_t encode_chunks(const Model& model, std::span<ContextPassage> passages, con
     model.backend().download(host.data(), device.data, device.bytes());
     const auto d_enc = static_cast<size_t>(model.d_enc());
     for (size_t i = 0; i < places.size(); ++i) {
-        passages[places[i].first].set_embedding(places[i].second, std::span(host).subspan(i * d_enc, d_enc));
+        passages[places[i].first]->set_embedding(places[i].second, std::span(host).subspan(i * d_enc, d_enc));
     }
     return sequences.size();
+}
+
+size_t encode_chunks(const Model& model, std::span<ContextPassage> passages, const std::vector<bool>& wanted,
+                     Arena& arena) {
+    std::vector<ContextPassage*> refs;
+    for (ContextPassage& passage : passages) refs.push_back(&passage);
+    return encode_chunks(model, refs, wanted, arena);
 }
 
 }  // namespace refrag

@@ -40,8 +40,12 @@ class ContextPassage {
     std::vector<bool> encoded_;      // [n_chunks]
 };
 
+// Passages in the order of a prompt; several prompts may refer to the same ones.
+using PassageRefs = std::span<ContextPassage* const>;
+
 // Encodes every chunk that is marked (all when `wanted` is empty) and has no embedding yet. `wanted` runs
 // over the chunks of all passages in order. Returns how many were encoded.
+size_t encode_chunks(const Model& model, PassageRefs passages, const std::vector<bool>& wanted, Arena& arena);
 size_t encode_chunks(const Model& model, std::span<ContextPassage> passages, const std::vector<bool>& wanted,
                      Arena& arena);
 

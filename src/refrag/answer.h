@@ -1,0 +1,82 @@
+// What is asked of an answer and what comes back: options, text, and the story of every chunk. Plain data,
+// shared by everything that answers (session.h, engine.h).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "refrag/logprobs.h"
+#include "refrag/sampler.h"
+#include "refrag/select.h"
+
+namespace refrag {
+
+struct AnswerOptions {
+    int32_t chunk_len = 0;                  // k; 0: the model's
+    std::optional<double> expand_fraction;  // p; none: the model's
+    SelectPolicy policy = SelectPolicy::model;
+    SamplerOptions sampler;           // its seed also draws SelectPolicy::random
+    int32_t max_new_tokens = 256;     // -1: until an end token comes or the context is full
+    std::vector<std::string> stop;    // stop strings (stop.h), looked for in the text as generated
+    bool ignore_eos = false;          // end tokens are never sampled
+    std::optional<int32_t> logprobs;  // report each token's log-probability and this many alternatives
+    bool want_logits = false;  // run the policy network even where its choice is already known (p = 0 or 1)
+};
+
+// Status::usage naming the first option that makes no sense.
+void check_answer_options(const AnswerOptions& options);
+
+// Milliseconds on the host's clock. TTFT is the sum of all but `queue` and `decode`, and the little between
+// them. In a batch, work done together with other requests counts in full for each.
+struct StageTimes {
+    double queue = 0.0;     // waiting for a slot of a batch
+    double tokenize = 0.0;  // passages not yet cut, question, template
+    double encode = 0.0;    // chunks not yet encoded
+    double sense = 0.0;     // question pieces encoded, policy, choice
+    double project = 0.0;   // projector
+    double prefill = 0.0;   // assembly and the decoder's pass over the prompt
+    double sample = 0.0;    // the first token
+    double decode = 0.0;    // all further tokens
+};
+
+struct ChunkReport {
+    size_t passage = 0;  // index of its passage
+    size_t begin = 0;    // byte span in the passage's text (title included)
+    size_t end = 0;
+    size_t n_tokens = 0;
+    std::optional<float> logit;  // of the policy network, or the score of a perplexity policy
+    bool expanded = false;
+    bool cached = false;   // had its embedding before this question
+    int32_t position = 0;  // first position in the decoder
+    int32_t slots = 0;     // positions it takes: 1 compressed, n_tokens expanded
+};
+
+enum class FinishReason { end_token, stop_string, max_tokens, context_full };
+const char* finish_reason_name(FinishReason reason);  // "end", "stop", "length", "context"
+
+struct Answer {
+    std::string text;          // without the one leading space that answers are trained with
+    std::vector<int32_t> ids;  // all that were generated but the end token; a stop string's among them
+    std::vector<TokenLogprobs> logprobs;  // one for each id, where asked for
+    FinishReason finish = FinishReason::end_token;
+    std::optional<std::string> stop;  // the stop string found
+    int32_t chunk_len = 0;
+    double expand_fraction = 0.0;
+    size_t n_expanded = 0;
+    size_t n_cached = 0;
+    size_t positions = 0;       // decoder positions of the prompt
+    size_t plain_tokens = 0;    // what the same prompt takes as tokens
+    double ttft_ms = 0.0;       // from the start of this request's own work
+    double tokens_per_s = 0.0;  // of the tokens after the first; 0 if there is none
+    StageTimes times;
+    std::vector<ChunkReport> chunks;
+};
+
+// Text as it is generated; called on the thread that drives the generation.
+using TextSink = std::function<void(std::string_view)>;
+
+}  // namespace refrag

@@ -1,0 +1,157 @@
+// See generator.h.
+#include "refrag/generator.h"
+
+#include <algorithm>
+
+#include "refrag/scoring.h"
+#include "refrag/timer.h"
+
+namespace refrag {
+namespace {
+
+static_assert(max_parallel < kPrefillRows, "a step must have rows left for prompts");
+
+KvCache checked_cache(const Llama& decoder, int32_t n_slots, int64_t max_context) {
+    const int64_t window = decoder.config().max_seq_len;
+    REFRAG_CHECK(n_slots >= 1 && n_slots <= max_parallel, Status::usage, "parallel sequences: expected 1 to ",
+                 max_parallel, ", found ", n_slots);
+    REFRAG_CHECK(max_context >= 1 && max_context <= window, Status::usage, "context size: expected at most ",
+                 window, " positions (the decoder's max_position_embeddings), found ", max_context);
+    return decoder.make_kv_cache(n_slots, max_context);
+}
+
+}  // namespace
+
+Generator::Generator(const Llama& decoder, int32_t n_slots, int64_t max_context)
+    : decoder_(decoder),
+      kv_(checked_cache(decoder, n_slots, max_context)),
+      arena_(decoder.backend()),
+      sequences_(static_cast<size_t>(n_slots)) {}
+
+int32_t Generator::start(std::vector<int32_t> source, Buffer slots, NextToken next) {
+    REFRAG_DCHECK(has_free_slot() && !source.empty() && std::ssize(source) <= max_context());
+    int32_t slot = 0;
+    while (std::find(order_.begin(), order_.end(), slot) != order_.end()) ++slot;
+    kv_.truncate(slot, 0);
+    at(slot) = Sequence{std::move(source), 0, std::move(slots), 0, false, std::move(next)};
+    order_.push_back(slot);
+    return slot;
+}
+
+void Generator::stop(int32_t slot) {
+    std::erase(order_, slot);
+    at(slot) = Sequence{};
+    kv_.truncate(slot, 0);
+}
+
+std::vector<Generator::Part> Generator::plan_rows() const {
+    std::vector<Part> parts;
+    int64_t left = kPrefillRows;
+    for (const bool generating : {true, false}) {
+        for (const int32_t slot : order_) {
+            const Sequence& sequence = sequences_[static_cast<size_t>(slot)];
+            if (sequence.generating != generating) continue;
+            const int64_t n =
+                std::min(left, std::ssize(sequence.source) - static_cast<int64_t>(sequence.fed));
+            if (n > 0) parts.push_back({slot, static_cast<int32_t>(n)});
+            left -= n;
+        }
+    }
+    return parts;
+}
+
+void Generator::feed(const std::vector<Part>& parts, std::vector<int32_t>& outputs) {
+    Backend& backend = decoder_.backend();
+    const ArenaScope scratch(arena_);
+    BatchPlan plan;
+    std::vector<int32_t> source;
+    std::vector<int32_t> last_rows;  // of the parts in `outputs`
+    struct SlotRows {
+        int32_t slot;
+        int64_t n;
+    };
+    std::vector<SlotRows> slot_rows;  // which projected chunks these rows name
+    int64_t n_slot_rows = 0;
+    for (const auto& [slot, n] : parts) {
+        Sequence& sequence = at(slot);
+        kv_.reserve(slot, n);
+        plan.add_cached(slot, kv_.length(slot), n);
+        int64_t named = 0;
+        for (size_t i = sequence.fed; i < sequence.fed + static_cast<size_t>(n); ++i) {
+            const int32_t row = sequence.source[i];
+            REFRAG_DCHECK(row >= 0 || -1 - row == sequence.slots_fed + named);
+            source.push_back(row >= 0 ? row : static_cast<int32_t>(-1 - (n_slot_rows + named++)));
+        }
+        if (named > 0) slot_rows.push_back({slot, named});
+        n_slot_rows += named;
+        if (sequence.fed + static_cast<size_t>(n) == sequence.source.size()) {
+            outputs.push_back(slot);
+            last_rows.push_back(plan.n_rows() - 1);
+        }
+    }
+
+    const int64_t dim = decoder_.config().dim;
+    const Tensor slots = arena_.tensor(n_slot_rows, dim);
+    int64_t begin = 0;
+    for (const auto& [slot, n] : slot_rows) {
+        Sequence& sequence = at(slot);
+        const Tensor from{sequence.slots.data(), DType::f32, sequence.slots_fed + n, dim};
+        backend.copy(slots.row_slice(begin, n), from.row_slice(sequence.slots_fed, n));
+        sequence.slots_fed += n;
+        begin += n;
+    }
+    const Tensor hidden = decoder_.forward(plan, source, slots, kv_, arena_);
+    for (const auto& [slot, n] : parts) {
+        kv_.advance(slot, n);
+        at(slot).fed += static_cast<size_t>(n);
+    }
+    if (outputs.empty()) return;
+
+    const double started_ms = now_ms();
+    const Tensor last = arena_.tensor(std::ssize(outputs), dim);
+    backend.gather_rows(last, hidden, upload_vector(backend, arena_, last_rows));
+    const Tensor logits = decoder_.logits(last, arena_);
+    logits_.resize(static_cast<size_t>(logits.size()));
+    backend.download(logits_.data(), logits.data, logits.bytes());
+    logits_ms_ = now_ms() - started_ms;
+}
+
+std::vector<Generator::Ended> Generator::step() {
+    std::vector<Ended> ended;
+    const std::vector<Part> parts = plan_rows();
+    if (parts.empty()) return ended;
+    std::vector<int32_t> outputs;
+    try {
+        feed(parts, outputs);
+    } catch (...) {
+        // What the cache holds of these sequences is unknown now; all others were not touched.
+        for (const auto& [slot, n] : parts) ended.push_back({slot, false, std::current_exception()});
+        for (const Ended& end : ended) stop(end.slot);
+        return ended;
+    }
+    const auto vocab = static_cast<size_t>(decoder_.config().vocab_size);
+    for (size_t i = 0; i < outputs.size(); ++i) {
+        const int32_t slot = outputs[i];
+        Sequence& sequence = at(slot);
+        sequence.slots = Buffer{};
+        sequence.generating = true;
+        Ended end{slot, false, nullptr};
+        try {
+            const std::optional<int32_t> id =
+                sequence.next(std::span(logits_).subspan(i * vocab, vocab), logits_ms_);
+            end.context_full = id && kv_.length(slot) >= max_context();
+            if (id && !end.context_full) {
+                sequence.source.assign(1, *id);
+                sequence.fed = 0;
+                continue;
+            }
+        } catch (...) {
+            end.error = std::current_exception();
+        }
+        stop(slot);
+        ended.push_back(end);
+    }
+    return ended;
+}
+
+}  // namespace refrag

@@ -1,0 +1,83 @@
+// Continuous batching over the decoder: sequences join and leave the slots of one KV cache at any time, and
+// every step feeds all of them as one ragged batch. A sequence is rows in, logits out; its owner says what
+// comes next. Knows neither passages nor text. One thread drives it.
+//
+// A step takes at most kPrefillRows rows: one for each sequence that generates, and what is left for prompts,
+// in the order of their start; so a long prompt goes through in parts while others go on, and the memory of
+// activations is bounded.
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/arena.h"
+#include "models/llama.h"
+
+namespace refrag {
+
+constexpr int32_t max_parallel = 1024;  // slots of one generator, well below a step's rows
+
+class Generator {
+  public:
+    // logits [vocab_size] after all rows fed so far, valid during the call; logits_ms: what making them took.
+    // Returns the id to feed next, or nothing when the sequence is to end. What it throws ends its sequence.
+    using NextToken = std::function<std::optional<int32_t>(std::span<const float> logits, double logits_ms)>;
+
+    struct Ended {
+        int32_t slot = 0;
+        bool context_full = false;  // there was a next token, but no position for it
+        std::exception_ptr error;   // what NextToken or the decoder threw; null if nothing
+    };
+
+    // `decoder` must outlive the generator. max_context: positions of each sequence.
+    // Status::usage unless 1 <= n_slots <= max_parallel and 1 <= max_context <= the decoder's window.
+    Generator(const Llama& decoder, int32_t n_slots, int64_t max_context);
+
+    // Begins a sequence in a free slot and returns the slot. source: the prompt's rows (Llama::forward), 1 to
+    // max_context of them; slot rows are numbered 0, 1, ... in the order of the prompt. slots: their values
+    // [n, dim] F32.
+    int32_t start(std::vector<int32_t> source, Buffer slots, NextToken next);
+    // Drops a sequence; its slot is free at once.
+    void stop(int32_t slot);
+    // One batch. Returns the sequences that ended in it; their slots are free again.
+    std::vector<Ended> step();
+
+    bool has_free_slot() const { return order_.size() < sequences_.size(); }
+    size_t n_running() const { return order_.size(); }
+    int32_t n_slots() const { return kv_.n_slots(); }
+    int64_t max_context() const { return kv_.max_entries(); }
+    size_t kv_bytes() const { return kv_.device_bytes(); }
+
+  private:
+    struct Sequence {
+        std::vector<int32_t> source;  // the prompt, or the one token to feed
+        size_t fed = 0;               // rows of it that the decoder has read
+        Buffer slots;
+        int64_t slots_fed = 0;
+        bool generating = false;  // the prompt has been read
+        NextToken next;
+    };
+    struct Part {
+        int32_t slot;
+        int32_t n;  // rows of this step
+    };
+    Sequence& at(int32_t slot) { return sequences_[static_cast<size_t>(slot)]; }
+    std::vector<Part> plan_rows() const;
+    // Feeds the parts; returns the logits of those whose rows are all read, [outputs.size(), vocab_size], on
+    // the host.
+    void feed(const std::vector<Part>& parts, std::vector<int32_t>& outputs);
+
+    const Llama& decoder_;
+    KvCache kv_;
+    Arena arena_;
+    std::vector<Sequence> sequences_;  // by slot
+    std::vector<int32_t> order_;       // slots in use, in the order of their start
+    std::vector<float> logits_;
+    double logits_ms_ = 0.0;
+};
+
+}  // namespace refrag

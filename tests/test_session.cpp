@@ -3,13 +3,15 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <filesystem>
 #include <memory>
 
-#include "cpu/cpu_backend.h"
+#include "golden.h"
 #include "refrag/perplexity.h"
 #include "refrag/scoring.h"
 #include "refrag/session.h"
-#include "support.h"
+#include "text/unicode.h"
 
 using namespace refrag;
 using refrag_test::contains;
@@ -296,4 +298,165 @@ TEST_CASE_FIXTURE(Fixture, "mean_nll_alone equals scoring each sequence by itsel
     }
     CHECK(together[4] == 0.0f);
     CHECK(together[0] > 0.0f);
+}
+
+TEST_CASE_FIXTURE(Fixture, "a stop string ends the answer before it, whatever tokens it lies in") {
+    std::vector<ContextPassage> passages = some_passages();
+    Session session(model);
+    AnswerOptions options = options_with(SelectPolicy::model, 0.3);
+    options.max_new_tokens = 40;
+    const Answer whole = session.answer(passages, "Why?", options);
+    CHECK(!whole.stop);
+    REQUIRE(whole.text.size() > 12);
+    // Every stretch of the text's characters as a stop string.
+    int inside = 0;
+    for (size_t begin = 0; begin < whole.text.size(); begin += 3) {
+        for (const size_t n : {1u, 2u, 5u}) {
+            const std::string stop = whole.text.substr(begin, n);
+            if (!is_valid_utf8(stop) || stop.size() < n) continue;
+            CAPTURE(stop);
+            options.stop = {"never to be seen", stop};
+            std::string streamed;
+            const Answer answer =
+                session.answer(passages, "Why?", options, [&](std::string_view piece) { streamed += piece; });
+            CHECK(answer.finish == FinishReason::stop_string);
+            CHECK(answer.stop == stop);
+            CHECK(answer.text == whole.text.substr(0, whole.text.find(stop)));
+            CHECK(streamed == answer.text);
+            // The ids are all that it took, no more.
+            REQUIRE(answer.ids.size() <= whole.ids.size());
+            CHECK(std::equal(answer.ids.begin(), answer.ids.end(), whole.ids.begin()));
+            inside += answer.ids.size() < whole.ids.size() ? 1 : 0;
+        }
+    }
+    CHECK(inside > 10);
+    // A stop string at the very start, where the leading space would be taken off.
+    options.stop = {model.tokenizer().decode(whole.ids, true).substr(0, 1)};
+    if (is_valid_utf8(options.stop[0])) CHECK(session.answer(passages, "Why?", options).text.empty());
+}
+
+TEST_CASE("several end tokens all end an answer, and ignore_eos never samples them") {
+    const refrag_test::TempDir dir;
+    std::filesystem::copy(refrag_test::tiny_refrag_path(), dir.file("model"),
+                          std::filesystem::copy_options::recursive);
+    const std::string generation = "model/decoder/generation_config.json";
+    Backend& backend = refrag_test::cpu();
+    std::vector<ContextPassage> passages = some_passages();
+    AnswerOptions options = options_with(SelectPolicy::model, 0.3);
+    options.max_new_tokens = 12;
+    std::vector<int32_t> ids;
+    {
+        const Model model(backend, dir.file("model"));
+        ids = Session(model).answer(passages, "Why?", options).ids;
+    }
+    REQUIRE(ids.size() == 12);
+    // The token first said at place n becomes an end token beside others.
+    for (const size_t n : {size_t{0}, size_t{3}, size_t{7}}) {
+        const auto first = static_cast<size_t>(std::find(ids.begin(), ids.end(), ids[n]) - ids.begin());
+        dir.write(generation, str("{\"eos_token_id\": [2, ", ids[n], ", 319]}"));
+        const Model model(backend, dir.file("model"));
+        Session session(model, 100);
+        options.max_new_tokens = 12;
+        options.ignore_eos = false;
+        const Answer answer = session.answer(passages, "Why?", options);
+        CHECK(answer.finish == FinishReason::end_token);
+        CHECK(answer.ids == std::vector<int32_t>(ids.begin(), ids.begin() + static_cast<int>(first)));
+
+        options.ignore_eos = true;
+        for (const float temperature : {0.0f, 1.5f}) {
+            options.sampler.temperature = temperature;
+            options.max_new_tokens = -1;
+            const Answer endless = session.answer(passages, "Why?", options);
+            CHECK(endless.finish == FinishReason::context_full);
+            // The last token needs no position of its own.
+            CHECK(endless.positions + endless.ids.size() == 101);
+            for (const int32_t id : endless.ids) CHECK(!model.is_end(id));
+        }
+        options.sampler = {};
+    }
+}
+
+TEST_CASE_FIXTURE(Fixture, "log-probabilities are those of the decoder on the same ids, before any option") {
+    std::vector<ContextPassage> passages = some_passages();
+    Session session(model);
+    AnswerOptions options = options_with(SelectPolicy::all, 1.0);
+    options.max_new_tokens = 10;
+    options.logprobs = 5;
+    options.ignore_eos = true;
+    options.sampler.temperature = 1.3f;
+    options.sampler.seed = 3;
+    options.sampler.repetition_penalty = 1.5f;
+    options.sampler.top_p = 0.9f;
+    const Answer answer = session.answer(passages, "Where?", options);
+    REQUIRE(answer.ids.size() == 10);
+    REQUIRE(answer.logprobs.size() == 10);
+
+    // Directly: the whole text through a fresh cache, one softmax a row.
+    std::vector<int32_t> ids = full_context_ids(model, passages, "Where?");
+    const auto n_prompt = static_cast<int64_t>(ids.size());
+    ids.insert(ids.end(), answer.ids.begin(), answer.ids.end() - 1);
+    KvCache kv = model.decoder().make_kv_cache(1, std::ssize(ids));
+    Arena arena(*backend);
+    const Tensor hidden = prefill(model.decoder(), ids, Tensor{}, kv, 0, 10, arena);
+    REQUIRE(n_prompt + 9 == std::ssize(ids));
+    const std::vector<float> logits = refrag_test::download(*backend, model.decoder().logits(hidden, arena));
+    const auto vocab = static_cast<size_t>(model.decoder().config().vocab_size);
+    for (size_t i = 0; i < 10; ++i) {
+        const std::span<const float> row = std::span(logits).subspan(i * vocab, vocab);
+        std::vector<std::pair<double, int32_t>> ranked;
+        double sum = 0.0;
+        for (size_t v = 0; v < vocab; ++v) sum += std::exp(static_cast<double>(row[v]));
+        for (size_t v = 0; v < vocab; ++v)
+            ranked.emplace_back(std::log(sum) - static_cast<double>(row[v]), static_cast<int32_t>(v));
+        const TokenLogprobs& got = answer.logprobs[i];
+        CHECK(got.chosen.id == answer.ids[i]);
+        // The same float logits; 320 doubles are summed with 1e-16 each.
+        CHECK(got.chosen.logprob ==
+              doctest::Approx(-ranked[static_cast<size_t>(answer.ids[i])].first).epsilon(1e-12));
+        std::sort(ranked.begin(), ranked.end());
+        REQUIRE(got.top.size() == 5);
+        for (size_t t = 0; t < 5; ++t) {
+            CHECK(got.top[t].id == ranked[t].second);
+            CHECK(got.top[t].logprob == doctest::Approx(-ranked[t].first).epsilon(1e-12));
+        }
+    }
+    options.logprobs = 0;
+    const Answer bare = session.answer(passages, "Where?", options);
+    CHECK(bare.ids == answer.ids);
+    CHECK(bare.logprobs[4].chosen == answer.logprobs[4].chosen);
+    CHECK(bare.logprobs[4].top.empty());
+}
+
+TEST_CASE_FIXTURE(Fixture,
+                  "the repetition penalty reads the prompt's tokens, but no chunk that stays compressed") {
+    // So strong a penalty that a token of the prompt cannot come before every other has.
+    AnswerOptions options = options_with(SelectPolicy::none, 0.0);
+    options.sampler.repetition_penalty = 1e6f;
+    options.ignore_eos = true;
+    options.max_new_tokens = 60;
+    std::vector<ContextPassage> one;
+    one.emplace_back(Passage{"x", "", "zebra quartz"});
+    Session session(model);
+    const std::vector<int32_t> passage_ids = model.tokenizer().encode_ids("zebra quartz");
+    std::vector<int32_t> prompt_ids;  // of the template and the question
+    std::vector<ContextPassage> empty;
+    empty.emplace_back(Passage{"x", "", ""});
+    for (const int32_t id : full_context_ids(model, empty, "Why?")) prompt_ids.push_back(id);
+    // Logits of a random network are as often above as below 0, so some 160 tokens are above every penalised
+    // one: those below 0 go to -1e6 times themselves, those above to nearly 0.
+    const Answer none = session.answer(one, "Why?", options);
+    std::vector<int32_t> sorted = none.ids;
+    std::sort(sorted.begin(), sorted.end());
+    CHECK(std::adjacent_find(sorted.begin(), sorted.end()) == sorted.end());
+    for (const int32_t id : prompt_ids) CHECK(!std::binary_search(sorted.begin(), sorted.end(), id));
+    // The same logits with the passage's ids as past too: reading them as tokens forbids them.
+    const auto says_one_of_passage = [&](const Answer& answer) {
+        return std::any_of(answer.ids.begin(), answer.ids.end(), [&](int32_t id) {
+            return std::find(prompt_ids.begin(), prompt_ids.end(), id) == prompt_ids.end() &&
+                   std::find(passage_ids.begin(), passage_ids.end(), id) != passage_ids.end();
+        });
+    };
+    CHECK(says_one_of_passage(none));
+    options.policy = SelectPolicy::all;
+    CHECK(!says_one_of_passage(session.answer(one, "Why?", options)));
 }

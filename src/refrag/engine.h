@@ -53,6 +53,7 @@ class Engine {
 
     size_t n_waiting() const { return waiting_.size(); }
     size_t n_running() const { return generator_.n_running(); }
+    int32_t n_slots() const { return generator_.n_slots(); }
     bool idle() const { return n_waiting() == 0 && n_running() == 0; }
     int64_t max_context() const { return generator_.max_context(); }
     size_t kv_bytes() const { return generator_.kv_bytes(); }

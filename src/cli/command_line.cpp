@@ -1,9 +1,13 @@
 // The command line as a whole: subcommands, exit codes, and the border where exceptions end.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <iostream>
 #include <new>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "base/check.h"
 #include "cli/common.h"
@@ -46,8 +50,13 @@ int run_command_line(int argc, const char* const* argv) {
         add_tokenize(app);
         add_completion(app);
         add_manual(app);
+        // CLI11 has no short option of two letters; llama.cpp's users write -np.
+        std::vector<std::string> arguments(argv + std::min(argc, 1), argv + argc);
+        if (!arguments.empty() && arguments[0] == "run")
+            std::replace(arguments.begin(), arguments.end(), std::string("-np"), std::string("--parallel"));
+        std::reverse(arguments.begin(), arguments.end());  // as CLI11 takes a vector
         try {
-            app.parse(argc, argv);
+            app.parse(std::move(arguments));
         } catch (const CLI::ParseError& error) {
             // --help and --version come this way too, with code 0.
             return app.exit(error) == 0 ? 0 : 2;

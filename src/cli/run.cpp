@@ -1,98 +1,20 @@
-// `refrag run`: answers questions from passages. The answer goes to standard output as it is generated, a
-// one-line summary to standard error, and with --explain the whole story of every chunk to a JSON file.
+// `refrag run`, one question after another: the answer goes to standard output as it is generated, a one-line
+// summary to standard error, and with --explain the whole story of every chunk to a JSON file. --batch is
+// run_batch.cpp's.
+#include "cli/run.h"
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <memory>
 
 #include "base/check.h"
-#include "cli/common.h"
+#include "cli/answer_json.h"
 #include "io/file.h"
-#include "io/json.h"
 #include "refrag/session.h"
 
 namespace refrag {
 namespace {
-
-struct RunOptions {
-    std::string model_dir;
-    DeviceOptions device;
-    std::vector<std::string> questions;
-    std::string passages;
-    int32_t chunk_len = 0;
-    double expand_fraction = -1.0;
-    std::string policy = "model";
-    int32_t max_new_tokens = 256;
-    int64_t context = 0;
-    SamplerOptions sampler;
-    std::string explain;
-    bool json = false;
-};
-
-void write_times(JsonWriter& json, const StageTimes& times) {
-    json.begin_object();
-    json.key("tokenize").number(times.tokenize);
-    json.key("encode").number(times.encode);
-    json.key("sense").number(times.sense);
-    json.key("project").number(times.project);
-    json.key("prefill").number(times.prefill);
-    json.key("sample").number(times.sample);
-    json.key("decode").number(times.decode);
-    json.end_object();
-}
-
-// The fields that --json and --explain share; the object stays open.
-void write_answer(JsonWriter& json, const std::string& question, const RunOptions& options,
-                  const Answer& answer) {
-    json.begin_object();
-    json.key("question").string(question);
-    json.key("answer").string(answer.text);
-    json.key("finish").string(finish_reason_name(answer.finish));
-    json.key("policy").string(options.policy);
-    json.key("k").integer(answer.chunk_len);
-    json.key("p").number(answer.expand_fraction);
-    json.key("n_chunks").integer(std::ssize(answer.chunks));
-    json.key("n_expanded").integer(static_cast<int64_t>(answer.n_expanded));
-    json.key("n_cached").integer(static_cast<int64_t>(answer.n_cached));
-    json.key("positions").integer(static_cast<int64_t>(answer.positions));
-    json.key("plain_tokens").integer(static_cast<int64_t>(answer.plain_tokens));
-    json.key("new_tokens").integer(std::ssize(answer.ids));
-    json.key("ttft_ms").number(answer.ttft_ms);
-    json.key("tokens_per_s").number(answer.tokens_per_s);
-    json.key("times_ms");
-    write_times(json, answer.times);
-}
-
-void write_chunks(JsonWriter& json, const std::vector<ContextPassage>& passages, const Answer& answer) {
-    json.key("chunks").begin_array();
-    std::string text;  // of the passage that the chunks are now of; chunks come passage by passage
-    size_t text_of = passages.size();
-    for (const ChunkReport& chunk : answer.chunks) {
-        const Passage& passage = passages[chunk.passage].passage();
-        if (text_of != chunk.passage) {
-            text = passage.content();
-            text_of = chunk.passage;
-        }
-        json.begin_object();
-        json.key("document").string(passage.id);
-        json.key("begin").integer(static_cast<int64_t>(chunk.begin));
-        json.key("end").integer(static_cast<int64_t>(chunk.end));
-        json.key("text").string(std::string_view(text).substr(chunk.begin, chunk.end - chunk.begin));
-        json.key("tokens").integer(static_cast<int64_t>(chunk.n_tokens));
-        json.key("logit");
-        if (chunk.logit) {
-            json.number(*chunk.logit);
-        } else {
-            json.null();
-        }
-        json.key("expanded").boolean(chunk.expanded);
-        json.key("cached").boolean(chunk.cached);
-        json.key("position").integer(chunk.position);
-        json.key("slots").integer(chunk.slots);
-        json.end_object();
-    }
-    json.end_array();
-}
 
 void print_summary(const Answer& answer) {
     const double shorter =
@@ -105,27 +27,25 @@ void print_summary(const Answer& answer) {
         shorter, answer.ttft_ms, answer.tokens_per_s);
 }
 
-void warn_chunk_len(const Model& model, int32_t chunk_len) {
-    const std::vector<int32_t>& known = model.config().chunk_lens;
-    if (chunk_len == 0 || std::find(known.begin(), known.end(), chunk_len) != known.end()) return;
-    std::string list;
-    for (const int32_t k : known) list += str(list.empty() ? "" : ", ", k);
-    std::fprintf(stderr, "refrag: warning: -k %d: this model was trained for %s\n", chunk_len, list.c_str());
+// Options that do not go together.
+void check_combination(const RunOptions& options) {
+    if (!options.batch.empty()) {
+        REFRAG_CHECK(options.questions.empty(), Status::usage,
+                     "run: expected -q TEXT or --batch FILE, found both");
+        REFRAG_CHECK(options.explain.empty(), Status::usage,
+                     "run: --explain tells of single questions (-q), --batch has none");
+        return;
+    }
+    REFRAG_CHECK(!options.questions.empty(), Status::usage,
+                 "run: expected -q TEXT or --batch FILE, found neither");
+    REFRAG_CHECK(!options.passages.empty(), Status::usage, "run: --passages FILE is required with -q");
+    REFRAG_CHECK(!options.answer.logprobs || options.json, Status::usage,
+                 "run: --logprobs are written as JSON: add --json");
 }
 
-void run(const RunOptions& options) {
+void run_questions(const RunOptions& options) {
     // Everything that can be refused without the model is refused before it is loaded.
-    AnswerOptions answer_options;
-    answer_options.chunk_len = options.chunk_len;
-    answer_options.policy = parse_select_policy(options.policy);
-    if (options.expand_fraction != -1.0) {
-        n_expand(options.expand_fraction, 1);
-        answer_options.expand_fraction = options.expand_fraction;
-    }
-    answer_options.sampler = options.sampler;
-    const Sampler checked(options.sampler);
-    answer_options.max_new_tokens = options.max_new_tokens;
-    answer_options.want_logits = !options.explain.empty();
+    const AnswerOptions answer_options = checked_answer_options(options);
     std::vector<ContextPassage> passages;
     for (Passage& passage : read_passages(options.passages)) passages.emplace_back(std::move(passage));
 
@@ -147,7 +67,8 @@ void run(const RunOptions& options) {
         const Answer answer = session.answer(passages, question, answer_options, sink);
         if (options.json) {
             JsonWriter line;
-            write_answer(line, question, options, answer);
+            line.begin_object();
+            write_answer(line, model->tokenizer(), question, answer_options.policy, answer);
             line.end_object();
             write_stdout(line.text());
         }
@@ -155,7 +76,8 @@ void run(const RunOptions& options) {
         flush_stdout();
         print_summary(answer);
         if (!options.explain.empty()) {
-            write_answer(explain, question, options, answer);
+            explain.begin_object();
+            write_answer(explain, model->tokenizer(), question, answer_options.policy, answer);
             write_chunks(explain, passages, answer);
             explain.end_object();
         }
@@ -164,63 +86,176 @@ void run(const RunOptions& options) {
     if (!options.explain.empty()) write_file_atomic(options.explain, explain.text() + "\n");
 }
 
+// A list option whose values are taken as they are; CLI11 reads "{}" and "[a,b]" as lists of its own.
+CLI::Option* add_texts(CLI::App& app, const std::string& name, std::vector<std::string>& values,
+                       const std::string& description) {
+    return app
+        .add_option(
+            name,
+            [&values](const CLI::results_t& results) {
+                values = results;
+                return true;
+            },
+            description)
+        ->type_name("TEXT")
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+        ->type_size(1)
+        ->expected(1)
+        ->allow_extra_args(false);
+}
+
+void add_input_options(CLI::App& sub, RunOptions& options) {
+    const char* group = "Input";
+    add_texts(sub, "-q,--question", options.questions,
+              "The question; given several times, each is answered and passages stay encoded")
+        ->group(group);
+    sub.add_option("--passages", options.passages,
+                   "Passages: JSON Lines of {\"id\", \"title\", \"text\"}, or plain text with blank lines "
+                   "between them")
+        ->group(group)
+        ->type_name("FILE");
+    sub.add_option("--batch", options.batch,
+                   "Instead of -q: JSON Lines of {\"id\", \"question\", \"passages\"}, - for standard input; "
+                   "\"passages\" (strings, or objects as in --passages) may be absent: --passages then; "
+                   "answers are JSON Lines in the same order")
+        ->group(group)
+        ->type_name("FILE");
+}
+
+void add_refrag_options(CLI::App& sub, RunOptions& options) {
+    const char* group = "Compression";
+    sub.add_option("-k,--chunk-len", options.chunk_len, "Decoder tokens to a chunk (default: the model's)")
+        ->group(group)
+        ->check(CLI::Range(1, 4096))
+        ->type_name("K");
+    sub.add_option(
+           "-p,--expand-fraction", options.expand_fraction,
+           "Share of chunks expanded to tokens, 0 to 1 (default: the model's; in llama.cpp -p is the prompt, "
+           "here that is -q)")
+        ->group(group)
+        ->check(CLI::Range(0.0, 1.0))
+        ->type_name("P");
+    sub.add_option("--policy", options.policy,
+                   "Which chunks are expanded: model, none, all, random, perplexity-asc, perplexity-desc; "
+                   "none and all overrule -p")
+        ->group(group)
+        ->capture_default_str()
+        ->type_name("NAME");
+}
+
+void add_generation_options(CLI::App& sub, RunOptions& options) {
+    const char* group = "Generation";
+    sub.add_option("-n,--n-predict", options.answer.max_new_tokens,
+                   "Tokens to generate at most; -1: until an end token, or the context is full")
+        ->group(group)
+        ->capture_default_str()
+        ->type_name("N");
+    sub.add_option("-c,--ctx-size", options.context,
+                   "Decoder positions of a request, prompt and answer; 0: the decoder's window")
+        ->group(group)
+        ->capture_default_str()
+        ->check(CLI::NonNegativeNumber)
+        ->type_name("N");
+    add_texts(sub, "-r,--stop,--reverse-prompt", options.answer.stop,
+              "End the answer before this text, taken as it is (in bash $'\\n' is a line's end); may be "
+              "given several times: the first to be complete counts")
+        ->group(group);
+    sub.add_flag("--ignore-eos", options.answer.ignore_eos, "Never sample an end token: go on to -n or -c")
+        ->group(group);
+    sub.add_option("--parallel", options.parallel,
+                   "Requests of --batch that run at a time; may be written -np")
+        ->group(group)
+        ->capture_default_str()
+        ->check(CLI::Range(1, max_parallel))
+        ->type_name("N");
+}
+
+void add_sampling_options(CLI::App& sub, SamplerOptions& sampler) {
+    const char* group = "Sampling (in this order; the defaults are greedy)";
+    const auto add = [&](const char* name, auto& value, const char* description, const char* type) {
+        sub.add_option(name, value, description)->group(group)->capture_default_str()->type_name(type);
+    };
+    add("--repeat-penalty,--repetition-penalty", sampler.repetition_penalty,
+        "Divide the logits above 0 of tokens in prompt or answer by this, multiply those below; 1: off", "R");
+    add("--frequency-penalty", sampler.frequency_penalty,
+        "Lower a token's logit by this for each time the answer has it, -2 to 2", "F");
+    add("--presence-penalty", sampler.presence_penalty,
+        "Lower a token's logit by this once the answer has it, -2 to 2", "Q");
+    add("--repeat-last-n", sampler.repeat_last_n,
+        "The penalties look at this many last tokens; 0: none, -1: all", "N");
+    add("--temp,--temperature", sampler.temperature, "Divide logits by this; 0: greedy", "T");
+    add("--top-k", sampler.top_k, "Sample from this many most likely tokens; 0: all", "K");
+    add("--top-p", sampler.top_p, "Sample from the most likely tokens that reach this probability", "P");
+    add("--min-p", sampler.min_p, "Sample from tokens with at least this share of the largest probability",
+        "P");
+    add("-s,--seed", sampler.seed, "Seed of sampling, the same for every request, and of --policy random",
+        "N");
+}
+
+void add_output_options(CLI::App& sub, RunOptions& options) {
+    const char* group = "Output";
+    sub.add_flag("--json", options.json,
+                 "One JSON object a question on standard output instead of the text (--batch always does)")
+        ->group(group);
+    sub.add_option("--logprobs", options.answer.logprobs,
+                   "In JSON: each token's log-probability, before penalties and temperature, and those of "
+                   "the N most likely, 0 to 20")
+        ->group(group)
+        ->type_name("N");
+    sub.add_option("--explain", options.explain,
+                   "Write a JSON file: every chunk with document, byte span, logit, expanded or not, slots; "
+                   "stage times")
+        ->group(group)
+        ->type_name("FILE");
+    sub.add_option("-o,--output", options.output,
+                   "Write the answers of --batch here, whole or not at all, instead of to standard output")
+        ->group(group)
+        ->type_name("FILE");
+}
+
 }  // namespace
+
+AnswerOptions checked_answer_options(const RunOptions& options) {
+    AnswerOptions answer = options.answer;
+    answer.chunk_len = options.chunk_len;
+    answer.policy = parse_select_policy(options.policy);
+    if (options.expand_fraction != -1.0) {
+        n_expand(options.expand_fraction, 1);
+        answer.expand_fraction = options.expand_fraction;
+    }
+    answer.want_logits = !options.explain.empty();
+    check_answer_options(answer);
+    return answer;
+}
+
+void warn_chunk_len(const Model& model, int32_t chunk_len) {
+    const std::vector<int32_t>& known = model.config().chunk_lens;
+    if (chunk_len == 0 || std::find(known.begin(), known.end(), chunk_len) != known.end()) return;
+    std::string list;
+    for (const int32_t k : known) list += str(list.empty() ? "" : ", ", k);
+    std::fprintf(stderr, "refrag: warning: -k %d: this model was trained for %s\n", chunk_len, list.c_str());
+}
 
 void add_run(CLI::App& app) {
     auto options = std::make_shared<RunOptions>();
     CLI::App& sub = *app.add_subcommand("run", "Answers questions from passages");
     add_model_option(sub, options->model_dir);
-    sub.add_option("-q,--question", options->questions,
-                   "The question; given several times, each is answered and passages stay encoded")
-        ->required()
-        ->type_name("TEXT")
-        ->allow_extra_args(false);
-    sub.add_option("--passages", options->passages,
-                   "Passages: JSON Lines of {\"id\", \"title\", \"text\"}, or plain text with blank lines "
-                   "between them")
-        ->required()
-        ->type_name("FILE");
-    sub.add_option("-k,--chunk-len", options->chunk_len, "Decoder tokens to a chunk (default: the model's)")
-        ->check(CLI::Range(1, 4096))
-        ->type_name("K");
-    sub.add_option(
-           "-p,--expand-fraction", options->expand_fraction,
-           "Share of chunks expanded to tokens, 0 to 1 (default: the model's; in llama.cpp -p is the prompt, "
-           "here that is -q)")
-        ->check(CLI::Range(0.0, 1.0))
-        ->type_name("P");
-    sub.add_option("--policy", options->policy,
-                   "Which chunks are expanded: model, none, all, random, perplexity-asc, perplexity-desc; "
-                   "none and all overrule -p")
-        ->capture_default_str()
-        ->type_name("NAME");
-    sub.add_option("-n,--n-predict", options->max_new_tokens, "Tokens to generate at most")
-        ->capture_default_str()
-        ->check(CLI::Range(1, 1 << 28))
-        ->type_name("N");
-    sub.add_option("-c,--ctx-size", options->context,
-                   "Decoder positions, prompt and answer; 0: the decoder's window")
-        ->capture_default_str()
-        ->check(CLI::NonNegativeNumber)
-        ->type_name("N");
-    sub.add_option("-s,--seed", options->sampler.seed, "Seed of sampling and of --policy random")
-        ->capture_default_str()
-        ->type_name("N");
-    sub.add_option("--temp", options->sampler.temperature, "Temperature; 0: greedy")
-        ->capture_default_str()
-        ->type_name("T");
-    sub.add_option("--top-p", options->sampler.top_p,
-                   "Sample from the most likely tokens that reach this probability")
-        ->capture_default_str()
-        ->type_name("P");
-    sub.add_option("--explain", options->explain,
-                   "Write a JSON file: every chunk with document, byte span, logit, expanded or not, slots; "
-                   "stage times")
-        ->type_name("FILE");
-    sub.add_flag("--json", options->json,
-                 "One JSON object a question on standard output instead of the text");
+    add_input_options(sub, *options);
+    add_refrag_options(sub, *options);
+    add_generation_options(sub, *options);
+    add_sampling_options(sub, options->answer.sampler);
+    add_output_options(sub, *options);
     add_device_options(sub, options->device);
-    sub.final_callback([options] { run(*options); });
+    // They say nothing about single questions.
+    for (const char* name : {"--output", "--parallel"}) sub.get_option(name)->needs("--batch");
+    sub.final_callback([options] {
+        check_combination(*options);
+        if (options->batch.empty()) {
+            run_questions(*options);
+        } else {
+            run_batch(*options);
+        }
+    });
 }
 
 }  // namespace refrag

@@ -28,6 +28,17 @@ void ContextPassage::set_embedding(size_t chunk, std::span<const float> values) 
     encoded_[chunk] = true;
 }
 
+std::shared_ptr<ContextPassage> PassagePool::share(Passage passage) {
+    const std::string content = passage.content();
+    auto& same_hash = by_hash_[std::hash<std::string>{}(content)];
+    for (const auto& known : same_hash) {
+        if (known->passage().content() == content) return known;
+    }
+    same_hash.push_back(std::make_shared<ContextPassage>(std::move(passage)));
+    ++size_;
+    return same_hash.back();
+}
+
 size_t encode_chunks(const Model& model, PassageRefs passages, const std::vector<bool>& wanted,
                      Arena& arena) {
     std::vector<std::vector<int32_t>> sequences;

@@ -4,8 +4,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "refrag/chunker.h"
@@ -38,6 +40,18 @@ class ContextPassage {
     std::vector<Chunk> chunks_;
     std::vector<float> embeddings_;  // [n_chunks, d_enc]
     std::vector<bool> encoded_;      // [n_chunks]
+};
+
+// Keeps passages of the same content together, so that each is tokenised and encoded once whoever asks.
+class PassagePool {
+  public:
+    // The passage with this content: the first that was given, or this one. Its id may be another's.
+    std::shared_ptr<ContextPassage> share(Passage passage);
+    size_t size() const { return size_; }
+
+  private:
+    std::unordered_map<size_t, std::vector<std::shared_ptr<ContextPassage>>> by_hash_;
+    size_t size_ = 0;
 };
 
 // Passages in the order of a prompt; several prompts may refer to the same ones.

@@ -5,55 +5,16 @@
 #include "base/check.h"
 #include "io/file.h"
 #include "io/json.h"
+#include "refrag/lines.h"
 
 namespace refrag {
 
 namespace {
 
-constexpr std::string_view byte_order_mark = "\xEF\xBB\xBF";
-
-// Hands out a text's lines without their line ends (LF or CR LF), counting from 1.
-class Lines {
-  public:
-    explicit Lines(std::string_view text) : rest_(text) {}
-    bool next(std::string_view& line) {
-        if (rest_.empty()) return false;
-        const size_t end = rest_.find('\n');
-        line = rest_.substr(0, end);
-        rest_.remove_prefix(end == std::string_view::npos ? rest_.size() : end + 1);
-        if (!line.empty() && line.back() == '\r') line.remove_suffix(1);
-        ++number_;
-        return true;
-    }
-    size_t number() const { return number_; }
-
-  private:
-    std::string_view rest_;
-    size_t number_ = 0;
-};
-
-bool is_blank(std::string_view line) {
-    return line.find_first_not_of(" \t\r\v\f") == std::string_view::npos;
-}
-
 Passage parse_json_line(std::string_view line, const std::string& where, size_t number) {
     REFRAG_CHECK(line.size() <= max_passage_line_bytes, Status::bad_input, where, ": expected at most ",
                  max_passage_line_bytes, " bytes on one line, found ", line.size());
-    const Json json = Json::parse(line, where);
-    if (!json.is_object()) json.refuse("an object with \"text\"");
-    Passage passage;
-    passage.text = json.get_string("text");
-    passage.title = json.get_string_or("title", "");
-    passage.id = std::to_string(number);
-    if (const auto id = json.find("id")) {
-        if (id->is_string())
-            passage.id = id->as_string();
-        else if (id->is_int())
-            passage.id = std::to_string(id->as_int());
-        else
-            id->refuse("a string or an integer");
-    }
-    return passage;
+    return passage_from_json(Json::parse(line, where), number);
 }
 
 std::vector<Passage> parse_json_lines(std::string_view content, const std::string& name) {
@@ -88,6 +49,23 @@ std::vector<Passage> parse_plain_text(std::string_view content) {
 }
 
 }  // namespace
+
+Passage passage_from_json(const Json& json, size_t number) {
+    if (!json.is_object()) json.refuse("an object with \"text\"");
+    Passage passage;
+    passage.text = json.get_string("text");
+    passage.title = json.get_string_or("title", "");
+    passage.id = std::to_string(number);
+    if (const auto id = json.find("id")) {
+        if (id->is_string())
+            passage.id = id->as_string();
+        else if (id->is_int())
+            passage.id = std::to_string(id->as_int());
+        else
+            id->refuse("a string or an integer");
+    }
+    return passage;
+}
 
 std::vector<Passage> parse_passages(std::string_view content, const std::string& name) {
     const std::string shown = printable(name);

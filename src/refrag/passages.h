@@ -21,6 +21,8 @@ struct Passage {
     std::string content() const { return title.empty() ? text : title + "\n" + text; }
 };
 
+class Json;
+
 constexpr uint64_t max_passages_bytes = 1ull << 30;     // a whole file
 constexpr size_t max_passage_line_bytes = 64ull << 20;  // one line of JSON
 
@@ -33,5 +35,8 @@ std::vector<Passage> read_passages(const std::string& path);
 // passages are runs of lines that are not blank; their bytes are kept as they are (CR LF becomes LF), invalid
 // UTF-8 included. A byte order mark at the start is skipped.
 std::vector<Passage> parse_passages(std::string_view content, const std::string& name);
+
+// One passage from {"id", "title", "text"}, as on a line of JSON; `number` is its id where it has none.
+Passage passage_from_json(const Json& json, size_t number);
 
 }  // namespace refrag

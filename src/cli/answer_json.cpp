@@ -1,0 +1,102 @@
+// See answer_json.h.
+#include "cli/answer_json.h"
+
+#include "text/unicode.h"
+
+namespace refrag {
+namespace {
+
+void write_times(JsonWriter& json, const StageTimes& times) {
+    json.begin_object();
+    json.key("queue").number(times.queue);
+    json.key("tokenize").number(times.tokenize);
+    json.key("encode").number(times.encode);
+    json.key("sense").number(times.sense);
+    json.key("project").number(times.project);
+    json.key("prefill").number(times.prefill);
+    json.key("sample").number(times.sample);
+    json.key("decode").number(times.decode);
+    json.end_object();
+}
+
+// "token", "id", "logprob"; "bytes" too where the token is not whole characters. The object stays open.
+void write_token(JsonWriter& json, const Tokenizer& tokenizer, const TokenLogprob& token) {
+    const std::string_view bytes = tokenizer.token_bytes(token.id);
+    json.begin_object();
+    json.key("token").string(bytes);
+    json.key("id").integer(token.id);
+    json.key("logprob").number(token.logprob);
+    if (is_valid_utf8(bytes)) return;
+    json.key("bytes").begin_array();
+    for (const char byte : bytes) json.integer(static_cast<unsigned char>(byte));
+    json.end_array();
+}
+
+}  // namespace
+
+void write_answer(JsonWriter& json, const Tokenizer& tokenizer, std::string_view question,
+                  SelectPolicy policy, const Answer& answer) {
+    json.key("question").string(question);
+    json.key("answer").string(answer.text);
+    json.key("finish").string(finish_reason_name(answer.finish));
+    if (answer.stop) json.key("stop").string(*answer.stop);
+    json.key("policy").string(select_policy_name(policy));
+    json.key("k").integer(answer.chunk_len);
+    json.key("p").number(answer.expand_fraction);
+    json.key("n_chunks").integer(std::ssize(answer.chunks));
+    json.key("n_expanded").integer(static_cast<int64_t>(answer.n_expanded));
+    json.key("n_cached").integer(static_cast<int64_t>(answer.n_cached));
+    json.key("positions").integer(static_cast<int64_t>(answer.positions));
+    json.key("plain_tokens").integer(static_cast<int64_t>(answer.plain_tokens));
+    json.key("new_tokens").integer(std::ssize(answer.ids));
+    json.key("ttft_ms").number(answer.ttft_ms);
+    json.key("tokens_per_s").number(answer.tokens_per_s);
+    json.key("times_ms");
+    write_times(json, answer.times);
+    if (answer.logprobs.empty()) return;
+    json.key("logprobs").begin_array();
+    for (const TokenLogprobs& token : answer.logprobs) {
+        write_token(json, tokenizer, token.chosen);
+        json.key("top").begin_array();
+        for (const TokenLogprob& other : token.top) {
+            write_token(json, tokenizer, other);
+            json.end_object();
+        }
+        json.end_array();
+        json.end_object();
+    }
+    json.end_array();
+}
+
+void write_chunks(JsonWriter& json, std::span<const ContextPassage> passages, const Answer& answer) {
+    json.key("chunks").begin_array();
+    std::string text;  // of the passage that the chunks are now of; chunks come passage by passage
+    size_t text_of = passages.size();
+    for (const ChunkReport& chunk : answer.chunks) {
+        const Passage& passage = passages[chunk.passage].passage();
+        if (text_of != chunk.passage) {
+            text = passage.content();
+            text_of = chunk.passage;
+        }
+        json.begin_object();
+        json.key("document").string(passage.id);
+        json.key("begin").integer(static_cast<int64_t>(chunk.begin));
+        json.key("end").integer(static_cast<int64_t>(chunk.end));
+        json.key("text").string(std::string_view(text).substr(chunk.begin, chunk.end - chunk.begin));
+        json.key("tokens").integer(static_cast<int64_t>(chunk.n_tokens));
+        json.key("logit");
+        if (chunk.logit) {
+            json.number(*chunk.logit);
+        } else {
+            json.null();
+        }
+        json.key("expanded").boolean(chunk.expanded);
+        json.key("cached").boolean(chunk.cached);
+        json.key("position").integer(chunk.position);
+        json.key("slots").integer(chunk.slots);
+        json.end_object();
+    }
+    json.end_array();
+}
+
+}  // namespace refrag

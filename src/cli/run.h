@@ -1,0 +1,44 @@
+// `refrag run`: its options and its two ways, one question after another (run.cpp) or a file of requests at
+// once (run_batch.cpp).
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cli/common.h"
+#include "refrag/answer.h"
+
+namespace refrag {
+
+struct RunOptions {
+    std::string model_dir;
+    DeviceOptions device;
+    std::vector<std::string> questions;
+    std::string passages;  // "": none given
+    int32_t chunk_len = 0;
+    double expand_fraction = -1.0;  // -1: the model's
+    std::string policy = "model";
+    int64_t context = 0;
+    AnswerOptions answer;  // what the command line gives directly
+    std::string explain;
+    bool json = false;
+    std::string batch;  // "": no batch
+    std::string output;
+    int32_t parallel = 8;
+};
+
+// The options of every request, checked. Status::usage.
+AnswerOptions checked_answer_options(const RunOptions& options);
+
+// On standard error, when a chunk length is none that the model was trained for.
+void warn_chunk_len(const Model& model, int32_t chunk_len);
+
+// Answers the requests of options.batch. Status::runtime at the end when some could not be answered.
+void run_batch(const RunOptions& options);
+
+// How many of `wanted` parallel sequences a cache of at most budget_bytes holds; 0 if not one.
+int32_t sequences_that_fit(int32_t wanted, uint64_t bytes_each, uint64_t budget_bytes);
+
+}  // namespace refrag

@@ -1,0 +1,221 @@
+// `refrag run --batch`: every request of a file through one Engine, results as JSON Lines in the file's
+// order. A request that cannot be answered gives a line with "error"; the others are answered.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <utility>
+
+#include "base/check.h"
+#include "cli/answer_json.h"
+#include "cli/run.h"
+#include "io/file.h"
+#include "refrag/engine.h"
+#include "refrag/prompt.h"
+#include "refrag/requests.h"
+#include "refrag/timer.h"
+
+namespace refrag {
+namespace {
+
+struct Job {
+    std::variant<int64_t, std::string> id;
+    std::string question;
+    std::vector<std::shared_ptr<ContextPassage>> passages;
+};
+
+// Reads and checks both files; passages with the same content become one.
+std::vector<Job> read_jobs(const RunOptions& options) {
+    const bool standard_input = options.batch == "-";
+    const std::string name = standard_input ? "standard input" : options.batch;
+    std::vector<BatchRequest> requests = parse_requests(
+        standard_input ? read_stdin(max_requests_bytes) : read_file(options.batch, max_requests_bytes), name);
+    PassagePool pool;
+    std::vector<std::shared_ptr<ContextPassage>> common;
+    if (!options.passages.empty()) {
+        for (Passage& passage : read_passages(options.passages))
+            common.push_back(pool.share(std::move(passage)));
+    }
+    std::vector<Job> jobs;
+    for (BatchRequest& request : requests) {
+        REFRAG_CHECK(
+            request.passages || !options.passages.empty(), Status::bad_input, printable(name), ": line ",
+            request.line,
+            ": expected \"passages\" here, or --passages FILE for all requests without, found neither");
+        Job job{std::move(request.id), std::move(request.question), {}};
+        if (request.passages) {
+            for (Passage& passage : *request.passages) job.passages.push_back(pool.share(std::move(passage)));
+        } else {
+            job.passages = common;
+        }
+        jobs.push_back(std::move(job));
+    }
+    return jobs;
+}
+
+// Decoder positions that the longest request can take, prompt and answer; never more than `limit`.
+int64_t needed_context(const Model& model, const std::vector<Job>& jobs, const AnswerOptions& options,
+                       int64_t limit) {
+    int64_t needed = 1;
+    const Progress progress("tokenising");
+    for (const Job& job : jobs) {
+        std::vector<ContextPassage*> passages;
+        for (const auto& passage : job.passages) passages.push_back(passage.get());
+        const int64_t prompt = most_positions(model, passages, job.question, options);
+        needed = std::max(needed, options.max_new_tokens < 0 ? limit : prompt + options.max_new_tokens);
+        if (needed >= limit) return limit;
+    }
+    return needed;
+}
+
+uint64_t physical_memory_bytes() {
+    const long pages = sysconf(_SC_PHYS_PAGES);
+    const long page_bytes = sysconf(_SC_PAGESIZE);
+    if (pages <= 0 || page_bytes <= 0) return UINT64_MAX;  // unknown
+    return static_cast<uint64_t>(pages) * static_cast<uint64_t>(page_bytes);
+}
+
+// Fewer parallel requests, with a warning, where their KV cache would take more than half of the machine's
+// memory: they are for speed alone.
+int32_t affordable_parallel(const Model& model, int32_t wanted, int64_t context) {
+    const uint64_t each = Generator::cache_bytes(model.decoder().config(), 1, context);
+    const uint64_t memory = physical_memory_bytes();
+    const auto mib = [](uint64_t bytes) { return bytes >> 20; };
+    REFRAG_CHECK(each <= memory, Status::out_of_memory, "the KV cache of one request of ", context,
+                 " positions takes ", mib(each), " MiB, this machine has ", mib(memory), ": lower -c");
+    const int32_t n = std::max(1, sequences_that_fit(wanted, each, memory / 2));
+    if (n < wanted) {
+        std::fprintf(stderr, "%s\n",
+                     str("refrag: warning: --parallel ", wanted, ": the KV cache of ", wanted,
+                         " requests of ", context, " positions takes ",
+                         mib(each * static_cast<uint64_t>(wanted)), " MiB, half of this machine's memory is ",
+                         mib(memory / 2), ": running ", n, " at a time (a lower -c allows more)")
+                         .c_str());
+    }
+    return n;
+}
+
+// Lines in the order of the requests, whatever the order in which they come.
+class OrderedOutput {
+  public:
+    explicit OrderedOutput(const std::string& path) : path_(path) {}
+    void put(uint64_t index, std::string line) {
+        early_[index] = std::move(line);
+        while (!early_.empty() && early_.begin()->first == next_) {
+            const std::string text = early_.begin()->second + "\n";
+            early_.erase(early_.begin());
+            ++next_;
+            if (path_.empty()) {
+                write_stdout(text);
+                flush_stdout();
+            } else {
+                whole_ += text;
+            }
+        }
+    }
+    void close() const {
+        if (!path_.empty()) write_file_atomic(path_, whole_);
+    }
+
+  private:
+    std::string path_;
+    std::string whole_;
+    std::map<uint64_t, std::string> early_;
+    uint64_t next_ = 0;
+};
+
+std::string result_line(const Model& model, const Job& job, SelectPolicy policy, const Result& result) {
+    JsonWriter json;
+    json.begin_object();
+    json.key("id");
+    if (const auto* number = std::get_if<int64_t>(&job.id)) {
+        json.integer(*number);
+    } else {
+        json.string(std::get<std::string>(job.id));
+    }
+    if (result.error) {
+        json.key("question").string(job.question).key("error").string(result.error->message());
+    } else {
+        write_answer(json, model.tokenizer(), job.question, policy, result.answer);
+    }
+    json.end_object();
+    return json.text();
+}
+
+double median(std::vector<double> values) {
+    if (values.empty()) return 0.0;
+    std::sort(values.begin(), values.end());
+    const size_t half = values.size() / 2;
+    return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2.0;
+}
+
+}  // namespace
+
+int32_t sequences_that_fit(int32_t wanted, uint64_t bytes_each, uint64_t budget_bytes) {
+    const uint64_t fit = bytes_each == 0 ? UINT64_MAX : budget_bytes / bytes_each;
+    return static_cast<int32_t>(std::min<uint64_t>(fit, static_cast<uint64_t>(wanted)));
+}
+
+void run_batch(const RunOptions& options) {
+    // Everything that can be refused without the model is refused before it is loaded.
+    const AnswerOptions answer_options = checked_answer_options(options);
+    REFRAG_CHECK(options.output.empty() || is_directory(path_parent(options.output)), Status::runtime,
+                 printable(options.output), ": its directory does not exist");
+    std::vector<Job> jobs = read_jobs(options);
+
+    const std::unique_ptr<Backend> backend = make_backend(options.device);
+    const std::unique_ptr<Model> model = load_model(*backend, options.model_dir);
+    warn_chunk_len(*model, options.chunk_len);
+    const int64_t window = model->decoder().config().max_seq_len;
+    REFRAG_CHECK(options.context <= window, Status::usage, "context size: expected at most ", window,
+                 " positions (the decoder's max_position_embeddings), found ", options.context);
+
+    const double started_ms = now_ms();
+    const int64_t limit = options.context == 0 ? window : options.context;
+    const int64_t context = needed_context(*model, jobs, answer_options, limit);
+    const auto wanted =
+        static_cast<int32_t>(std::min<size_t>(jobs.size(), static_cast<size_t>(options.parallel)));
+    Engine engine(*model, affordable_parallel(*model, wanted, context), context);
+    OrderedOutput output(options.output);
+    Progress progress("answering");
+    size_t submitted = 0;
+    size_t done = 0;
+    size_t n_failed = 0;
+    size_t n_tokens = 0;
+    std::vector<double> ttft_ms;
+    while (done < jobs.size()) {
+        // Just enough to fill the slots: what waits holds no prompt, but there may be many.
+        while (submitted < jobs.size() &&
+               engine.n_running() + engine.n_waiting() < static_cast<size_t>(engine.n_slots())) {
+            Request request;
+            request.passages = std::exchange(jobs[submitted].passages, {});
+            request.question = jobs[submitted].question;
+            request.options = answer_options;
+            engine.submit(std::move(request));
+            ++submitted;
+        }
+        engine.step();
+        for (const Result& result : engine.take_finished()) {
+            output.put(result.id, result_line(*model, jobs[result.id], answer_options.policy, result));
+            progress.update(static_cast<int64_t>(++done), std::ssize(jobs));
+            n_failed += result.error ? 1 : 0;
+            n_tokens += result.answer.ids.size();
+            if (!result.error) ttft_ms.push_back(result.answer.ttft_ms);
+        }
+    }
+    output.close();
+    const double seconds = (now_ms() - started_ms) / 1000.0;
+    std::fprintf(
+        stderr,
+        "requests %zu, failed %zu, tokens %zu | %.1f requests/s, %.1f tokens/s | median TTFT %.1f ms | "
+        "%d at a time, %lld positions each\n",
+        jobs.size(), n_failed, n_tokens, static_cast<double>(jobs.size()) / seconds,
+        static_cast<double>(n_tokens) / seconds, median(ttft_ms), engine.n_slots(),
+        static_cast<long long>(engine.max_context()));
+    REFRAG_CHECK(n_failed == 0, Status::runtime, n_failed, " of ", jobs.size(),
+                 " requests failed: their lines say why in \"error\"");
+}
+
+}  // namespace refrag

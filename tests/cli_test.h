@@ -1,0 +1,53 @@
+// Runs the binary from a test: arguments in shell syntax, exit code, what went where. The path of the binary
+// comes from REFRAG_BINARY (the Makefile sets it).
+#pragma once
+
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "io/json.h"
+#include "support.h"
+
+namespace refrag_test {
+
+struct Ran {
+    int code = -1;
+    std::string out;
+    std::string err;
+};
+
+// `input` is a file for standard input.
+inline Ran run_binary(const TempDir& dir, const std::string& arguments,
+                      const std::string& input = "/dev/null") {
+    const char* path = std::getenv("REFRAG_BINARY");
+    const std::string command = std::string(path != nullptr ? path : "build/refrag") + " " + arguments +
+                                " >'" + dir.file("out") + "' 2>'" + dir.file("err") + "' <'" + input + "'";
+    Ran ran;
+    const int status = std::system(command.c_str());
+    ran.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    ran.out = refrag::read_file(dir.file("out"), 1 << 24);
+    ran.err = refrag::read_file(dir.file("err"), 1 << 24);
+    return ran;
+}
+
+inline size_t line_count(const std::string& text) {
+    return static_cast<size_t>(std::count(text.begin(), text.end(), '\n'));
+}
+
+// JSON Lines.
+inline std::vector<refrag::Json> json_lines(const std::string& text) {
+    std::vector<refrag::Json> lines;
+    for (size_t begin = 0; begin < text.size();) {
+        const size_t end = std::min(text.find('\n', begin), text.size());
+        lines.push_back(
+            refrag::Json::parse(text.substr(begin, end - begin), "line " + std::to_string(lines.size() + 1)));
+        begin = end + 1;
+    }
+    return lines;
+}
+
+}  // namespace refrag_test

@@ -12,16 +12,21 @@
 namespace refrag {
 namespace {
 
-// A request's end is a border: whatever was thrown becomes its error.
+// A request's end is a border: whatever was thrown becomes its error. Needs no memory to say that there is
+// none.
 Error error_from(const std::exception_ptr& thrown) {
     try {
-        std::rethrow_exception(thrown);
-    } catch (const Error& error) {
-        return error;
+        try {
+            std::rethrow_exception(thrown);
+        } catch (const Error& error) {
+            return error;
+        } catch (const std::bad_alloc&) {
+            throw;
+        } catch (const std::exception& error) {
+            return Error(Status::runtime, error.what());
+        }
     } catch (const std::bad_alloc&) {
         return Error(Status::out_of_memory, "out of memory");
-    } catch (const std::exception& error) {
-        return Error(Status::runtime, error.what());
     } catch (...) {
         return Error(Status::runtime, "unknown error");
     }
@@ -147,7 +152,7 @@ uint64_t Engine::submit(Request request) {
     return next_id_++;
 }
 
-void Engine::cancel(uint64_t id) {
+void Engine::cancel(uint64_t id) noexcept {
     std::erase_if(waiting_, [&](const Waiting& waiting) { return waiting.id == id; });
     for (size_t slot = 0; slot < running_.size(); ++slot) {
         if (!running_[slot] || running_[slot]->id != id) continue;
@@ -158,30 +163,38 @@ void Engine::cancel(uint64_t id) {
 
 void Engine::admit() {
     while (!waiting_.empty() && generator_.has_free_slot()) {
+        finished_.reserve(finished_.size() + 1);
         Waiting waiting = std::move(waiting_.front());
         waiting_.pop_front();
-        auto running = std::make_unique<Running>(model_, std::move(waiting));
-        Running& r = *running;
+        const uint64_t id = waiting.id;
+        std::unique_ptr<Running> running;
         try {
-            std::vector<ContextPassage*> passages;
-            for (const auto& passage : r.request.passages) passages.push_back(passage.get());
-            Prompt prompt = make_prompt(model_, passages, r.request.question, r.request.options,
-                                        max_context(), arena_, r.answer);
-            r.request.passages.clear();
-            std::vector<int32_t> said;
-            for (const int32_t row : prompt.input.source) {
-                if (row >= 0) said.push_back(row);
-            }
-            r.sampler.read_prompt(said);
-            r.prompted_ms = now_ms();
-            const int32_t slot = generator_.start(
-                std::move(prompt.input.source), std::move(prompt.slots),
-                [&r](std::span<const float> logits, double logits_ms) { return r.next(logits, logits_ms); });
-            running_[static_cast<size_t>(slot)] = std::move(running);
+            running = std::make_unique<Running>(model_, std::move(waiting));
+            begin(running);
         } catch (...) {
-            finished_.push_back({r.id, std::move(r.answer), error_from(std::current_exception())});
+            finished_.push_back(
+                {id, running ? std::move(running->answer) : Answer{}, error_from(std::current_exception())});
         }
     }
+}
+
+void Engine::begin(std::unique_ptr<Running>& running) {
+    Running& r = *running;
+    std::vector<ContextPassage*> passages;
+    for (const auto& passage : r.request.passages) passages.push_back(passage.get());
+    Prompt prompt =
+        make_prompt(model_, passages, r.request.question, r.request.options, max_context(), arena_, r.answer);
+    r.request.passages.clear();
+    std::vector<int32_t> said;
+    for (const int32_t row : prompt.input.source) {
+        if (row >= 0) said.push_back(row);
+    }
+    r.sampler.read_prompt(said);
+    r.prompted_ms = now_ms();
+    const int32_t slot = generator_.start(
+        std::move(prompt.input.source), std::move(prompt.slots),
+        [&r](std::span<const float> logits, double logits_ms) { return r.next(logits, logits_ms); });
+    running_[static_cast<size_t>(slot)] = std::move(running);
 }
 
 void Engine::finish(std::unique_ptr<Running> running, const Generator::Ended& ended) {
@@ -202,6 +215,7 @@ void Engine::finish(std::unique_ptr<Running> running, const Generator::Ended& en
 
 void Engine::step() {
     admit();
+    finished_.reserve(finished_.size() + running_.size());
     for (const Generator::Ended& ended : generator_.step()) {
         finish(std::move(running_[static_cast<size_t>(ended.slot)]), ended);
     }

@@ -44,9 +44,10 @@ class Engine {
     // from 0.
     uint64_t submit(Request request);
     // Forgets a request, queued or running; it gives no result. Not from within a sink.
-    void cancel(uint64_t id);
+    void cancel(uint64_t id) noexcept;
     // Brings waiting requests into free slots (compress, sense, expand), then one batch through the decoder.
-    // A request that fails ends with its error and leaves the others alone.
+    // A request that fails ends with its error and leaves the others alone. Throws std::bad_alloc alone, and
+    // then nothing is lost: the next step goes on.
     void step();
     // Requests that have ended since the last call, in the order of their end.
     std::vector<Result> take_finished();
@@ -66,6 +67,8 @@ class Engine {
     };
     struct Running;
     void admit();
+    // Makes the prompt and gives it to the generator, which makes `running` the slot's.
+    void begin(std::unique_ptr<Running>& running);
     void finish(std::unique_ptr<Running> running, const Generator::Ended& ended);
 
     const Model& model_;

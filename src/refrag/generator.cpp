@@ -45,10 +45,11 @@ int32_t Generator::start(std::vector<int32_t> source, Buffer slots, NextToken ne
     return slot;
 }
 
-void Generator::stop(int32_t slot) {
+void Generator::stop(int32_t slot) noexcept {
+    // The slot's pages are its own and stay with it: giving them back is start's business, because it may
+    // fail for want of memory and this may not.
     std::erase(order_, slot);
     at(slot) = Sequence{};
-    kv_.truncate(slot, 0);
 }
 
 std::vector<Generator::Part> Generator::plan_rows() const {
@@ -128,6 +129,7 @@ std::vector<Generator::Ended> Generator::step() {
     const std::vector<Part> parts = plan_rows();
     if (parts.empty()) return ended;
     std::vector<int32_t> outputs;
+    ended.reserve(parts.size());  // nothing below may fail for want of memory
     try {
         feed(parts, outputs);
     } catch (...) {

@@ -45,7 +45,7 @@ class Generator {
     // [n, dim] F32.
     int32_t start(std::vector<int32_t> source, Buffer slots, NextToken next);
     // Drops a sequence; its slot is free at once.
-    void stop(int32_t slot);
+    void stop(int32_t slot) noexcept;
     // One batch. Returns the sequences that ended in it; their slots are free again.
     std::vector<Ended> step();
 

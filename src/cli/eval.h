@@ -1,0 +1,12 @@
+// The commands of `refrag eval`, one file each.
+#pragma once
+
+namespace CLI {
+class App;
+}
+
+namespace refrag {
+
+void add_eval_perplexity(CLI::App& eval);
+
+}  // namespace refrag

@@ -1,6 +1,7 @@
 // The binary from outside: exit codes, one clear line for each error, what goes to standard output and what
 // does not. The path of the binary comes from REFRAG_BINARY (the Makefile sets it).
 #include <doctest/doctest.h>
+
 #include <string>
 
 #include "cli_run.h"

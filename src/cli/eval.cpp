@@ -11,6 +11,7 @@ void add_eval(CLI::App& app) {
     CLI::App& eval = *app.add_subcommand("eval", "Measures a model");
     eval.require_subcommand(1);
     add_eval_perplexity(eval);
+    add_eval_qa(eval);
 }
 
 }  // namespace refrag

@@ -8,5 +8,6 @@ class App;
 namespace refrag {
 
 void add_eval_perplexity(CLI::App& eval);
+void add_eval_qa(CLI::App& eval);
 
 }  // namespace refrag

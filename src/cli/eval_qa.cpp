@@ -1,0 +1,184 @@
+// `refrag eval qa`: exact match and F1 on SQuAD or facts, with none, all or compressed passages.
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+
+#include "base/check.h"
+#include "cli/common.h"
+#include "cli/eval.h"
+#include "cli/eval_table.h"
+#include "io/file.h"
+#include "io/json.h"
+#include "refrag/qa.h"
+
+namespace refrag {
+namespace {
+
+struct EvalQaOptions {
+    std::string model_dir;
+    DeviceOptions device;
+    std::string data;
+    std::vector<std::string> modes{"none", "full", "refrag"};
+    std::string policy = "model";
+    std::string format = "md";
+    std::string predictions;
+    QaOptions qa;
+};
+
+void optional_integer(JsonWriter& json, const char* key, std::optional<int64_t> value) {
+    json.key(key);
+    if (value) {
+        json.integer(*value);
+    } else {
+        json.null();
+    }
+}
+
+std::string prediction_line(const QaRow& row, const QaQuestion& question, const std::string& prediction,
+                            const QaScore& score) {
+    JsonWriter json;
+    json.begin_object();
+    json.key("id").string(question.id);
+    json.key("mode").string(qa_mode_name(row.mode));
+    optional_integer(json, "k", row.chunk_len);
+    json.key("p");
+    if (row.expand_fraction) {
+        json.number(*row.expand_fraction);
+    } else {
+        json.null();
+    }
+    optional_integer(json, "distractors", row.distractors);
+    json.key("question").string(question.question);
+    json.key("prediction").string(prediction);
+    json.key("answers").begin_array();
+    for (const std::string& answer : question.answers) json.string(answer);
+    json.end_array();
+    json.key("exact_match").number(score.exact_match);
+    json.key("f1").number(score.f1);
+    json.end_object();
+    return json.text() + "\n";
+}
+
+ResultTable table_of(const std::vector<QaRow>& rows) {
+    ResultTable table(
+        {"mode", "distractors", "k", "p", "policy", "exact_match", "f1", "standard_error", "n"});
+    for (const QaRow& row : rows) {
+        std::optional<std::string> policy;
+        if (row.policy) policy = select_policy_name(*row.policy);
+        table.begin_row()
+            .text(qa_mode_name(row.mode))
+            .integer(row.distractors)
+            .integer(row.chunk_len)
+            .number(row.expand_fraction)
+            .text(policy)
+            .number(row.exact_match, 3)
+            .number(row.f1, 3)
+            .number(row.standard_error, 3)
+            .integer(row.n);
+    }
+    return table;
+}
+
+void eval_qa(EvalQaOptions& options) {
+    check_table_format(options.format);
+    for (const std::string& mode : options.modes) options.qa.modes.push_back(parse_qa_mode(mode));
+    options.qa.policy = parse_select_policy(options.policy);
+    const QaData data = read_qa_data(options.data);
+    const std::unique_ptr<Backend> backend = make_backend(options.device);
+    const std::unique_ptr<Model> model = load_model(*backend, options.model_dir);
+    std::vector<QaRow> rows;
+    std::string predictions;
+    int64_t answers = 0;
+    const auto started = std::chrono::steady_clock::now();
+    {
+        Progress progress("answering");
+        rows = evaluate_qa(
+            *model, data, options.qa, [&](int64_t done, int64_t total) { progress.update(done, total); },
+            [&](const QaRow& row, const QaQuestion& question, const std::string& prediction,
+                const QaScore& score) {
+                ++answers;
+                if (!options.predictions.empty())
+                    predictions += prediction_line(row, question, prediction, score);
+            });
+    }
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+    if (!options.predictions.empty()) write_file_atomic(options.predictions, predictions);
+    write_stdout(table_of(rows).write(options.format));
+    flush_stdout();
+    std::fprintf(stderr, "answers %lld | %.1f s | %.1f answers/s\n", static_cast<long long>(answers), seconds,
+                 seconds > 0.0 ? static_cast<double>(answers) / seconds : 0.0);
+    for (const QaRow& row : rows) {
+        if (row.exact_match) continue;
+        std::fprintf(
+            stderr,
+            "refrag: warning: mode %s, distractors %lld: only %lld questions fit the decoder's window "
+            "of %lld positions with their answers; no figures\n",
+            qa_mode_name(row.mode), static_cast<long long>(row.distractors.value_or(0)),
+            static_cast<long long>(row.n), static_cast<long long>(model->decoder().config().max_seq_len));
+    }
+}
+
+}  // namespace
+
+void add_eval_qa(CLI::App& eval) {
+    auto options = std::make_shared<EvalQaOptions>();
+    CLI::App& sub = *eval.add_subcommand(
+        "qa", "Exact match and F1 of answers from compressed, full and no passages (greedy decoding)");
+    QaOptions& qa = options->qa;
+    add_model_option(sub, options->model_dir);
+    sub.add_option(
+           "--data", options->data,
+           "Questions: SQuAD 1.1 or 2.0 JSON, or JSON Lines of {\"id\", \"title\", \"text\", \"question\", "
+           "\"answers\"}")
+        ->required()
+        ->type_name("FILE");
+    sub.add_option("--distractors", qa.distractors,
+                   "Comma list: passages of other articles beside the one that answers")
+        ->capture_default_str()
+        ->delimiter(',')
+        ->check(CLI::Range(0, 1 << 20))
+        ->type_name("LIST");
+    sub.add_option("--modes", options->modes, "Comma list of none, full, refrag")
+        ->capture_default_str()
+        ->delimiter(',')
+        ->type_name("LIST");
+    sub.add_option("-k,--chunk-len", qa.chunk_lens, "Comma list of chunk lengths (default: the model's)")
+        ->delimiter(',')
+        ->check(CLI::Range(1, 4096))
+        ->type_name("LIST");
+    sub.add_option("-p,--expand-fraction", qa.expand_fractions,
+                   "Comma list of shares of chunks expanded (the model's own share is not the default here)")
+        ->capture_default_str()
+        ->delimiter(',')
+        ->check(CLI::Range(0.0, 1.0))
+        ->type_name("LIST");
+    sub.add_option(
+           "--policy", options->policy,
+           "Which chunks are expanded: model, none, all, random, perplexity-asc, perplexity-desc; none "
+           "and all overrule -p")
+        ->capture_default_str()
+        ->type_name("NAME");
+    sub.add_option("--limit", qa.limit, "Questions at most, drawn by the seed; 0: all")
+        ->capture_default_str()
+        ->check(CLI::NonNegativeNumber)
+        ->type_name("N");
+    sub.add_option("-s,--seed", qa.seed,
+                   "Seed of questions, distractors, the order of passages, and --policy random")
+        ->capture_default_str()
+        ->type_name("N");
+    sub.add_option("-n,--n-predict", qa.max_new_tokens, "Tokens of an answer at most")
+        ->capture_default_str()
+        ->check(CLI::Range(1, 1 << 28))
+        ->type_name("N");
+    sub.add_option("--predictions", options->predictions,
+                   "Write JSON Lines: every question's answer and scores in every row")
+        ->type_name("FILE");
+    sub.add_option("-o,--output-format", options->format, "md, json or csv")
+        ->capture_default_str()
+        ->type_name("FORM");
+    add_device_options(sub, options->device);
+    sub.final_callback([options] { eval_qa(*options); });
+}
+
+}  // namespace refrag

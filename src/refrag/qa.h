@@ -1,0 +1,66 @@
+// `eval qa`: how well questions are answered with no passage, with all passages as tokens, and with passages
+// compressed, among passages that do not answer them. Decoding is greedy. Every row asks
+// the same questions in the same order, and rows with the same number of distractors read the same passages.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "refrag/model.h"
+#include "refrag/qa_data.h"
+#include "refrag/qa_metrics.h"
+#include "refrag/select.h"
+
+namespace refrag {
+
+enum class QaMode {
+    none,    // the question alone: what the model knows by heart
+    full,    // all passages as tokens
+    refrag,  // passages as chunks of k, n_expand(p) of them expanded
+};
+
+// "none", "full", "refrag"; Status::usage otherwise.
+QaMode parse_qa_mode(const std::string& name);
+const char* qa_mode_name(QaMode mode);
+
+struct QaOptions {
+    std::vector<QaMode> modes;
+    std::vector<int64_t> distractors{0};        // passages beside the gold one
+    std::vector<int32_t> chunk_lens;            // k; empty: the model's
+    std::vector<double> expand_fractions{0.0};  // p; policies none and all overrule it
+    SelectPolicy policy = SelectPolicy::model;
+    uint64_t seed = 0;  // draws questions, distractors, the gold passage's place, and SelectPolicy::random
+    int64_t limit = 0;  // questions at most; 0: all
+    int64_t max_new_tokens = 32;  // of an answer
+};
+
+struct QaRow {
+    QaMode mode = QaMode::none;
+    std::optional<int64_t> distractors;     // full and refrag
+    std::optional<int32_t> chunk_len;       // refrag
+    std::optional<double> expand_fraction;  // refrag
+    std::optional<SelectPolicy> policy;     // refrag
+    // Means over the questions; none where a question does not fit the decoder's window (below).
+    std::optional<double> exact_match;
+    std::optional<double> f1;
+    std::optional<double> standard_error;  // of exact_match: sample deviation / sqrt(n); none with n < 2
+    int64_t n = 0;                         // questions that fit; all of them where there are figures
+};
+
+// done, total: called after every answer.
+using QaProgress = std::function<void(int64_t done, int64_t total)>;
+// Called for every answer, question by question, for each one row by row.
+using QaSink = std::function<void(const QaRow& row, const QaQuestion& question, const std::string& prediction,
+                                  const QaScore& score)>;
+
+// A question fits when its prompt, with the longest chunks expanded, and max_new_tokens do. A row in which
+// one does not is not asked at all, since its means would be over other, shorter questions than its
+// neighbours'. The whole answer is judged, as the decoder's text without the one leading space. Passages stay
+// encoded between rows and questions, within bounds. Status::usage for impossible options.
+std::vector<QaRow> evaluate_qa(const Model& model, const QaData& data, const QaOptions& options,
+                               const QaProgress& progress = {}, const QaSink& sink = {});
+
+}  // namespace refrag

@@ -3,7 +3,12 @@
 An entity's name is made of syllables. Its hash decides the split: names of the split "train" never occur in "test", so a
 held-out fact cannot have been learnt by heart. A passage states some attributes of one entity in varied sentences; a
 question asks for one of them; the answer is a literal substring of the passage, which names it once.
+
+As a program it writes a file for `refrag eval qa --data`, one question a line with its passage:
+    python -m weights_tools.train.facts --split test --passages 400 --out build/facts.jsonl
 """
+import argparse
+import json
 import zlib
 
 import numpy as np
@@ -182,3 +187,35 @@ class FactMaker:
         gold = passages[0]
         order = rng.permutation(n_passages)
         return [passages[i] for i in order], int(np.flatnonzero(order == 0)[0]), gold["qas"]
+
+
+def lines(split, n_passages, seed, kinds=None):
+    """Lines of {"id", "title", "text", "question", "answers"}: every question of n_passages passages whose names differ."""
+    rng, maker, names = np.random.default_rng(seed), FactMaker(split), set()
+    while len(names) < n_passages:
+        p = maker.passage(rng, kinds and kinds[rng.integers(len(kinds))])
+        if p["name"] in names:
+            continue
+        names.add(p["name"])
+        for i, (question, answer) in enumerate(p["qas"]):
+            yield {"id": f"{len(names)}-{i + 1}", "title": p["title"], "text": p["text"], "question": question, "answers": [answer]}
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Writes passages of facts and their questions as JSON Lines.")
+    parser.add_argument("--split", choices=["train", "test"], default="test")
+    parser.add_argument("--passages", type=int, default=400)
+    parser.add_argument("--kinds", type=lambda text: text.split(","), help=f"some of {','.join(KINDS)} (default: all)")
+    parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--out", required=True)
+    args = parser.parse_args()
+    for kind in args.kinds or []:
+        if kind not in KINDS:
+            parser.error(f"--kinds: expected some of {','.join(KINDS)}, found {kind}")
+    with open(args.out, "w", encoding="utf-8") as out:
+        for line in lines(args.split, args.passages, args.seed, args.kinds):
+            out.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 // See qa_data.h.
 #include "refrag/qa_data.h"
 
-#include <optional>
+#include <functional>
 #include <unordered_map>
 #include <utility>
 
@@ -33,13 +33,17 @@ class Builder {
 
     // The passage with this title and text, made when it is new.
     size_t passage_of(std::string title, std::string text) {
-        // A title's length keeps "a" + "bc" and "ab" + "c" apart.
-        const auto [at, is_new] = passages_.emplace(str(title.size(), ":", title, text), 0);
-        if (is_new) {
-            const size_t article = article_of(title);
-            at->second = add_passage(std::move(title), std::move(text), article);
+        const std::hash<std::string_view> hash;
+        const size_t key = hash(title) * 31 + hash(text);
+        const auto [first, end] = passages_.equal_range(key);
+        for (auto at = first; at != end; ++at) {
+            const Passage& passage = data_.passages[at->second];
+            if (passage.title == title && passage.text == text) return at->second;
         }
-        return at->second;
+        const size_t article = article_of(title);
+        const size_t passage = add_passage(std::move(title), std::move(text), article);
+        passages_.emplace(key, passage);
+        return passage;
     }
 
     void add_question(const Json& json, std::vector<std::string> answers, size_t passage) {
@@ -77,7 +81,7 @@ class Builder {
     QaData data_;
     size_t n_articles_ = 0;
     std::unordered_map<std::string, size_t> articles_;
-    std::unordered_map<std::string, size_t> passages_;
+    std::unordered_multimap<size_t, size_t> passages_;  // by a hash of title and text
 };
 
 std::vector<std::string> squad_answers(const Json& qa) {

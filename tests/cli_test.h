@@ -1,5 +1,5 @@
-// Runs the binary from a test: arguments in shell syntax, exit code, what went where. The path of the binary
-// comes from REFRAG_BINARY (the Makefile sets it).
+// Runs the built binary from a test as a user's shell would: exit code, what went where. Its path comes from
+// REFRAG_BINARY (the Makefile sets it).
 #pragma once
 
 #include <sys/wait.h>
@@ -20,18 +20,27 @@ struct Ran {
     std::string err;
 };
 
-// `input` is a file for standard input.
-inline Ran run_binary(const TempDir& dir, const std::string& arguments,
-                      const std::string& input = "/dev/null") {
+inline std::string binary() {
     const char* path = std::getenv("REFRAG_BINARY");
-    const std::string command = std::string(path != nullptr ? path : "build/refrag") + " " + arguments +
-                                " >'" + dir.file("out") + "' 2>'" + dir.file("err") + "' <'" + input + "'";
+    return path != nullptr ? path : "build/refrag";
+}
+
+// Runs a shell command line and keeps what it prints. `input` is a file for standard input.
+inline Ran shell_run(const TempDir& dir, const std::string& command, const std::string& input = "/dev/null") {
+    const std::string whole =
+        command + " >'" + dir.file("out") + "' 2>'" + dir.file("err") + "' <'" + input + "'";
     Ran ran;
-    const int status = std::system(command.c_str());
+    const int status = std::system(whole.c_str());
     ran.code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
     ran.out = refrag::read_file(dir.file("out"), 1 << 24);
     ran.err = refrag::read_file(dir.file("err"), 1 << 24);
     return ran;
+}
+
+// Runs the binary with arguments in shell syntax.
+inline Ran refrag_run(const TempDir& dir, const std::string& arguments,
+                      const std::string& input = "/dev/null") {
+    return shell_run(dir, binary() + " " + arguments, input);
 }
 
 inline size_t line_count(const std::string& text) {

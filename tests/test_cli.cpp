@@ -4,13 +4,13 @@
 
 #include <string>
 
-#include "cli_run.h"
+#include "cli_test.h"
 #include "io/json.h"
 
 using namespace refrag;
 using refrag_test::binary;
 using refrag_test::contains;
-using refrag_test::lines;
+using refrag_test::line_count;
 using refrag_test::Ran;
 using refrag_test::refrag_run;
 using refrag_test::TempDir;
@@ -45,7 +45,7 @@ TEST_CASE("help, version and usage errors") {
         const Ran ran = refrag_run(dir, wrong);
         CHECK(ran.code == 2);
         CHECK(ran.out.empty());
-        CHECK(lines(ran.err) == 1);
+        CHECK(line_count(ran.err) == 1);
         CHECK(ran.err.starts_with("refrag: "));
     }
 }
@@ -58,7 +58,7 @@ TEST_CASE("run answers, streams to standard output, and explains every chunk") {
     CHECK(plain.code == 0);
     CHECK(contains(plain.err, "chunks "));
     CHECK(contains(plain.err, "TTFT"));
-    CHECK(lines(plain.err) == 1);
+    CHECK(line_count(plain.err) == 1);
 
     const Ran json =
         refrag_run(dir, base + "-q 'What hangs?' --json --explain '" + dir.file("why.json") + "'");
@@ -91,7 +91,7 @@ TEST_CASE("run answers, streams to standard output, and explains every chunk") {
     // Several questions: the second finds the passages cached.
     const Ran two = refrag_run(dir, base + "-q 'What hangs?' -q 'Where is the mill?' --json");
     CHECK(two.code == 0);
-    CHECK(lines(two.out) == 2);
+    CHECK(line_count(two.out) == 2);
     const Json second = Json::parse(two.out.substr(two.out.find('\n')), "second line");
     CHECK(second.get_int("n_cached") == static_cast<int64_t>(chunks.size()));
 }
@@ -126,14 +126,14 @@ TEST_CASE("bad files give code 3 and one line that names them") {
         CAPTURE(path);
         const Ran ran = with_passages(path);
         CHECK(ran.code == 3);
-        CHECK(lines(ran.err) == 1);
+        CHECK(line_count(ran.err) == 1);
         CHECK(contains(ran.err, path));
         CHECK(ran.out.empty());
     }
     const Ran no_model = refrag_run(dir, "run -m '" + dir.path() + "' -q Why --passages '" + good + "'");
     CHECK(no_model.code == 3);
     CHECK(contains(no_model.err, "refrag.json"));
-    CHECK(lines(no_model.err) == 1);
+    CHECK(line_count(no_model.err) == 1);
     // An explain file that cannot be written fails at run time, after the answer.
     const Ran unwritable = refrag_run(dir, std::string("run ") + kModel + "-q Why -n 2 --passages '" + good +
                                                "' --explain '" + dir.file("no/such/dir.json") + "'");
@@ -163,8 +163,8 @@ TEST_CASE("eval perplexity writes a table, CSV, or the JSON rows of its contract
         CHECK(row.get("policy").is_null() == !refrag_row);
     }
     CHECK(rows.at(0).get("k").is_null());
-    CHECK(lines(refrag_run(dir, base).out) == 6);
-    CHECK(lines(refrag_run(dir, base + "-o csv").out) == 5);
+    CHECK(line_count(refrag_run(dir, base).out) == 6);
+    CHECK(line_count(refrag_run(dir, base + "-o csv").out) == 5);
     CHECK(refrag_run(dir, base + "-o xml").code == 2);
     CHECK(refrag_run(dir, base + "--modes none,most").code == 2);
     CHECK(refrag_run(dir, std::string("eval perplexity ") + kModel + "--text '" + dir.file("missing") + "'")

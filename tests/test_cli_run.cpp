@@ -15,7 +15,7 @@ using refrag_test::error_of;
 using refrag_test::json_lines;
 using refrag_test::line_count;
 using refrag_test::Ran;
-using refrag_test::run_binary;
+using refrag_test::refrag_run;
 using refrag_test::TempDir;
 
 namespace {
@@ -30,7 +30,7 @@ struct Single {
     Single() {
         base = std::string("run ") + kModel + "--passages '" + dir.write("p", kPassages) + "' -q Why ";
     }
-    Ran operator()(const std::string& options) const { return run_binary(dir, base + options); }
+    Ran operator()(const std::string& options) const { return refrag_run(dir, base + options); }
     TempDir dir;
     std::string base;
 };
@@ -95,11 +95,11 @@ TEST_CASE("run: every sampling option reaches the sampler, and is refused by nam
     CHECK(contains(run("--logprobs 1").err, "add --json"));
     CHECK(contains(run("-o x").err, "--output requires --batch"));
     CHECK(contains(run("--batch x").err, "found both"));
-    const Ran neither = run_binary(run.dir, std::string("run ") + kModel);
+    const Ran neither = refrag_run(run.dir, std::string("run ") + kModel);
     CHECK(neither.code == 2);
     CHECK(contains(neither.err, "-q TEXT or --batch FILE, found neither"));
     CHECK(
-        contains(run_binary(run.dir, std::string("run -q x ") + kModel).err, "--passages FILE is required"));
+        contains(refrag_run(run.dir, std::string("run -q x ") + kModel).err, "--passages FILE is required"));
 }
 
 TEST_CASE("run: --stop, -n -1, --ignore-eos and --logprobs") {
@@ -172,11 +172,11 @@ TEST_CASE("run --batch gives what run gives, in the file's order, whatever runs 
         CAPTURE(sampling);
         std::string each = common + sampling + "--json";
         for (const std::string& question : questions) each += " -q '" + question + "'";
-        const std::vector<Json> singles = json_lines(run_binary(dir, each).out);
+        const std::vector<Json> singles = json_lines(refrag_run(dir, each).out);
         REQUIRE(singles.size() == questions.size());
         for (const char* parallel : {"-np 1", "--parallel 3", "-np 64"}) {
             CAPTURE(parallel);
-            const Ran ran = run_binary(dir, common + sampling + "--batch '" + file + "' " + parallel);
+            const Ran ran = refrag_run(dir, common + sampling + "--batch '" + file + "' " + parallel);
             CHECK(ran.code == 0);
             CHECK(line_count(ran.err) == 1);
             CHECK(ran.err.starts_with("requests 11, failed 0, tokens "));
@@ -210,7 +210,7 @@ TEST_CASE("run --batch gives what run gives, in the file's order, whatever runs 
     }
     // To a file, from standard input: the same bytes but for the times.
     const Ran to_file =
-        run_binary(dir, common + "-n 3 --batch - -o '" + dir.file("answers.jsonl") + "'", file);
+        refrag_run(dir, common + "-n 3 --batch - -o '" + dir.file("answers.jsonl") + "'", file);
     CHECK(to_file.code == 0);
     CHECK(to_file.out.empty());
     CHECK(json_lines(read_file(dir.file("answers.jsonl"), 1 << 20)).size() == 11);
@@ -233,7 +233,7 @@ TEST_CASE(
                       "{\"question\": \"Five?\", \"passages\": null}\n");
     const std::string common = std::string("run ") + kModel + "--passages '" + dir.write("p", kPassages) +
                                "' -n 4 --batch '" + file + "' ";
-    const Ran ran = run_binary(dir, common);
+    const Ran ran = refrag_run(dir, common);
     CHECK(ran.code == 1);
     CHECK(line_count(ran.err) == 2);
     CHECK(ran.err.starts_with("requests 5, failed 1, "));
@@ -249,10 +249,10 @@ TEST_CASE(
     CHECK(results[3].get_int("n_chunks") == 0);
     CHECK(results[4].get_int("n_chunks") > results[0].get_int("n_chunks"));
     // The file is written all the same.
-    CHECK(run_binary(dir, common + "-o '" + dir.file("o") + "'").code == 1);
+    CHECK(refrag_run(dir, common + "-o '" + dir.file("o") + "'").code == 1);
     CHECK(line_count(read_file(dir.file("o"), 1 << 20)) == 5);
     // Without the long one the cache is no larger than the longest request needs.
-    const Ran small = run_binary(dir, std::string("run ") + kModel + "-n 4 -np 2 --batch '" +
+    const Ran small = refrag_run(dir, std::string("run ") + kModel + "-n 4 -np 2 --batch '" +
                                           dir.write("small",
                                                     "{\"question\": \"x\", \"passages\": []}\n"
                                                     "{\"question\": \"y\", \"passages\": []}\n"
@@ -268,7 +268,7 @@ TEST_CASE("run --batch: the whole file is checked before the model is loaded, ea
     const auto message = [&](const std::string& content, const std::string& more = "") {
         const std::string file = dir.write("batch.jsonl", content);
         // No such model: what is found before loading it is found here.
-        const Ran ran = run_binary(dir, "run -m nowhere --batch '" + file + "' " + more);
+        const Ran ran = refrag_run(dir, "run -m nowhere --batch '" + file + "' " + more);
         CHECK(ran.code == 3);
         CHECK(ran.out.empty());
         CHECK(line_count(ran.err) == 1);
@@ -292,17 +292,17 @@ TEST_CASE("run --batch: the whole file is checked before the model is loaded, ea
     CHECK(contains(message("{\"question\": \"x\"\n"), "line 1"));
     CHECK(contains(message("{\"question\": \"\xff\", \"passages\": []}\n"), "line 1"));
     // A good file gets as far as the model.
-    const Ran no_model = run_binary(dir, "run -m nowhere --batch '" + dir.write("good", good) + "'");
+    const Ran no_model = refrag_run(dir, "run -m nowhere --batch '" + dir.write("good", good) + "'");
     CHECK(no_model.code == 3);
     CHECK(contains(no_model.err, "nowhere"));
-    CHECK(run_binary(dir, "run -m nowhere --batch '" + dir.file("missing") + "'").code == 3);
-    const Ran nowhere = run_binary(
+    CHECK(refrag_run(dir, "run -m nowhere --batch '" + dir.file("missing") + "'").code == 3);
+    const Ran nowhere = refrag_run(
         dir, "run -m nowhere --batch '" + dir.file("good") + "' -o '" + dir.file("no/such/file") + "'");
     CHECK(nowhere.code == 1);
     CHECK(contains(nowhere.err, "its directory does not exist"));
-    const Ran explain = run_binary(dir, "run -m nowhere --explain x --batch '" + dir.file("good") + "'");
+    const Ran explain = refrag_run(dir, "run -m nowhere --explain x --batch '" + dir.file("good") + "'");
     CHECK(explain.code == 2);
-    const Ran zero = run_binary(dir, "run -m nowhere -np 0 --batch '" + dir.file("good") + "'");
+    const Ran zero = refrag_run(dir, "run -m nowhere -np 0 --batch '" + dir.file("good") + "'");
     CHECK(zero.code == 2);
 }
 

@@ -5,7 +5,7 @@
 #include <set>
 #include <sstream>
 
-#include "cli_run.h"
+#include "cli_test.h"
 
 using namespace refrag;
 using refrag_test::contains;

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "cli_run.h"
+#include "cli_test.h"
 #include "golden.h"
 #include "io/json.h"
 #include "refrag/qa.h"
@@ -226,7 +226,7 @@ TEST_CASE("eval qa: from outside, the three forms and the predictions") {
         CHECK(row.get_int("n") == 4);
     }
     const std::string said = read_file(dir.file("said.jsonl"), 1 << 20);
-    REQUIRE(lines(said) == 28);
+    REQUIRE(line_count(said) == 28);
     double sum = 0.0;
     for (size_t begin = 0; begin < said.size();) {
         const size_t end = said.find('\n', begin);
@@ -241,9 +241,9 @@ TEST_CASE("eval qa: from outside, the three forms and the predictions") {
     CHECK(sum / 4 == doctest::Approx(rows.at(2).get_number("f1")));
 
     CHECK(refrag_run(dir, base + "-o json").out == json.out);
-    CHECK(lines(refrag_run(dir, base).out) == 2 + 7);
+    CHECK(line_count(refrag_run(dir, base).out) == 2 + 7);
     const Ran csv = refrag_run(dir, base + "-o csv");
-    CHECK(lines(csv.out) == 1 + 7);
+    CHECK(line_count(csv.out) == 1 + 7);
     CHECK(csv.out.starts_with("mode,distractors,k,p,policy,exact_match,f1,standard_error,n\nnone,,,,,"));
     const Ran facts = refrag_run(
         dir,
@@ -260,7 +260,7 @@ TEST_CASE("eval qa: wrong usage, bad files, and prompts beyond the window, from 
         const Ran ran = refrag_run(dir, arguments);
         CHECK(ran.code == code);
         CHECK(ran.out.empty());
-        CHECK(lines(ran.err) == 1);
+        CHECK(line_count(ran.err) == 1);
         CHECK(contains(ran.err, part));
     };
     const std::string base = kCommand;

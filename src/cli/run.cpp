@@ -104,7 +104,8 @@ CLI::Option* add_texts(CLI::App& app, const std::string& name, std::vector<std::
         ->allow_extra_args(false);
 }
 
-void add_input_options(CLI::App& sub, RunOptions& options) {
+// Returns --batch.
+CLI::Option* add_input_options(CLI::App& sub, RunOptions& options) {
     const char* group = "Input";
     add_texts(sub, "-q,--question", options.questions,
               "The question; given several times, each is answered and passages stay encoded")
@@ -114,12 +115,15 @@ void add_input_options(CLI::App& sub, RunOptions& options) {
                    "between them")
         ->group(group)
         ->type_name("FILE");
-    sub.add_option("--batch", options.batch,
-                   "Instead of -q: JSON Lines of {\"id\", \"question\", \"passages\"}, - for standard input; "
-                   "\"passages\" (strings, or objects as in --passages) may be absent: --passages then; "
-                   "answers are JSON Lines in the same order")
-        ->group(group)
-        ->type_name("FILE");
+    CLI::Option* batch =
+        sub.add_option(
+               "--batch", options.batch,
+               "Instead of -q: JSON Lines of {\"id\", \"question\", \"passages\"}, - for standard input; "
+               "\"passages\" (strings, or objects as in --passages) may be absent: --passages then; "
+               "answers are JSON Lines in the same order")
+            ->group(group)
+            ->type_name("FILE");
+    return batch;
 }
 
 void add_refrag_options(CLI::App& sub, RunOptions& options) {
@@ -143,7 +147,7 @@ void add_refrag_options(CLI::App& sub, RunOptions& options) {
         ->type_name("NAME");
 }
 
-void add_generation_options(CLI::App& sub, RunOptions& options) {
+void add_generation_options(CLI::App& sub, RunOptions& options, CLI::Option* batch) {
     const char* group = "Generation";
     sub.add_option("-n,--n-predict", options.answer.max_new_tokens,
                    "Tokens to generate at most; -1: until an end token, or the context is full")
@@ -164,6 +168,7 @@ void add_generation_options(CLI::App& sub, RunOptions& options) {
         ->group(group);
     sub.add_option("--parallel", options.parallel,
                    "Requests of --batch that run at a time; may be written -np")
+        ->needs(batch)
         ->group(group)
         ->capture_default_str()
         ->check(CLI::Range(1, max_parallel))
@@ -192,7 +197,7 @@ void add_sampling_options(CLI::App& sub, SamplerOptions& sampler) {
         "N");
 }
 
-void add_output_options(CLI::App& sub, RunOptions& options) {
+void add_output_options(CLI::App& sub, RunOptions& options, CLI::Option* batch) {
     const char* group = "Output";
     sub.add_flag("--json", options.json,
                  "One JSON object a question on standard output instead of the text (--batch always does)")
@@ -209,6 +214,7 @@ void add_output_options(CLI::App& sub, RunOptions& options) {
         ->type_name("FILE");
     sub.add_option("-o,--output", options.output,
                    "Write the answers of --batch here, whole or not at all, instead of to standard output")
+        ->needs(batch)
         ->group(group)
         ->type_name("FILE");
 }
@@ -240,14 +246,13 @@ void add_run(CLI::App& app) {
     auto options = std::make_shared<RunOptions>();
     CLI::App& sub = *app.add_subcommand("run", "Answers questions from passages");
     add_model_option(sub, options->model_dir);
-    add_input_options(sub, *options);
+    // By pointer: looking an option up by its name ends the process when memory runs out.
+    CLI::Option* batch = add_input_options(sub, *options);
     add_refrag_options(sub, *options);
-    add_generation_options(sub, *options);
+    add_generation_options(sub, *options, batch);
     add_sampling_options(sub, options->answer.sampler);
-    add_output_options(sub, *options);
+    add_output_options(sub, *options, batch);
     add_device_options(sub, options->device);
-    // They say nothing about single questions.
-    for (const char* name : {"--output", "--parallel"}) sub.get_option(name)->needs("--batch");
     sub.final_callback([options] {
         check_combination(*options);
         if (options->batch.empty()) {

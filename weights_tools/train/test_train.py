@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import common, cpt, grpo, pretrain, reconstruct, sft
+from . import common, cpt, facts, grpo, pretrain, reconstruct, sft
 from .batches import Qa, Segments
 from .facts import KINDS, FactMaker
 from .model import IGNORE, MixedBatch, Refrag, n_expand
@@ -67,6 +67,16 @@ class Values(unittest.TestCase):
                     self.assertIn(answer, p["text"])
                     self.assertIn(p["name"], question)
         self.assertFalse(names["train"] & names["test"])
+
+    def test_fact_lines_have_one_passage_a_name_and_repeat(self):
+        written = list(facts.lines("test", 50, 3, ["city", "river"]))
+        self.assertEqual(written, list(facts.lines("test", 50, 3, ["city", "river"])))
+        self.assertNotEqual(written, list(facts.lines("test", 50, 4, ["city", "river"])))
+        self.assertEqual((len({line["title"] for line in written}), len({line["text"] for line in written})), (50, 50))
+        self.assertEqual(len({line["id"] for line in written}), len(written))
+        for line in written:
+            self.assertIn(line["answers"][0], line["text"])
+            self.assertIn("city" if "river" not in line["text"].split(".")[0] else "river", line["text"])
 
 
 class Networks(unittest.TestCase):

@@ -19,6 +19,12 @@ void add_model_option(CLI::App& app, std::string& model_dir) {
         ->type_name("DIR");
 }
 
+CLI::Option* add_policy_option(CLI::App& app, std::string& policy) {
+    return app.add_option("--policy", policy, "Which chunks are expanded; none and all overrule -p")
+        ->capture_default_str()
+        ->type_name("model|none|all|random|perplexity-asc|perplexity-desc");
+}
+
 void add_device_options(CLI::App& app, DeviceOptions& options) {
     app.add_option("--device", options.device,
                    "Where to compute; auto takes a GPU when this build and machine have one")

@@ -11,7 +11,8 @@
 
 namespace CLI {
 class App;
-}
+class Option;
+}  // namespace CLI
 
 namespace refrag {
 
@@ -21,8 +22,11 @@ struct DeviceOptions {
     bool deterministic = false;
 };
 
-// -m/--model (required, or REFRAG_MODEL), --device, -t/--threads, --deterministic.
+// -m/--model (required, or REFRAG_MODEL).
 void add_model_option(CLI::App& app, std::string& model_dir);
+// --policy; the caller parses the word.
+CLI::Option* add_policy_option(CLI::App& app, std::string& policy);
+// --device, -t/--threads, --deterministic.
 void add_device_options(CLI::App& app, DeviceOptions& options);
 
 // Status::usage for a word that is no device, Status::runtime for a device that is not here.

@@ -93,18 +93,15 @@ void add_eval_perplexity(CLI::App& eval) {
         ->delimiter(',')
         ->check(CLI::Range(0.0, 1.0))
         ->type_name("LIST");
-    sub.add_option("--policy", options->policy,
-                   "Which chunks are expanded: model, none, all, random, perplexity-asc, perplexity-desc")
-        ->capture_default_str()
-        ->type_name("NAME");
+    add_policy_option(sub, options->policy);
     sub.add_option("-s,--seed", p.seed, "Seed of --policy random")->capture_default_str()->type_name("N");
     sub.add_option("--limit", p.limit, "Windows at most; 0: all")
         ->capture_default_str()
         ->check(CLI::NonNegativeNumber)
         ->type_name("N");
-    sub.add_option("-o,--output-format", options->format, "md, json or csv")
+    sub.add_option("-o,--output-format", options->format, "How the table is written")
         ->capture_default_str()
-        ->type_name("FORM");
+        ->type_name("md|json|csv");
     add_device_options(sub, options->device);
     sub.final_callback([options] { eval_perplexity(*options); });
 }

@@ -153,12 +153,7 @@ void add_eval_qa(CLI::App& eval) {
         ->delimiter(',')
         ->check(CLI::Range(0.0, 1.0))
         ->type_name("LIST");
-    sub.add_option(
-           "--policy", options->policy,
-           "Which chunks are expanded: model, none, all, random, perplexity-asc, perplexity-desc; none "
-           "and all overrule -p")
-        ->capture_default_str()
-        ->type_name("NAME");
+    add_policy_option(sub, options->policy);
     sub.add_option("--limit", qa.limit, "Questions at most, drawn by the seed; 0: all")
         ->capture_default_str()
         ->check(CLI::NonNegativeNumber)
@@ -174,9 +169,9 @@ void add_eval_qa(CLI::App& eval) {
     sub.add_option("--predictions", options->predictions,
                    "Write JSON Lines: every question's answer and scores in every row")
         ->type_name("FILE");
-    sub.add_option("-o,--output-format", options->format, "md, json or csv")
+    sub.add_option("-o,--output-format", options->format, "How the table is written")
         ->capture_default_str()
-        ->type_name("FORM");
+        ->type_name("md|json|csv");
     add_device_options(sub, options->device);
     sub.final_callback([options] { eval_qa(*options); });
 }

@@ -139,12 +139,7 @@ void add_refrag_options(CLI::App& sub, RunOptions& options) {
         ->group(group)
         ->check(CLI::Range(0.0, 1.0))
         ->type_name("P");
-    sub.add_option("--policy", options.policy,
-                   "Which chunks are expanded: model, none, all, random, perplexity-asc, perplexity-desc; "
-                   "none and all overrule -p")
-        ->group(group)
-        ->capture_default_str()
-        ->type_name("NAME");
+    add_policy_option(sub, options.policy)->group(group);
 }
 
 void add_generation_options(CLI::App& sub, RunOptions& options, CLI::Option* batch) {

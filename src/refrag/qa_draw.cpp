@@ -1,6 +1,7 @@
 // See qa_draw.h.
 #include "refrag/qa_draw.h"
 
+#include <algorithm>
 #include <unordered_map>
 
 #include "base/check.h"

@@ -117,6 +117,66 @@ TEST_CASE("tokenize: --decode gives the text back, special tokens on request") {
     CHECK(tokenize({"--tokenizer", vocabulary, "--decode", ""}) == "\n");
 }
 
+TEST_CASE("tokenize: --batch gives a line of ids for a line of text, --batch-decode the way back") {
+    const TempDir dir;
+    const std::vector<std::string> texts = {"the end", "", "caf\xC3\xA9\n</s> \\ \"\x01",
+                                            "a\xF0\x9F\x98\x82"};
+    std::string lines;
+    for (size_t i = 0; i < texts.size(); ++i)
+        lines += i % 2 == 0 ? json_quote(texts[i]) + "\n" : "{\"text\": " + json_quote(texts[i]) + "}\n";
+    lines.pop_back();  // the last line need not end
+    const std::string path = dir.write("lines", lines);
+    for (const bool special : {false, true}) {
+        std::vector<std::string> more;
+        if (special) more.push_back("--special");
+        const auto with = [&](std::vector<std::string> arguments) {
+            arguments.insert(arguments.end(), more.begin(), more.end());
+            return tokenize(arguments);
+        };
+        std::istringstream out(with({"--tokenizer", vocabulary, "--batch", "--file", path}));
+        std::string line;
+        std::string id_lines;
+        for (const std::string& text : texts) {
+            REQUIRE(std::getline(out, line));
+            const Json json = Json::parse(line, "line");
+            json.check_keys({"ids"});
+            const Json alone = Json::parse(with({"--tokenizer", vocabulary, "--json", text}), "alone");
+            CHECK(ints(json.get("ids")) == ints(alone.get("ids")));
+            id_lines += line.substr(7, line.size() - 8) + "\n";
+        }
+        CHECK_FALSE(std::getline(out, line));
+        if (special) continue;  // decoding passes over what --special added
+        const std::string ids_path = dir.write("ids", id_lines);
+        std::string expected;
+        for (const std::string& text : texts) expected += "{\"text\":" + json_quote(text) + "}\n";
+        CHECK(tokenize({"--tokenizer", vocabulary, "--batch-decode", "--file", ids_path}) == expected);
+    }
+    const std::string json = tokenize({"--tokenizer", vocabulary, "--batch", "--json", "--file", path});
+    CHECK(json.starts_with(tokenize({"--tokenizer", vocabulary, "--json", texts[0]})));
+}
+
+TEST_CASE("tokenize: a bad line of --batch is refused with its number") {
+    const TempDir dir;
+    const auto refuse = [&](const std::string& flag, const std::string& lines) {
+        const std::string path = dir.write("lines", lines);
+        return error_of([&] { tokenize({"--tokenizer", vocabulary, flag, "--file", path}); });
+    };
+    CHECK(contains(refuse("--batch", "\"a\"\n5\n"), "lines:2: expected a string or an object with \"text\""));
+    CHECK(contains(refuse("--batch", "\"a\"\n\n\"b\""), "lines:2: "));
+    CHECK(contains(refuse("--batch", "{\"txt\":\"a\"}"), "lines:1: expected the key \"text\""));
+    CHECK(contains(refuse("--batch-decode", "[1]\n[1,8192000]"),
+                   "lines:2: key \"[1]\": expected an integer in [0, "));
+    CHECK(contains(refuse("--batch-decode", "\"a\""), "expected an array"));
+    CHECK(contains(error_of([&] {
+                       tokenize({"--tokenizer", vocabulary, "--batch", "x"});
+                   }),
+                   "expected no TEXT"));
+    CHECK(contains(error_of([&] {
+                       tokenize({"--tokenizer", vocabulary, "--batch", "--batch-decode"});
+                   }),
+                   "found both"));
+}
+
 TEST_CASE("tokenize: one token a line without --json") {
     const std::string out = tokenize({"--tokenizer", vocabulary, "the"});
     CHECK(contains(out, "\t0-"));

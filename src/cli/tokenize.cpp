@@ -2,6 +2,8 @@
 #include "cli/tokenize.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <array>
 #include <charconv>
 #include <memory>
 #include <string>
@@ -30,6 +32,8 @@ struct TokenizeOptions {
     bool decode_given = false;
     bool special = false;
     bool json = false;
+    bool batch = false;
+    bool batch_decode = false;
 };
 
 std::string tokenizer_file(const TokenizeOptions& options) {
@@ -91,12 +95,72 @@ std::string tokens_as_lines(const Tokenizer& tokenizer, const std::vector<Token>
     return out;
 }
 
+// {"ids":[1,2]} of one line of --batch.
+void append_ids(const std::vector<Token>& tokens, std::string& out) {
+    out += "{\"ids\":[";
+    std::array<char, 12> digits{};
+    for (size_t i = 0; i < tokens.size(); ++i) {
+        if (i > 0) out.push_back(',');
+        const auto end = std::to_chars(digits.data(), digits.data() + digits.size(), tokens[i].id).ptr;
+        out.append(digits.data(), end);
+    }
+    out += "]}\n";
+}
+
+std::string encode_line(const Tokenizer& tokenizer, const TokenizeOptions& options, const Json& line) {
+    if (!line.is_string() && !line.is_object()) line.refuse("a string or an object with \"text\"");
+    const Json text = line.is_string() ? line : line.get("text");
+    const std::vector<Token> tokens = options.special ? tokenizer.encode_with_special_tokens(text.as_string())
+                                                      : tokenizer.encode(text.as_string());
+    if (options.json) return tokens_as_json(tokenizer, tokens);
+    std::string out;
+    append_ids(tokens, out);
+    return out;
+}
+
+std::string decode_line(const Tokenizer& tokenizer, const TokenizeOptions& options, const Json& line) {
+    std::vector<int32_t> ids(line.as_array().size());
+    for (size_t i = 0; i < ids.size(); ++i)
+        ids[i] = static_cast<int32_t>(line.at(i).as_int(0, tokenizer.vocab_size() - 1));
+    return "{\"text\":" + json_quote(tokenizer.decode(ids, !options.special)) + "}\n";
+}
+
+// One line of JSON out for each line of JSON in; the line's number is part of every error.
+void run_batch(const TokenizeOptions& options, const Tokenizer& tokenizer) {
+    constexpr size_t flush_bytes = 1u << 20;
+    const std::string name = options.file.empty() ? "standard input" : options.file;
+    const std::string input =
+        options.file.empty() ? read_stdin(max_text_bytes) : read_file(options.file, max_text_bytes);
+    std::string out;
+    size_t number = 0;
+    for (size_t at = 0; at < input.size();) {
+        const size_t end = std::min(input.find('\n', at), input.size());
+        const Json line = Json::parse(std::string_view(input).substr(at, end - at), str(name, ":", ++number));
+        out += options.batch_decode ? decode_line(tokenizer, options, line)
+                                    : encode_line(tokenizer, options, line);
+        if (out.size() >= flush_bytes) {
+            write_stdout(out);
+            out.clear();
+        }
+        at = end + 1;
+    }
+    write_stdout(out);
+}
+
 void run_tokenize(const TokenizeOptions& options) {
+    const bool batch = options.batch || options.batch_decode;
     const int n_sources =
         (options.text_given ? 1 : 0) + (options.file.empty() ? 0 : 1) + (options.decode_given ? 1 : 0);
     REFRAG_CHECK(n_sources <= 1, Status::usage, "tokenize: expected one of TEXT, --file and --decode, found ",
                  n_sources);
+    REFRAG_CHECK(
+        !batch || (!options.text_given && !options.decode_given), Status::usage,
+        "tokenize: --batch and --batch-decode read lines from --file or standard input: expected no ",
+        options.text_given ? "TEXT" : "--decode");
+    REFRAG_CHECK(!options.batch || !options.batch_decode, Status::usage,
+                 "tokenize: expected one of --batch and --batch-decode, found both");
     const Tokenizer tokenizer = Tokenizer::from_file(tokenizer_file(options));
+    if (batch) return run_batch(options, tokenizer);
     if (options.decode_given) {
         const std::vector<int32_t> ids = parse_ids(options.decode_ids, tokenizer.vocab_size());
         const std::string text = tokenizer.decode(ids, !options.special);
@@ -127,6 +191,10 @@ void add_tokenize(CLI::App& app) {
         "parse special tokens in the text and add the tokenizer's own; with --decode: show them");
     command->add_flag("--json", options->json,
                       "print {\"ids\", \"pieces\", \"offsets\"}; offsets are bytes, [begin, end)");
+    command->add_flag("--batch", options->batch,
+                      "read JSON Lines, each a string or {\"text\"}; print {\"ids\":[..]} for each");
+    command->add_flag("--batch-decode", options->batch_decode,
+                      "read JSON Lines, each a list of ids; print {\"text\":\"..\"} for each");
     command->add_option("TEXT", options->text,
                         "the text; standard input where neither TEXT nor --file is given");
     command->final_callback([command, options] {

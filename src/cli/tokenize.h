@@ -1,5 +1,6 @@
-// `refrag tokenize`: shows the ids, pieces and byte offsets a text becomes, or the text that ids become.
-// It is a view of text/tokenizer.h; nothing here decides an id.
+// `refrag tokenize`: shows the ids, pieces and byte offsets a text becomes, or the text that ids become;
+// with --batch many texts in one run, a JSON line each. It is a view of text/tokenizer.h; nothing here
+// decides an id.
 #pragma once
 
 namespace CLI {

@@ -92,30 +92,97 @@ TEST_CASE("tokenizer.json: older spellings are read") {
 }
 
 TEST_CASE("tokenizer.json: components that are not supported are named") {
-    CHECK(refusal(&Parts::normalizer, R"({"type":"NFC"})") ==
-          "t.json: key \"normalizer\": unsupported: expected no normalizer, found \"NFC\"");
-    CHECK(contains(refusal(&Parts::normalizer, R"({"type":"Sequence","normalizers":[{"type":"NFC"}]})"),
-                   "expected no normalizer"));
-    CHECK(contains(refusal(&Parts::pre_tokenizer, R"({"type":"Sequence","pretokenizers":[]})"),
-                   "key \"pre_tokenizer\": unsupported: expected ByteLevel, found \"Sequence\""));
-    CHECK(contains(refusal(&Parts::pre_tokenizer, "null"), "expected ByteLevel, found null"));
-    CHECK(contains(refusal(&Parts::decoder, R"({"type":"Metaspace"})"),
+    CHECK(contains(refusal(&Parts::normalizer, R"({"type":"BertNormalizer"})"),
+                   "t.json: key \"normalizer\": unsupported: expected NFC, "));
+    CHECK(contains(
+        refusal(&Parts::normalizer, R"({"type":"Sequence","normalizers":[{"type":"NFC"},{"type":"Nmt"}]})"),
+        "key \"normalizer.normalizers[1]\": unsupported: expected NFC"));
+    CHECK(contains(
+        refusal(&Parts::normalizer, R"({"type":"Replace","pattern":{"Regex":" {2,}"},"content":" "})"),
+        "normalizer.pattern.Regex\": expected a String pattern (this regular expression is not "
+        "supported), found \" {2,}\""));
+    CHECK(contains(refusal(&Parts::normalizer, R"({"type":"Replace","pattern":{"String":""},"content":" "})"),
+                   "expected at least one character"));
+    CHECK(contains(refusal(&Parts::pre_tokenizer, R"({"type":"Whitespace"})"),
+                   "key \"pre_tokenizer\": unsupported: expected ByteLevel, Split, "));
+    CHECK(contains(
+        refusal(
+            &Parts::pre_tokenizer,
+            R"({"type":"Sequence","pretokenizers":[)"
+            R"({"type":"ByteLevel","add_prefix_space":false},{"type":"Digits","individual_digits":true}]})"),
+        "pretokenizers[1]\": unsupported: expected nothing after ByteLevel, found \"Digits\""));
+    CHECK(contains(refusal(&Parts::decoder, R"({"type":"WordPiece"})"),
                    "key \"decoder\": unsupported: expected ByteLevel"));
-    CHECK(contains(refusal(&Parts::decoder, "null"), "expected ByteLevel"));
     CHECK(
         contains(refusal(&Parts::model_start, R"("type":"WordPiece")"), "expected BPE, found \"WordPiece\""));
     CHECK(contains(refusal(&Parts::post_processor, R"({"type":"Other"})"), "found \"Other\""));
     CHECK(contains(refusal(&Parts::model_start, R"("type":"BPE","dropout":0.1)"),
                    "model.dropout\": expected no dropout"));
-    CHECK(contains(refusal(&Parts::model_start, R"("type":"BPE","byte_fallback":true)"),
-                   "model.byte_fallback\""));
-    CHECK(contains(refusal(&Parts::model_start, R"("type":"BPE","ignore_merges":true)"),
-                   "model.ignore_merges\""));
     CHECK(contains(refusal(&Parts::model_start, R"("type":"BPE","continuing_subword_prefix":"##")"),
                    "continuing_subword_prefix"));
     CHECK(contains(refusal(&Parts::model_start, R"("type":"BPE","end_of_word_suffix":"</w>")"),
                    "end_of_word_suffix"));
     CHECK(contains(refusal(&Parts::version, "\"2.0\""), "key \"version\": expected \"1.0\", found \"2.0\""));
+}
+
+TEST_CASE("tokenizer.json: a Split is understood exactly or refused") {
+    const auto split = [](const std::string& pattern, const std::string& behaviour, bool invert) {
+        return refusal(&Parts::pre_tokenizer,
+                       str(R"({"type":"Split","pattern":)", pattern, R"(,"behavior":")", behaviour,
+                           R"(","invert":)", invert ? "true}" : "false}"));
+    };
+    const std::string qwen =
+        R"({"Regex":"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+)"
+        R"([\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"})";
+    CHECK(split(qwen, "Isolated", false) == no_error);
+    CHECK(split(qwen, "Removed", true) == no_error);
+    CHECK(contains(split(qwen, "Removed", false), "behavior\": expected \"Isolated\", or \"Removed\" with"));
+    CHECK(
+        contains(split(R"({"Regex":"\\w+"})", "Isolated", false),
+                 "pre_tokenizer.pattern.Regex\": expected the pattern of GPT-2, cl100k (LLaMA 3, OLMo 2) or "
+                 "Qwen 2, found the regular expression \"\\w+\""));
+    for (const char* behaviour :
+         {"Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"})
+        CHECK(split(R"({"String":"-"})", behaviour, false) == no_error);
+    CHECK(contains(split(R"({"String":"-"})", "Isolated", true), "invert\": expected false"));
+    CHECK(contains(split(R"({"String":"-"})", "Merged", false), "behavior\": expected Isolated, Removed"));
+    CHECK(contains(split(R"({"String":""})", "Isolated", false), "at least one character"));
+    CHECK(contains(split(R"({"Other":"-"})", "Isolated", false), "unknown key \"Other\""));
+}
+
+TEST_CASE("tokenizer.json: a Metaspace must not contradict itself") {
+    const auto metaspace = [](const std::string& more) {
+        return refusal(&Parts::pre_tokenizer, "{\"type\":\"Metaspace\"" + more + "}");
+    };
+    CHECK(metaspace(R"(,"replacement":"_","prepend_scheme":"first","split":false)") == no_error);
+    CHECK(metaspace(R"(,"replacement":"_","add_prefix_space":true,"str_rep":"_")") == no_error);
+    CHECK(metaspace(R"(,"replacement":"_","add_prefix_space":false,"prepend_scheme":"never")") == no_error);
+    CHECK(contains(metaspace(R"(,"replacement":"_","add_prefix_space":false)"),
+                   "add_prefix_space\": expected"));
+    CHECK(contains(metaspace(R"(,"replacement":"_","prepend_scheme":"last")"), "found \"last\""));
+    CHECK(contains(metaspace(R"(,"replacement":"__")"), "expected one character, found \"__\""));
+    CHECK(contains(metaspace(""), "expected the key \"replacement\""));
+}
+
+TEST_CASE("tokenizer.json: a decoder's steps have one order") {
+    const auto decoder = [](const std::string& steps) {
+        return refusal(&Parts::decoder, "{\"type\":\"Sequence\",\"decoders\":[" + steps + "]}");
+    };
+    const std::string replace = R"({"type":"Replace","pattern":{"String":"_"},"content":" "})";
+    const std::string bytes = R"({"type":"ByteFallback"})";
+    const std::string fuse = R"({"type":"Fuse"})";
+    const std::string strip = R"({"type":"Strip","content":" ","start":1,"stop":0})";
+    CHECK(decoder(replace + "," + replace + "," + bytes + "," + fuse + "," + strip) == no_error);
+    CHECK(decoder(replace + "," + bytes) == no_error);
+    CHECK(decoder(R"({"type":"ByteLevel"})") == no_error);
+    CHECK(refusal(&Parts::decoder, "null") == no_error);
+    CHECK(contains(decoder(bytes + "," + replace),
+                   "decoders[1]\": unsupported: expected Replace, ByteFallback"));
+    CHECK(contains(decoder(replace + "," + strip), "decoders[1]\": unsupported"));
+    CHECK(contains(decoder(fuse + "," + fuse), "decoders[1]\": unsupported"));
+    CHECK(contains(decoder(R"({"type":"CTC"})"), "found \"CTC\""));
+    CHECK(contains(decoder(fuse + R"(,{"type":"Strip","content":" ","start":0,"stop":1})"),
+                   "decoders[1].stop\": expected 0"));
 }
 
 TEST_CASE("tokenizer.json: unknown keys are refused wherever they stand") {
@@ -140,7 +207,12 @@ TEST_CASE("tokenizer.json: a broken vocabulary is refused") {
     CHECK(contains(refusal(&Parts::vocab_end, R"(,"":262,"th":260,"the":261)"), "an empty piece"));
     Parts parts;
     parts.all_bytes = false;
+    CHECK(refusal(parts) == no_error);
+    parts.model_start = R"("type":"BPE","byte_fallback":true)";
     CHECK(contains(refusal(parts), "for byte 200: expected one for every byte"));
+    parts.model_start = R"("type":"BPE","unk_token":"<none>")";
+    CHECK(
+        contains(refusal(parts), "model.unk_token\": expected a piece of the vocabulary, found \"<none>\""));
 }
 
 TEST_CASE("tokenizer.json: broken merges are refused") {
@@ -169,6 +241,7 @@ TEST_CASE("tokenizer.json: added tokens must agree with the vocabulary") {
     CHECK(contains(refusal(&Parts::added, added_token("-1", "<s>")), "expected an integer in [0, "));
     CHECK(contains(refusal(&Parts::added, R"([{"id":0,"content":"<s>"}])"),
                    "expected the key \"single_word\""));
+    CHECK(contains(refusal(&Parts::added, added_token("262", "th")), "expected id 260, found 262"));
     std::string twice = added_token("0", "<s>");
     twice.back() = ',';
     CHECK(contains(refusal(&Parts::added, twice + added_token("0", "<s>").substr(1)), "occurs twice"));

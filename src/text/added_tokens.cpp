@@ -7,38 +7,7 @@
 
 namespace refrag {
 
-namespace {
-
-// The character that ends at `end`; needs valid UTF-8 and begin < end.
-Utf8Step char_before(std::string_view text, size_t begin, size_t end) {
-    size_t at = end - 1;
-    while (at > begin && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80) --at;
-    return decode_utf8(text, at);
-}
-
-// Where the white space that ends at `end` begins.
-size_t space_begin(std::string_view text, size_t begin, size_t end) {
-    while (end > begin) {
-        const Utf8Step step = char_before(text, begin, end);
-        if (!is_white_space(step.code)) break;
-        end -= step.bytes;
-    }
-    return end;
-}
-
-// Where the white space that begins at `begin` ends.
-size_t space_end(std::string_view text, size_t begin) {
-    while (begin < text.size()) {
-        const Utf8Step step = decode_utf8(text, begin);
-        if (!is_white_space(step.code)) break;
-        begin += step.bytes;
-    }
-    return begin;
-}
-
-}  // namespace
-
-void AddedTokenMatcher::add(const AddedToken& token) {
+bool AddedTokenMatcher::add(const AddedToken& token) {
     uint32_t node = 0;
     for (const char c : token.content) {
         const uint64_t edge = static_cast<uint64_t>(node) << 8 | static_cast<unsigned char>(c);
@@ -47,9 +16,10 @@ void AddedTokenMatcher::add(const AddedToken& token) {
         node = child->second;
     }
     if (token.content.empty() || !token_at_.try_emplace(node, static_cast<uint32_t>(tokens_.size())).second)
-        return;
+        return false;
     starts_[static_cast<unsigned char>(token.content[0])] = true;
     tokens_.push_back(token);
+    return true;
 }
 
 const AddedToken* AddedTokenMatcher::longest_match(std::string_view text, size_t at) const {
@@ -90,8 +60,8 @@ void AddedTokenMatcher::split(std::string_view text, size_t begin, size_t end, b
             const bool touches_right = last < end && is_word_char(decode_utf8(text, last).code);
             if (touches_left || touches_right) continue;
         }
-        if (token->lstrip) first = std::max(space_begin(text, begin, first), done);
-        if (token->rstrip) last = space_end(text, last);
+        if (token->lstrip) first = std::max(white_space_before(text, begin, first), done);
+        if (token->rstrip) last = white_space_after(text, last);
         if (done < first) out.push_back({done, first, -1});
         // A token of white space may lie within what the token before stripped. The original then reads that
         // stretch again from where this token ends, and passes over a token that is left with nothing; so do

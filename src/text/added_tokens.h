@@ -16,7 +16,7 @@ namespace refrag {
 // One entry of tokenizer.json's added_tokens.
 struct AddedToken {
     int32_t id = 0;
-    std::string content;
+    std::string content;  // as it is looked for: normalised where `normalized` is true
     bool special = false;
     bool single_word = false;  // only where no word character touches it
     bool lstrip = false;       // takes the white space before it along
@@ -34,7 +34,8 @@ struct TextSpan {
 // The tokens of one pass in a trie. Immutable in use.
 class AddedTokenMatcher {
   public:
-    void add(const AddedToken& token);
+    // False where the content is empty or was added before.
+    bool add(const AddedToken& token);
     bool empty() const { return tokens_.empty(); }
 
     // Cuts text[begin, end) into spans and appends them. They tile it, unless an added token consists of

@@ -7,8 +7,10 @@
 #include <deque>
 #include <functional>
 #include <map>
+#include <span>
 
 #include "base/check.h"
+#include "base/utf8.h"
 
 namespace refrag {
 
@@ -30,9 +32,29 @@ bool MergeTable::add(int32_t left, int32_t right, Merge merge) {
     return true;
 }
 
+void WordIds::add(std::string word, int32_t id) {
+    longest_ = std::max(longest_, word.size());
+    ids_.emplace(std::move(word), id);
+}
+
+int32_t WordIds::find(std::string_view word) const {
+    const auto found = ids_.find(word);
+    return found == ids_.end() ? -1 : found->second;
+}
+
+void CharIds::add(char32_t code, int32_t id) {
+    const size_t page = code >> 8;
+    if (page >= pages_.size()) pages_.resize(page + 1);
+    if (pages_[page] == nullptr) {
+        pages_[page] = std::make_shared<std::array<int32_t, 256>>();
+        pages_[page]->fill(-1);
+    }
+    (*pages_[page])[code & 0xFF] = id;
+}
+
 namespace {
 
-constexpr size_t max_short_bytes = 48;
+constexpr size_t few_symbols = 48;
 
 constexpr size_t max_word_bytes = UINT32_MAX - 1;
 
@@ -66,60 +88,143 @@ class Places {
     std::vector<uint32_t> late_;
 };
 
-// The symbols of a long word as a linked list in two arrays, 8 bytes a byte of text. A symbol is named by the
-// place of its first byte and covers [place, next(place)); bytes inside a symbol have id -1.
+// Symbols as a linked list over pieces that stand in a row. A symbol is named by the place of its first piece
+// and covers [place, next(place)); pieces inside a symbol have id -1.
 class Symbols {
   public:
-    Symbols(std::string_view word, const std::array<int32_t, 256>& byte_ids)
-        : size_(static_cast<uint32_t>(word.size())), ids_(word.size()), links_(word.size()) {
-        for (uint32_t i = 0; i < size_; ++i) {
-            ids_[i] = byte_ids[static_cast<unsigned char>(word[i])];
-            links_[i] = i + 1;
-        }
+    explicit Symbols(std::span<BpePiece> pieces) : pieces_(pieces), links_(pieces.size()) {
+        for (uint32_t i = 0; i < links_.size(); ++i) links_[i] = i + 1;
     }
-    uint32_t size() const { return size_; }
-    int32_t id(uint32_t place) const { return ids_[place]; }
+    int32_t id(uint32_t place) const { return pieces_[place].id; }
     uint32_t next(uint32_t place) const { return links_[place]; }
-    // Needs place > 0. The byte before is a symbol of one byte, or the last of a longer one, which links to
+    // Needs place > 0. The piece before is a symbol of its own, or the last of a longer one, which links to
     // its first.
-    uint32_t previous(uint32_t place) const { return ids_[place - 1] >= 0 ? place - 1 : links_[place - 1]; }
+    uint32_t previous(uint32_t place) const {
+        return pieces_[place - 1].id >= 0 ? place - 1 : links_[place - 1];
+    }
     // Makes the symbol at `place` and the one after it into one.
     void join(uint32_t place, int32_t id) {
         const uint32_t right = links_[place];
         const uint32_t end = links_[right];
-        ids_[place] = id;
-        ids_[right] = -1;
+        pieces_[place].id = id;
+        pieces_[place].bytes += pieces_[right].bytes;
+        pieces_[right].id = -1;
         links_[place] = end;
         links_[end - 1] = place;
     }
 
   private:
-    uint32_t size_;
-    std::vector<int32_t> ids_;
-    std::vector<uint32_t>
-        links_;  // first byte: where the next symbol begins; last of several: where this one begins
+    std::span<BpePiece> pieces_;
+    std::vector<uint32_t> links_;  // first piece: where the next symbol begins; last of several: where this
+                                   // one begins
 };
 
 }  // namespace
 
+// Takes a word's first symbols one by one, and merges them up to every place that no merge can reach across.
+class Bpe::Feeder {
+  public:
+    Feeder(const Bpe& bpe, size_t word_bytes, std::vector<BpePiece>& out)
+        : bpe_(bpe),
+          out_(out),
+          word_begin_(out.size()),
+          first_(out.size()),
+          cuts_(bpe.has_joints && word_bytes > few_symbols) {}
+
+    void add(int32_t id, uint32_t bytes) {
+        if (cuts_ && bpe_.joints.find(previous_, id).rank == no_rank) finish();
+        out_.push_back({id, bytes + skipped_});
+        skipped_ = 0;
+        previous_ = id;
+    }
+    // Bytes that have no symbol: they go to the one before, or else to the next.
+    void skip(uint32_t bytes) {
+        if (out_.size() > word_begin_)
+            out_.back().bytes += bytes;
+        else
+            skipped_ += bytes;
+    }
+    void finish() {
+        bpe_.merge(first_, out_);
+        first_ = out_.size();
+    }
+
+  private:
+    const Bpe& bpe_;
+    std::vector<BpePiece>& out_;
+    size_t word_begin_;
+    size_t first_;  // the symbols from here on are not merged yet
+    bool cuts_;     // not in everyday words, where looking costs more than it saves
+    int32_t previous_ = -1;
+    uint32_t skipped_ = 0;
+};
+
 void Bpe::encode(std::string_view word, std::vector<BpePiece>& out) const {
-    if (word.size() <= max_short_bytes)
-        encode_short(word, out);
-    else
-        encode_long(word, out);
+    REFRAG_CHECK(word.size() <= max_word_bytes, Status::runtime, "a word of ", word.size(),
+                 " bytes without a break cannot be tokenised: expected at most ", max_word_bytes);
+    if (word.size() <= whole_words.longest()) {
+        const int32_t id = whole_words.find(word);
+        if (id >= 0) return out.push_back({id, static_cast<uint32_t>(word.size())});
+    }
+    Feeder feeder(*this, word.size(), out);
+    if (byte_level && all_bytes) {
+        for (const char c : word) feeder.add(byte_ids[static_cast<unsigned char>(c)], 1);
+    } else {
+        feed_characters(word, feeder);
+    }
+    feeder.finish();
 }
 
-void Bpe::encode_short(std::string_view word, std::vector<BpePiece>& out) const {
-    std::array<BpePiece, max_short_bytes> symbols;
-    std::array<uint32_t, max_short_bytes> ranks;  // of the pair (i, i + 1)
-    std::array<int32_t, max_short_bytes> merged;  // what that pair becomes
-    size_t n = word.size();
+// Hugging Face's rules for what has no symbol: an unknown character waits until a known one comes, so that
+// those after it can be fused with it; characters spelled by bytes do not end the wait.
+void Bpe::feed_characters(std::string_view word, Feeder& feeder) const {
+    uint32_t unknown_bytes = 0;  // of the unk_id that waits
+    for (size_t at = 0; at < word.size();) {
+        const Utf8Step step = byte_level ? Utf8Step{0, 1, true, false} : decode_utf8(word, at);
+        const std::string_view bytes = word.substr(at, step.bytes);
+        at += step.bytes;
+        const int32_t id =
+            byte_level ? byte_ids[static_cast<unsigned char>(bytes[0])] : char_ids.find(step.code);
+        if (id >= 0) {
+            if (unknown_bytes > 0) feeder.add(unk_id, unknown_bytes);
+            unknown_bytes = 0;
+            feeder.add(id, step.bytes);
+            continue;
+        }
+        const auto has_piece = [&](char c) { return byte_ids[static_cast<unsigned char>(c)] >= 0; };
+        if (!byte_level && std::all_of(bytes.begin(), bytes.end(), has_piece)) {
+            for (const char c : bytes) feeder.add(byte_ids[static_cast<unsigned char>(c)], 1);
+        } else if (unk_id < 0) {
+            feeder.skip(step.bytes);
+        } else {
+            if (unknown_bytes > 0 && !fuse_unk) {
+                feeder.add(unk_id, unknown_bytes);
+                unknown_bytes = 0;
+            }
+            unknown_bytes += step.bytes;
+        }
+    }
+    if (unknown_bytes > 0) feeder.add(unk_id, unknown_bytes);
+}
+
+void Bpe::merge(size_t first, std::vector<BpePiece>& out) const {
+    const size_t n = out.size() - first;
+    if (n > few_symbols)
+        merge_many(first, out);
+    else if (n > 1)
+        merge_few(first, out);
+}
+
+void Bpe::merge_few(size_t first, std::vector<BpePiece>& out) const {
+    BpePiece* const symbols = out.data() + first;
+    std::array<uint32_t, few_symbols> ranks;  // of the pair (i, i + 1)
+    std::array<int32_t, few_symbols> merged;  // what that pair becomes
+    size_t n = out.size() - first;
     const auto look_up = [&](size_t i) {
         const Merge merge = merges.find(symbols[i].id, symbols[i + 1].id);
         ranks[i] = merge.rank;
         merged[i] = merge.id;
     };
-    for (size_t i = 0; i < n; ++i) symbols[i] = {byte_ids[static_cast<unsigned char>(word[i])], 1};
     for (size_t i = 0; i + 1 < n; ++i) look_up(i);
 
     while (n > 1) {
@@ -138,14 +243,13 @@ void Bpe::encode_short(std::string_view word, std::vector<BpePiece>& out) const 
         if (best > 0) look_up(best - 1);
         if (best + 1 < n) look_up(best);
     }
-    out.insert(out.end(), symbols.begin(), symbols.begin() + static_cast<std::ptrdiff_t>(n));
+    out.resize(first + n);
 }
 
-void Bpe::encode_long(std::string_view word, std::vector<BpePiece>& out) const {
-    REFRAG_CHECK(word.size() <= max_word_bytes, Status::runtime, "a word of ", word.size(),
-                 " bytes without a break cannot be tokenised: expected at most ", max_word_bytes);
-    Symbols symbols(word, byte_ids);
-    const uint32_t n = symbols.size();
+void Bpe::merge_many(size_t first, std::vector<BpePiece>& out) const {
+    const std::span<BpePiece> pieces(out.data() + first, out.size() - first);
+    const uint32_t n = static_cast<uint32_t>(pieces.size());
+    Symbols symbols(pieces);
     std::map<uint32_t, Places>
         queue;  // rank -> places; a place whose symbols have changed since is passed over
     const auto merge_at = [&](uint32_t place) {
@@ -172,7 +276,9 @@ void Bpe::encode_long(std::string_view word, std::vector<BpePiece>& out) const {
         if (symbols.next(place) != n) offer(place);
         if (place > 0) offer(symbols.previous(place));
     }
-    for (uint32_t i = 0; i < n; i = symbols.next(i)) out.push_back({symbols.id(i), symbols.next(i) - i});
+    size_t kept = 0;
+    for (uint32_t i = 0; i < n; i = symbols.next(i)) pieces[kept++] = pieces[i];
+    out.resize(first + kept);
 }
 
 }  // namespace refrag

@@ -1,12 +1,16 @@
-// Byte-pair encoding of one word: start from single bytes, then always merge the neighbouring pair whose rule
-// has the lowest rank, the leftmost of equals first, until no rule applies. Independent of files and of
-// Unicode.
+// Byte-pair encoding of one word: start from single symbols (bytes or characters), then always merge the
+// neighbouring pair whose rule has the lowest rank, the leftmost of equals first, until no rule applies.
+// Independent of files and of Unicode's tables.
 #pragma once
 
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 namespace refrag {
@@ -58,18 +62,75 @@ struct BpePiece {
     uint32_t bytes;
 };
 
-// The rules of one vocabulary. Immutable in use.
-struct Bpe {
-    std::array<int32_t, 256> byte_ids{};  // the token of each single byte
-    MergeTable merges;
-
-    // Appends the tokens of a word to `out`. Time n log n in the worst case, about n in practice; words of up
-    // to 2^32 - 2 bytes.
-    void encode(std::string_view word, std::vector<BpePiece>& out) const;
+// Character -> id in pages of 256, since vocabularies use few of them.
+class CharIds {
+  public:
+    void add(char32_t code, int32_t id);
+    // -1 where there is none.
+    int32_t find(char32_t code) const {
+        const size_t page = code >> 8;
+        return page < pages_.size() && pages_[page] != nullptr ? (*pages_[page])[code & 0xFF] : -1;
+    }
 
   private:
-    void encode_short(std::string_view word, std::vector<BpePiece>& out) const;
-    void encode_long(std::string_view word, std::vector<BpePiece>& out) const;
+    std::vector<std::shared_ptr<std::array<int32_t, 256>>> pages_;
+};
+
+// Word -> id.
+class WordIds {
+  public:
+    void add(std::string word, int32_t id);
+    // -1 where there is none.
+    int32_t find(std::string_view word) const;
+    size_t longest() const { return longest_; }  // in bytes; 0 where there are no words
+
+  private:
+    struct Hash {
+        using is_transparent = void;
+        size_t operator()(std::string_view word) const { return std::hash<std::string_view>()(word); }
+    };
+    std::unordered_map<std::string, int32_t, Hash, std::equal_to<>> ids_;
+    size_t longest_ = 0;
+};
+
+// The rules of one vocabulary. Immutable in use.
+struct Bpe {
+    // The first symbols of a word. Byte-level: byte_ids has the token of each byte. Otherwise each character
+    // has its own in char_ids, and byte_ids has the pieces "<0x00>" .. "<0xFF>" that spell a character
+    // without one if all its bytes have theirs (byte fallback). -1: none. What has no symbol at all becomes
+    // unk_id, or nothing where that is -1.
+    bool byte_level = true;
+    bool all_bytes = false;  // byte-level, and no byte is without a token
+    std::array<int32_t, 256> byte_ids = no_bytes();
+    CharIds char_ids;
+    int32_t unk_id = -1;
+    bool fuse_unk = false;  // neighbouring unknown characters become one unk_id
+
+    MergeTable merges;
+    // The pairs of neighbouring first symbols that some merge may join across; a long word is cut wherever
+    // another pair stands. Meaningless unless has_joints.
+    bool has_joints = false;
+    MergeTable joints;
+    // Words that are tokens as they stand, whatever the merges say (ignore_merges).
+    WordIds whole_words;
+
+    // Appends the tokens of a word, valid UTF-8, to `out`; their bytes add up to the word's, unless nothing
+    // of it has a symbol. Time n log n in the worst case, about n in practice; words of up to 2^32 - 2 bytes.
+    void encode(std::string_view word, std::vector<BpePiece>& out) const;
+
+    static constexpr std::array<int32_t, 256> no_bytes() {
+        std::array<int32_t, 256> ids{};
+        for (int32_t& id : ids) id = -1;
+        return ids;
+    }
+
+  private:
+    class Feeder;
+    void feed_characters(std::string_view word, Feeder& feeder) const;
+    // Merges the symbols out[first, end) in place.
+    void merge(size_t first, std::vector<BpePiece>& out) const;
+    void merge_few(size_t first, std::vector<BpePiece>& out) const;
+    void merge_many(size_t first, std::vector<BpePiece>& out) const;
 };
 
 }  // namespace refrag

@@ -42,17 +42,21 @@ std::optional<uint8_t> char_to_byte(char32_t code) {
     return static_cast<uint8_t>(bytes[code]);
 }
 
-std::string piece_to_bytes(std::string_view piece) {
+std::optional<std::string> spelled_bytes(std::string_view piece) {
     std::string out;
     size_t at = 0;
     while (at < piece.size()) {
         const Utf8Step step = decode_utf8(piece, at);
         const auto byte = char_to_byte(step.code);
-        if (!step.valid || !byte) return std::string(piece);
+        if (!step.valid || !byte) return std::nullopt;
         out.push_back(static_cast<char>(*byte));
         at += step.bytes;
     }
     return out;
+}
+
+std::string piece_to_bytes(std::string_view piece) {
+    return spelled_bytes(piece).value_or(std::string(piece));
 }
 
 }  // namespace refrag

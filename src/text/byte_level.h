@@ -16,6 +16,9 @@ char32_t byte_to_char(uint8_t byte);
 // The byte a character spells; empty for a character outside the alphabet.
 std::optional<uint8_t> char_to_byte(char32_t code);
 
+// The bytes that a piece spells; empty for a piece with any character outside the alphabet.
+std::optional<std::string> spelled_bytes(std::string_view piece);
+
 // The bytes a piece stands for. A piece with any character outside the alphabet stands for its own UTF-8
 // bytes.
 std::string piece_to_bytes(std::string_view piece);

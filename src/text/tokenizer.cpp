@@ -1,8 +1,9 @@
-// Encoding: clean the bytes, cut out added tokens, cut the rest into words, merge each word's bytes, and
-// carry every token's place back to the original bytes.
+// Encoding: clean the bytes, cut out added tokens, normalise and cut the rest into words, merge each word's
+// symbols, and carry every token's place back to the original bytes.
 #include "text/tokenizer.h"
 
 #include <algorithm>
+#include <deque>
 
 #include "base/check.h"
 #include "text/tokenizer_tables.h"
@@ -12,64 +13,141 @@ namespace refrag {
 
 namespace {
 
-// Appends the tokens of one stretch of plain text, clean[begin, end), with places in the clean text.
-void encode_plain(const WordPattern pattern, const Bpe& bpe, bool add_prefix_space, std::string_view clean,
-                  size_t begin, size_t end, std::vector<BpePiece>& scratch, std::vector<Token>& out) {
-    std::string_view segment = clean.substr(begin, end - begin);
-    std::string with_space;
-    size_t added = 0;  // bytes in front of the segment that the text does not have
-    if (add_prefix_space && segment.front() != ' ') {
-        with_space.reserve(segment.size() + 1);
-        with_space.append(" ").append(segment);
-        segment = with_space;
-        added = 1;
+// A text on its way: the original, cleaned, then rewritten step by step; each form keeps the way back to the
+// one before. The spans lie in the latest form.
+class Passage {
+  public:
+    explicit Passage(std::string_view original) : clean_(original), text_(clean_.text()) {
+        if (!text_.empty()) spans_.push_back({0, text_.size(), -1});
     }
-    size_t at = 0;
-    while (at < segment.size()) {
-        const size_t word = word_end(pattern, segment, at);
-        scratch.clear();
-        bpe.encode(segment.substr(at, word - at), scratch);
-        if (out.capacity() - out.size() < scratch.size())
-            out.reserve(std::max(out.size() + scratch.size(), 2 * out.capacity()));
-        for (const BpePiece& piece : scratch) {
-            const size_t next = at + piece.bytes;
-            out.push_back({piece.id, begin + (at < added ? 0 : at - added), begin + next - added});
-            at = next;
+
+    std::string_view text() const { return text_; }
+    const std::vector<TextSpan>& spans() const { return spans_; }
+
+    void cut_out(const AddedTokenMatcher& matcher, bool parse_special) {
+        if (matcher.empty()) return;
+        for_each_plain([&](const TextSpan& span, std::vector<TextSpan>& out) {
+            matcher.split(text_, span.begin, span.end, parse_special, out);
+        });
+    }
+
+    void rewrite(const Rewrite& step) {
+        if (!step.may_change(text_)) return;
+        TextEdit& edit = forms_.emplace_back(text_);
+        std::vector<TextSpan> spans;
+        for (const TextSpan& span : spans_) {
+            const size_t begin = edit.text().size();
+            if (span.id >= 0)
+                edit.keep(span.begin, span.end);
+            else
+                step.apply(span.begin, span.end, original_begin(span.begin) == 0, edit);
+            if (begin < edit.text().size()) spans.push_back({begin, edit.text().size(), span.id});
         }
+        spans_.swap(spans);
+        text_ = edit.text();
+    }
+
+    void cut(const Split& step) {
+        for_each_plain([&](const TextSpan& span, std::vector<TextSpan>& out) {
+            for_each_piece(step, span, [&](size_t begin, size_t end) { out.push_back({begin, end, -1}); });
+        });
+    }
+
+    template <typename Use>
+    void for_each_piece(const Split& step, const TextSpan& span, Use&& use) const {
+        const std::string_view text = text_.substr(0, span.end);
+        bool removed = false;
+        for (size_t at = span.begin; at < span.end;) {
+            const size_t end = step.piece_end(text, at, removed);
+            if (!removed) use(at, end);
+            at = end;
+        }
+    }
+
+    // Turns places in the latest form into places in the original, each token beginning where the one before
+    // ended and the last one ending with the text.
+    void place(std::vector<Token>& tokens) const {
+        std::vector<size_t> hints(forms_.size() + 1, 0);
+        size_t begin = 0;
+        for (Token& token : tokens) {
+            size_t end = token.end;
+            for (size_t i = forms_.size(); i-- > 0;) end = forms_[i].map().source_position(end, hints[i + 1]);
+            end = clean_.original_position(end, hints[0]);
+            token.begin = begin;
+            token.end = std::max(begin, end);
+            begin = token.end;
+        }
+    }
+
+  private:
+    template <typename Cut>
+    void for_each_plain(Cut&& cut_span) {
+        std::vector<TextSpan> spans;
+        for (const TextSpan& span : spans_) {
+            if (span.id >= 0)
+                spans.push_back(span);
+            else
+                cut_span(span, spans);
+        }
+        spans_.swap(spans);
+    }
+
+    // Where the character at `at` comes from, in the clean text.
+    size_t original_begin(size_t at) const {
+        // The newest form is still being made.
+        for (size_t i = forms_.size() - 1; i-- > 0;) at = forms_[i].map().source_begin(at);
+        return at;
+    }
+
+    CleanText clean_;
+    std::deque<TextEdit> forms_;  // texts in it stay where they are
+    std::string_view text_;
+    std::vector<TextSpan> spans_;
+};
+
+void encode_word(const Bpe& bpe, std::string_view text, size_t begin, size_t end,
+                 std::vector<BpePiece>& scratch, std::vector<Token>& out) {
+    scratch.clear();
+    bpe.encode(text.substr(begin, end - begin), scratch);
+    if (out.capacity() - out.size() < scratch.size())
+        out.reserve(std::max(out.size() + scratch.size(), 2 * out.capacity()));
+    for (const BpePiece& piece : scratch) {
+        out.push_back({piece.id, begin, begin + piece.bytes});
+        begin += piece.bytes;
     }
 }
 
 }  // namespace
 
 std::vector<Token> Tokenizer::encode(std::string_view text, bool parse_special) const {
-    const CleanText clean(text);
-    std::vector<TextSpan> first_pass;
-    tables_->raw_added.split(clean.text(), 0, clean.text().size(), parse_special, first_pass);
-    std::vector<TextSpan> spans;
-    for (const TextSpan& span : first_pass) {
-        if (span.id >= 0)
-            spans.push_back(span);
-        else
-            tables_->normalized_added.split(clean.text(), span.begin, span.end, parse_special, spans);
+    Passage passage(text);
+    passage.cut_out(tables_->raw_added, parse_special);
+    for (const Rewrite& step : tables_->normalizer) passage.rewrite(step);
+    passage.cut_out(tables_->normalized_added, parse_special);
+
+    // The last cut goes straight to BPE, word by word.
+    const Split* last_cut = nullptr;
+    for (const auto& step : tables_->pre_tokenizer) {
+        if (last_cut != nullptr) passage.cut(*last_cut);
+        last_cut = std::get_if<Split>(&step);
+        if (const auto* rewrite = std::get_if<Rewrite>(&step)) passage.rewrite(*rewrite);
     }
 
     std::vector<Token> tokens;
     std::vector<BpePiece> scratch;
-    for (const TextSpan& span : spans) {
+    const auto encode_piece = [&](size_t begin, size_t end) {
+        encode_word(tables_->bpe, passage.text(), begin, end, scratch, tokens);
+    };
+    for (const TextSpan& span : passage.spans()) {
         if (span.id >= 0)
             tokens.push_back({span.id, span.begin, span.end});
+        else if (last_cut != nullptr)
+            passage.for_each_piece(*last_cut, span, encode_piece);
         else
-            encode_plain(tables_->pattern, tables_->bpe, tables_->add_prefix_space, clean.text(), span.begin,
-                         span.end, scratch, tokens);
+            encode_piece(span.begin, span.end);
     }
-
-    size_t hint = 0;
-    size_t begin = 0;
-    for (Token& token : tokens) {  // each begins where the one before ended
-        token.begin = begin;
-        token.end = std::max(begin, clean.original_position(token.end, hint));
-        begin = token.end;
-    }
+    passage.place(tokens);
+    if (!tokens.empty()) tokens.back().end = text.size();
     return tokens;
 }
 

@@ -1,8 +1,9 @@
-// Byte-level BPE tokenizers read from Hugging Face's tokenizer.json (RoBERTa, GPT-2 and our own vocabulary):
-// the same ids as the `tokenizers` library, and byte spans that tile the original text. What a file asks for
-// and this runtime does not do (a normalizer, another pattern, another model) is refused by name, never
-// passed over. Truncation and padding settings are the exception: they shape batches, not ids, and are left
-// to the caller as `transformers` leaves them.
+// BPE tokenizers read from Hugging Face's files: byte-level ones (GPT-2, RoBERTa, LLaMA 3, Qwen, OLMo 2 and
+// our own vocabulary) and those in SentencePiece's manner (LLaMA 2, Mistral, TinyLlama). The same ids as the
+// `tokenizers` library, and byte spans that tile the original text. What a file asks for and this runtime
+// does not do (another model, an unknown regular expression) is refused by name, never passed over.
+// Truncation and padding settings are the exception: they shape batches, not ids, and are left to the caller
+// as `transformers` leaves them.
 #pragma once
 
 #include <cstddef>
@@ -47,9 +48,10 @@ class Tokenizer {
     // around; template tokens have empty ranges at 0 or at text.size().
     std::vector<Token> encode_with_special_tokens(std::string_view text) const;
 
-    // Text of ids, valid UTF-8 (U+FFFD per maximal invalid subpart). Ids without a piece give nothing.
+    // Text of ids as the file's decoder makes it, always valid UTF-8. Ids without a piece give nothing.
     std::string decode(std::span<const int32_t> ids, bool skip_special_tokens) const;
-    // The bytes one id stands for; not necessarily whole characters. Empty for an id without a piece.
+    // The bytes one id stands for, a byte-fallback piece's one byte included; not necessarily whole
+    // characters. What the decoder takes off a text's front is still there. Empty for an id without a piece.
     std::string_view token_bytes(int32_t id) const;
 
     // One more than the largest id, added tokens included.
@@ -68,26 +70,36 @@ class Tokenizer {
   private:
     struct Tables;
     friend struct TokenizerLoader;
+    friend class StreamDecoder;
     explicit Tokenizer(std::shared_ptr<const Tables> tables) : tables_(std::move(tables)) {}
     std::shared_ptr<const Tables> tables_;
 };
 
-// Turns a stream of ids into text as it comes, holding back the bytes of a character that is not complete
-// yet. What push returned so far plus flush equals Tokenizer::decode of all ids. One thread at a time.
+// Turns a stream of ids into text as it comes, holding back what later ids may still change: the bytes of a
+// character that is not complete yet; with byte fallback a whole run of single-byte tokens, which becomes
+// U+FFFD throughout if any part of it is malformed. What push returned so far plus flush equals
+// Tokenizer::decode of all ids. One thread at a time.
 class StreamDecoder {
   public:
-    explicit StreamDecoder(Tokenizer tokenizer, bool skip_special_tokens = true)
-        : tokenizer_(std::move(tokenizer)), skip_special_tokens_(skip_special_tokens) {}
+    explicit StreamDecoder(Tokenizer tokenizer, bool skip_special_tokens = true);
 
     // The text that this id completes; often a piece, sometimes nothing.
     std::string push(int32_t id);
-    // What is still held back, as U+FFFD; afterwards the decoder is as new.
+    // What is still held back, with U+FFFD for what is malformed; afterwards the decoder is as new.
     std::string flush();
 
   private:
+    void emit(std::string_view text, std::string& out);
+    void push_byte(char byte, std::string& out);
+    void end_run(std::string& out);
+
     Tokenizer tokenizer_;
     bool skip_special_tokens_;
-    std::string held_;  // an incomplete character: at most 3 bytes
+    bool is_first_ = true;    // no token was taken yet
+    size_t n_to_strip_ = 0;   // characters that may still fall off the front
+    std::string held_;        // an incomplete character, or a run of bytes
+    size_t n_valid_ = 0;      // the part of the run known to be whole characters
+    bool is_broken_ = false;  // the run is malformed; nothing of it is held
 };
 
 }  // namespace refrag

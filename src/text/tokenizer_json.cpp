@@ -1,26 +1,20 @@
-// Reads tokenizer.json into a Tokenizer's tables. A file is a list of components (normalizer, pre-tokenizer,
-// model, post-processor, decoder); each is either understood exactly or refused by its name.
+// Reads tokenizer.json: the document as a whole, and its model with vocabulary, merges and added tokens. The
+// steps around the model are in tokenizer_steps.cpp.
 #include <algorithm>
+#include <array>
+#include <cstdio>
 #include <unordered_set>
 #include <utility>
 
 #include "base/check.h"
 #include "base/utf8.h"
 #include "io/file.h"
-#include "io/json.h"
 #include "text/byte_level.h"
-#include "text/tokenizer.h"
-#include "text/tokenizer_tables.h"
+#include "text/tokenizer_loader.h"
 
 namespace refrag {
 
-namespace {
-
-constexpr uint64_t max_tokenizer_bytes = 256u << 20;
-constexpr int64_t max_id = (1 << 22) - 1;
-
-// "component: expected X, found Y" for a component that the runtime does not do.
-[[noreturn]] void unsupported(const Json& component, std::string_view expected) {
+void unsupported(const Json& component, std::string_view expected) {
     const auto type = component.is_object() ? component.find("type") : std::nullopt;
     if (type && type->is_string())
         fail(Status::bad_input, component.where(), ": unsupported: expected ", expected, ", found \"",
@@ -28,259 +22,258 @@ constexpr int64_t max_id = (1 << 22) - 1;
     component.refuse(expected);
 }
 
-std::string type_of(const Json& component) {
-    return component.get_string("type");
+Tokenizer TokenizerLoader::load(const Json& root) {
+    auto tables = std::make_shared<Tables>();
+    TokenizerLoader loader(*tables);
+    root.as_object().check_keys({"version", "truncation", "padding", "added_tokens", "normalizer",
+                                 "pre_tokenizer", "post_processor", "decoder", "model"});
+    if (root.get_string_or("version", "1.0") != "1.0") root.get("version").refuse("\"1.0\"");
+    if (const auto normalizer = root.find("normalizer")) loader.read_normalizer(*normalizer);
+    loader.read_pre_tokenizer(root.get("pre_tokenizer"));
+    loader.read_decoder(root.get("decoder"));
+    const Json model = root.get_object("model");
+    loader.check_model(model);
+    loader.read_vocab(model.get_object("vocab"));
+    if (const auto added = root.find("added_tokens")) loader.read_added_tokens(added->as_array());
+    loader.index_pieces();
+    loader.read_symbols(model);
+    loader.read_merges(model.get_array("merges"));
+    if (loader.ignore_merges) loader.read_whole_words();
+    if (const auto processor = root.find("post_processor")) loader.read_post_processor(*processor);
+    return Tokenizer(std::move(tables));
+}
+
+void TokenizerLoader::check_model(const Json& model) {
+    if (model.has("type") && model.get_string("type") != "BPE") unsupported(model, "BPE");
+    model.check_keys({"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
+                      "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"});
+    if (model.get_number_or("dropout", 0) != 0) model.get("dropout").refuse("no dropout");
+    for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"})
+        if (!model.get_string_or(key, "").empty()) model.get(key).refuse("none (not supported)");
+    byte_fallback = model.get_bool_or("byte_fallback", false);
+    ignore_merges = model.get_bool_or("ignore_merges", false);
+    tables.bpe.fuse_unk = model.get_bool_or("fuse_unk", false);
+}
+
+// Puts a piece at its id.
+void TokenizerLoader::place(std::string_view piece, int64_t id, const Json& where) {
+    if (piece.empty()) fail(Status::bad_input, where.where(), ": an empty piece cannot be a token");
+    const auto index = static_cast<size_t>(id);
+    if (index >= tables.pieces.size()) tables.pieces.resize(index + 1);
+    if (!tables.pieces[index].empty())
+        fail(Status::bad_input, where.where(), ": id ", id, " is both \"",
+             printable(tables.pieces[index], 60), "\" and \"", printable(piece, 60), "\"");
+    tables.pieces[index] = piece;
+}
+
+void TokenizerLoader::read_vocab(const Json& vocab) {
+    if (vocab.size() == 0) vocab.refuse("at least one piece");
+    tables.pieces.reserve(vocab.size());
+    for (size_t i = 0; i < vocab.size(); ++i) {
+        const Json id = vocab.at(i);
+        place(vocab.key_at(i), id.as_int(0, max_token_id), id);
+    }
+    n_vocab = static_cast<int64_t>(vocab.size());
+    for (const std::string& piece : tables.pieces) in_vocab.push_back(!piece.empty());
+}
+
+// An added token is a piece of the vocabulary, or takes the next free id.
+void TokenizerLoader::read_added_tokens(const Json& list) {
+    std::unordered_map<std::string, int64_t> known;
+    for (size_t id = 0; id < tables.pieces.size(); ++id)
+        if (!tables.pieces[id].empty()) known.emplace(tables.pieces[id], static_cast<int64_t>(id));
+    std::unordered_set<std::string> seen;
+    int64_t next = n_vocab;
+    for (size_t i = 0; i < list.size(); ++i) {
+        const Json entry = list.at(i);
+        entry.check_keys({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
+        AddedToken token;
+        token.id = static_cast<int32_t>(entry.get_int("id", 0, max_token_id));
+        token.content = entry.get_string("content");
+        token.single_word = entry.get_bool("single_word");
+        token.lstrip = entry.get_bool("lstrip");
+        token.rstrip = entry.get_bool("rstrip");
+        token.normalized = entry.get_bool("normalized");
+        token.special = entry.get_bool("special");
+
+        const auto found = known.find(token.content);
+        const int64_t expected = found != known.end() ? found->second : next;
+        if (token.id != expected)
+            fail(Status::bad_input, entry.where(), ": added token \"", printable(token.content, 60),
+                 "\": expected id ", expected, ", found ", token.id);
+        if (!seen.insert(token.content).second)
+            fail(Status::bad_input, entry.where(), ": added token \"", printable(token.content, 60),
+                 "\" occurs twice");
+        if (found == known.end()) {
+            place(token.content, token.id, entry);
+            known.emplace(token.content, token.id);
+            ++next;
+        }
+        add_token(std::move(token), entry);
+    }
+}
+
+// Notes an added token whose piece is in its place. A normalised one is looked for, and decoded, in the form
+// the normalizer gives it.
+void TokenizerLoader::add_token(AddedToken token, const Json& where) {
+    const auto id = static_cast<size_t>(token.id);
+    if (token.special) special_ids.push_back(token.id);
+    if (token.normalized) {
+        std::string content = normalized(token.content);
+        if (content != token.content) decoded_as.emplace_back(token.id, content);
+        token.content = std::move(content);
+    }
+    AddedTokenMatcher& matcher = token.normalized ? tables.normalized_added : tables.raw_added;
+    if (!matcher.add(token))
+        fail(Status::bad_input, where.where(), ": added token \"", printable(tables.pieces[id], 60),
+             "\": expected another spelling than the tokens before it have, also after the normalizer");
+}
+
+void TokenizerLoader::index_pieces() {
+    const size_t n = tables.pieces.size();
+    in_vocab.resize(n, false);
+    tables.special.assign(n, false);
+    tables.ids.reserve(n);
+    for (size_t id = 0; id < n; ++id)
+        if (!tables.pieces[id].empty()) tables.ids.emplace(tables.pieces[id], static_cast<int32_t>(id));
+    std::unordered_set<std::string_view> special_pieces;
+    for (const int32_t id : special_ids) {
+        tables.special[static_cast<size_t>(id)] = true;
+        special_pieces.insert(tables.pieces[static_cast<size_t>(id)]);
+    }
+
+    // What decoding starts from: the piece, but for normalised added tokens their normal form. Special is
+    // what is then spelled like a special token.
+    std::vector<std::string> spellings = tables.pieces;
+    for (const auto& [id, spelling] : decoded_as) spellings[static_cast<size_t>(id)] = spelling;
+    tables.skipped.assign(n, false);
+    tables.byte_token.assign(n, false);
+    tables.bytes.resize(n);
+    if (!tables.decoder.dropped_in_first.empty()) tables.first_bytes.resize(n);
+    for (size_t id = 0; id < n; ++id) {
+        if (spellings[id].empty()) continue;
+        tables.skipped[id] = special_pieces.count(spellings[id]) > 0;
+        index_spelling(id, spellings[id]);
+    }
+}
+
+// The id of a piece of the model's own vocabulary; -1 where there is none.
+int32_t TokenizerLoader::vocab_id(std::string_view piece) const {
+    const auto found = tables.ids.find(piece);
+    return found != tables.ids.end() && in_vocab[static_cast<size_t>(found->second)] ? found->second : -1;
+}
+
+// The tokens of single bytes or characters, and what stands for those that have none.
+void TokenizerLoader::read_symbols(const Json& model) {
+    Bpe& bpe = tables.bpe;
+    bpe.byte_level = byte_level;
+    int n_missing = 0;
+    if (byte_level) {
+        for (int byte = 0; byte < 256; ++byte) {
+            std::string piece;
+            append_utf8(piece, byte_to_char(static_cast<uint8_t>(byte)));
+            bpe.byte_ids[static_cast<size_t>(byte)] = vocab_id(piece);
+            if (vocab_id(piece) >= 0) continue;
+            ++n_missing;
+            if (byte_fallback)
+                fail(Status::bad_input, model.where(),
+                     ": byte_fallback with a ByteLevel pre-tokenizer: the vocabulary has no piece \"", piece,
+                     "\" for byte ", byte, ": expected one for every byte");
+        }
+        bpe.all_bytes = n_missing == 0;
+    } else {
+        for (size_t id = 0; id < tables.pieces.size(); ++id) {
+            const std::string& piece = tables.pieces[id];
+            if (!in_vocab[id] || piece.empty()) continue;
+            const Utf8Step step = decode_utf8(piece, 0);
+            if (step.bytes == piece.size()) bpe.char_ids.add(step.code, static_cast<int32_t>(id));
+        }
+        for (size_t byte = 0; byte < 256 && byte_fallback; ++byte) {
+            std::array<char, 8> piece{};
+            std::snprintf(piece.data(), piece.size(), "<0x%02X>", static_cast<unsigned>(byte));
+            bpe.byte_ids[byte] = vocab_id(piece.data());
+        }
+    }
+    const std::string unk = model.get_string_or("unk_token", "");
+    if (unk.empty() || bpe.all_bytes) return;
+    bpe.unk_id = vocab_id(unk);
+    if (bpe.unk_id < 0) model.get("unk_token").refuse("a piece of the vocabulary");
+}
+
+namespace {
+
+// A merge is "left right" in older files, ["left", "right"] in newer ones.
+std::pair<std::string_view, std::string_view> halves_of(const Json& merge) {
+    if (merge.is_array() && merge.size() == 2) return {merge.at(0).as_string(), merge.at(1).as_string()};
+    if (merge.is_string()) {
+        const std::string_view text = merge.as_string();
+        const size_t space = text.find(' ');
+        if (space != std::string_view::npos && text.find(' ', space + 1) == std::string_view::npos)
+            return {text.substr(0, space), text.substr(space + 1)};
+    }
+    merge.refuse("two pieces, as \"left right\" or [\"left\", \"right\"]");
+}
+
+// The token of the first or last byte or character of a piece, as Bpe starts from it; -1 where it has none.
+int32_t edge_symbol(const Bpe& bpe, std::string_view piece, bool last) {
+    size_t at = last ? piece.size() - 1 : 0;
+    while (at > 0 && (static_cast<unsigned char>(piece[at]) & 0xC0) == 0x80) --at;
+    const char32_t code = decode_utf8(piece, at).code;
+    if (!bpe.byte_level) return bpe.char_ids.find(code);
+    const auto byte = char_to_byte(code);
+    return byte ? bpe.byte_ids[*byte] : -1;
 }
 
 }  // namespace
 
-// Fills the tables from the document, component by component.
-struct TokenizerLoader {
-    using Tables = Tokenizer::Tables;
-    Tables& tables;
-
-    static Tokenizer load(const Json& root) {
-        auto tables = std::make_shared<Tables>();
-        TokenizerLoader loader{*tables};
-        root.as_object().check_keys({"version", "truncation", "padding", "added_tokens", "normalizer",
-                                     "pre_tokenizer", "post_processor", "decoder", "model"});
-        if (root.get_string_or("version", "1.0") != "1.0") root.get("version").refuse("\"1.0\"");
-        if (const auto normalizer = root.find("normalizer")) loader.read_normalizer(*normalizer);
-        loader.read_pre_tokenizer(root.get("pre_tokenizer"));
-        loader.read_decoder(root.get("decoder"));
-        const Json model = root.get_object("model");
-        loader.check_model(model);
-        loader.read_vocab(model.get_object("vocab"));
-        if (const auto added = root.find("added_tokens")) loader.read_added_tokens(added->as_array());
-        loader.index_pieces();
-        loader.read_byte_ids(model);
-        loader.read_merges(model.get_array("merges"));
-        if (const auto processor = root.find("post_processor")) loader.read_post_processor(*processor);
-        return Tokenizer(std::move(tables));
+void TokenizerLoader::read_merges(const Json& merges) {
+    Bpe& bpe = tables.bpe;
+    bpe.merges = MergeTable(merges.size());
+    // A piece that may come from elsewhere than its own characters would make edge_symbol wrong.
+    std::unordered_set<int32_t> irregular(bpe.byte_level ? bpe.byte_ids.end() : bpe.byte_ids.begin(),
+                                          bpe.byte_ids.end());
+    irregular.insert(bpe.unk_id);
+    irregular.erase(-1);
+    bpe.has_joints = true;
+    std::unordered_set<uint64_t> joints;
+    uint32_t rank = 0;
+    for (size_t i = 0; i < merges.size(); ++i) {
+        const Json merge = merges.at(i);
+        if (i == 0 && merge.is_string() && merge.as_string().starts_with("#version")) continue;
+        const auto [left, right] = halves_of(merge);
+        const auto id_of = [&](std::string_view piece) {
+            const int32_t id = vocab_id(piece);
+            if (id < 0)
+                fail(Status::bad_input, merge.where(), ": merges need \"", printable(piece, 60),
+                     "\", which is not in the vocabulary");
+            return id;
+        };
+        const int32_t id = id_of(std::string(left).append(right));
+        const int32_t left_id = id_of(left);
+        const int32_t right_id = id_of(right);
+        if (!bpe.merges.add(left_id, right_id, {rank++, id}))
+            fail(Status::bad_input, merge.where(), ": the merge of \"", printable(left, 60), "\" and \"",
+                 printable(right, 60), "\" occurs twice");
+        if (irregular.count(left_id) + irregular.count(right_id) + irregular.count(id) > 0)
+            bpe.has_joints = false;
+        const int32_t before = edge_symbol(bpe, left, true);
+        const int32_t after = edge_symbol(bpe, right, false);
+        if (before >= 0 && after >= 0)
+            joints.insert(static_cast<uint64_t>(before) << 32 | static_cast<uint32_t>(after));
     }
+    bpe.joints = MergeTable(joints.size());
+    for (const uint64_t joint : joints)
+        bpe.joints.add(static_cast<int32_t>(joint >> 32), static_cast<int32_t>(joint & UINT32_MAX), {0, 0});
+}
 
-    void read_normalizer(const Json& normalizer) {
-        if (type_of(normalizer) == "Sequence" && normalizer.get_array("normalizers").size() == 0) return;
-        unsupported(normalizer, "no normalizer");
+// Every piece of the vocabulary that a word can be.
+void TokenizerLoader::read_whole_words() {
+    for (size_t id = 0; id < tables.pieces.size(); ++id) {
+        if (!in_vocab[id]) continue;
+        std::optional<std::string> word = byte_level ? spelled_bytes(tables.pieces[id]) : tables.pieces[id];
+        if (word) tables.bpe.whole_words.add(*std::move(word), static_cast<int32_t>(id));
     }
-
-    void read_pre_tokenizer(const Json& component) {
-        if (!component.is_object() || type_of(component) != "ByteLevel") unsupported(component, "ByteLevel");
-        component.check_keys({"type", "add_prefix_space", "trim_offsets", "use_regex"});
-        tables.add_prefix_space = component.get_bool("add_prefix_space");
-        tables.pattern = component.get_bool_or("use_regex", true) ? WordPattern::gpt2 : WordPattern::whole;
-    }
-
-    void read_decoder(const Json& component) {
-        if (!component.is_object() || type_of(component) != "ByteLevel") unsupported(component, "ByteLevel");
-        component.check_keys({"type", "add_prefix_space", "trim_offsets", "use_regex"});
-    }
-
-    void check_model(const Json& model) {
-        if (model.has("type") && type_of(model) != "BPE") unsupported(model, "BPE");
-        model.check_keys({"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
-                          "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"});
-        if (model.get_number_or("dropout", 0) != 0) model.get("dropout").refuse("no dropout");
-        for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"})
-            if (!model.get_string_or(key, "").empty()) model.get(key).refuse("none (not supported)");
-        for (const char* key : {"byte_fallback", "ignore_merges"})
-            if (model.get_bool_or(key, false)) model.get(key).refuse("false (not supported)");
-        // unk_token and fuse_unk never matter: read_byte_ids makes sure that every byte has a token.
-        model.get_string_or("unk_token", "");
-        model.get_bool_or("fuse_unk", false);
-    }
-
-    // Puts a piece at its id.
-    void place(std::string_view piece, int64_t id, const Json& where) {
-        if (piece.empty()) fail(Status::bad_input, where.where(), ": an empty piece cannot be a token");
-        const auto index = static_cast<size_t>(id);
-        if (index >= tables.pieces.size()) tables.pieces.resize(index + 1);
-        if (!tables.pieces[index].empty())
-            fail(Status::bad_input, where.where(), ": id ", id, " is both \"",
-                 printable(tables.pieces[index], 60), "\" and \"", printable(piece, 60), "\"");
-        tables.pieces[index] = piece;
-    }
-
-    void read_vocab(const Json& vocab) {
-        if (vocab.size() == 0) vocab.refuse("at least one piece");
-        tables.pieces.reserve(vocab.size());
-        for (size_t i = 0; i < vocab.size(); ++i) {
-            const Json id = vocab.at(i);
-            place(vocab.key_at(i), id.as_int(0, max_id), id);
-        }
-        n_vocab = static_cast<int64_t>(vocab.size());
-    }
-    int64_t n_vocab = 0;
-
-    // An added token is a piece of the vocabulary, or takes the next free id.
-    void read_added_tokens(const Json& list) {
-        std::unordered_map<std::string, int64_t> known;
-        for (size_t id = 0; id < tables.pieces.size(); ++id)
-            if (!tables.pieces[id].empty()) known.emplace(tables.pieces[id], static_cast<int64_t>(id));
-        std::unordered_set<std::string> seen;
-        int64_t highest = -1;
-        tables.special.assign(tables.pieces.size(), false);
-        for (size_t i = 0; i < list.size(); ++i) {
-            const Json entry = list.at(i);
-            entry.check_keys({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
-            AddedToken token;
-            token.id = static_cast<int32_t>(entry.get_int("id", 0, max_id));
-            token.content = entry.get_string("content");
-            token.single_word = entry.get_bool("single_word");
-            token.lstrip = entry.get_bool("lstrip");
-            token.rstrip = entry.get_bool("rstrip");
-            token.normalized = entry.get_bool("normalized");
-            token.special = entry.get_bool("special");
-
-            const auto found = known.find(token.content);
-            const int64_t expected = found != known.end() ? found->second : std::max(n_vocab, highest + 1);
-            if (token.id != expected)
-                fail(Status::bad_input, entry.where(), ": added token \"", printable(token.content, 60),
-                     "\": expected id ", expected, ", found ", token.id);
-            if (!seen.insert(token.content).second)
-                fail(Status::bad_input, entry.where(), ": added token \"", printable(token.content, 60),
-                     "\" occurs twice");
-            if (found == known.end()) {
-                place(token.content, token.id, entry);
-                known.emplace(token.content, token.id);
-                tables.special.resize(tables.pieces.size(), false);
-            }
-            highest = std::max<int64_t>(highest, token.id);
-            if (token.special) tables.special[static_cast<size_t>(token.id)] = true;
-            (token.normalized ? tables.normalized_added : tables.raw_added).add(token);
-        }
-    }
-
-    void index_pieces() {
-        tables.special.resize(tables.pieces.size(), false);
-        tables.bytes.resize(tables.pieces.size());
-        tables.ids.reserve(tables.pieces.size());
-        for (size_t id = 0; id < tables.pieces.size(); ++id) {
-            if (tables.pieces[id].empty()) continue;
-            tables.ids.emplace(tables.pieces[id], static_cast<int32_t>(id));
-            tables.bytes[id] = piece_to_bytes(tables.pieces[id]);
-        }
-    }
-
-    void read_byte_ids(const Json& model) {
-        for (int byte = 0; byte < 256; ++byte) {
-            std::string piece;
-            append_utf8(piece, byte_to_char(static_cast<uint8_t>(byte)));
-            const auto found = tables.ids.find(piece);
-            if (found == tables.ids.end())
-                fail(Status::bad_input, model.where(), ": the vocabulary has no piece \"", piece,
-                     "\" for byte ", byte, ": expected one for every byte");
-            tables.bpe.byte_ids[static_cast<size_t>(byte)] = found->second;
-        }
-    }
-
-    // A merge is "left right" in older files, ["left", "right"] in newer ones.
-    static std::pair<std::string_view, std::string_view> halves(const Json& merge) {
-        if (merge.is_array() && merge.size() == 2) return {merge.at(0).as_string(), merge.at(1).as_string()};
-        if (merge.is_string()) {
-            const std::string_view text = merge.as_string();
-            const size_t space = text.find(' ');
-            if (space != std::string_view::npos && text.find(' ', space + 1) == std::string_view::npos)
-                return {text.substr(0, space), text.substr(space + 1)};
-        }
-        merge.refuse("two pieces, as \"left right\" or [\"left\", \"right\"]");
-    }
-
-    void read_merges(const Json& merges) {
-        tables.bpe.merges = MergeTable(merges.size());
-        uint32_t rank = 0;
-        for (size_t i = 0; i < merges.size(); ++i) {
-            const Json merge = merges.at(i);
-            if (i == 0 && merge.is_string() && merge.as_string().starts_with("#version")) continue;
-            const auto [left, right] = halves(merge);
-            const auto id_of = [&](std::string_view piece) {
-                const auto found = tables.ids.find(piece);
-                if (found == tables.ids.end())
-                    fail(Status::bad_input, merge.where(), ": merges need \"", printable(piece, 60),
-                         "\", which is not in the vocabulary");
-                return found->second;
-            };
-            const int32_t id = id_of(std::string(left).append(right));
-            if (!tables.bpe.merges.add(id_of(left), id_of(right), {rank++, id}))
-                fail(Status::bad_input, merge.where(), ": the merge of \"", printable(left, 60), "\" and \"",
-                     printable(right, 60), "\" occurs twice");
-        }
-    }
-
-    // The template's token, given with its id: both must agree with the vocabulary.
-    int32_t template_token(const Json& where, std::string_view piece, int64_t id) {
-        const auto found = tables.ids.find(piece);
-        if (found == tables.ids.end() || found->second != id)
-            fail(Status::bad_input, where.where(), ": \"", printable(piece, 60), "\" with id ", id,
-                 ": expected the id it has in the vocabulary, found ",
-                 found == tables.ids.end() ? std::string("no such piece") : std::to_string(found->second));
-        return found->second;
-    }
-
-    void read_post_processor(const Json& component) {
-        if (!component.is_object()) unsupported(component, "an object");
-        const std::string type = type_of(component);
-        if (type == "ByteLevel") return;  // only trims offsets, and ours tile the text instead
-        if (type == "RobertaProcessing" || type == "BertProcessing") {
-            const auto pair = [&](const char* key) {
-                const Json value = component.get_array(key);
-                if (value.size() != 2) value.refuse("[piece, id]");
-                return template_token(value, value.at(0).as_string(), value.at(1).as_int(0, max_id));
-            };
-            wrap({pair("cls")}, {pair("sep")});
-        } else if (type == "TemplateProcessing") {
-            read_template(component);
-        } else if (type == "Sequence") {
-            const Json list = component.get_array("processors");
-            for (size_t i = 0; i < list.size(); ++i) {
-                if (list.at(i).is_object() && type_of(list.at(i)) == "Sequence")
-                    unsupported(list.at(i), "no sequence within a sequence");
-                read_post_processor(list.at(i));
-            }
-        } else {
-            unsupported(component,
-                        "ByteLevel, RobertaProcessing, BertProcessing, TemplateProcessing or Sequence");
-        }
-    }
-
-    // {"single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}], "special_tokens": {"<s>":
-    // {"ids": [..]}}}
-    void read_template(const Json& component) {
-        component.check_keys({"type", "single", "pair", "special_tokens"});
-        const Json single = component.get_array("single");
-        const Json table = component.get_object("special_tokens");
-        std::vector<int32_t> before;
-        std::vector<int32_t> after;
-        bool text_seen = false;
-        for (size_t i = 0; i < single.size(); ++i) {
-            const Json item = single.at(i);
-            item.check_keys({"SpecialToken", "Sequence"});
-            if (item.size() != 1) item.refuse("one SpecialToken or Sequence");
-            if (const auto text = item.find("Sequence")) {
-                if (text->get_string("id") != "A") text->get("id").refuse("\"A\"");
-                if (text_seen) item.refuse("the text once");
-                text_seen = true;
-                continue;
-            }
-            const Json entry = table.get_object(item.get_object("SpecialToken").get_string("id"));
-            const Json ids = entry.get_array("ids");
-            const Json tokens = entry.get_array("tokens");
-            if (ids.size() != tokens.size()) entry.refuse("as many ids as tokens");
-            for (size_t j = 0; j < ids.size(); ++j)
-                (text_seen ? after : before)
-                    .push_back(template_token(entry, tokens.at(j).as_string(), ids.at(j).as_int(0, max_id)));
-        }
-        if (!text_seen) single.refuse("the text once");
-        wrap(std::move(before), std::move(after));
-    }
-
-    // Puts another layer around the template so far.
-    void wrap(std::vector<int32_t> before, const std::vector<int32_t>& after) {
-        before.insert(before.end(), tables.template_prefix.begin(), tables.template_prefix.end());
-        tables.template_prefix = std::move(before);
-        tables.template_suffix.insert(tables.template_suffix.end(), after.begin(), after.end());
-    }
-};
+}
 
 Tokenizer Tokenizer::from_file(const std::string& path) {
     return TokenizerLoader::load(Json::parse_file(path, max_tokenizer_bytes));

@@ -18,19 +18,6 @@ constexpr bool has_white_space_property(char32_t c) {
            c == 0x3000;
 }
 
-constexpr std::array<CharClass, 128> ascii_classes = [] {
-    std::array<CharClass, 128> classes{};
-    for (char32_t c = 0; c < 128; ++c) {
-        const bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-        const bool number = c >= '0' && c <= '9';
-        classes[c] = letter                        ? CharClass::letter
-                     : number                      ? CharClass::number
-                     : has_white_space_property(c) ? CharClass::space
-                                                   : CharClass::other;
-    }
-    return classes;
-}();
-
 struct ClassRange {
     char32_t first;
     char32_t last;
@@ -128,6 +115,30 @@ bool is_word_char(char32_t code) {
     }
 }
 
+Utf8Step char_before(std::string_view text, size_t begin, size_t end) {
+    size_t at = end - 1;
+    while (at > begin && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80) --at;
+    return decode_utf8(text, at);
+}
+
+size_t white_space_before(std::string_view text, size_t begin, size_t end) {
+    while (end > begin) {
+        const Utf8Step step = char_before(text, begin, end);
+        if (!is_white_space(step.code)) break;
+        end -= step.bytes;
+    }
+    return end;
+}
+
+size_t white_space_after(std::string_view text, size_t at) {
+    while (at < text.size()) {
+        const Utf8Step step = decode_utf8(text, at);
+        if (!is_white_space(step.code)) break;
+        at += step.bytes;
+    }
+    return at;
+}
+
 bool is_valid_utf8(std::string_view text) {
     size_t at = 0;
     while (at < text.size()) {
@@ -146,33 +157,20 @@ CleanText::CleanText(std::string_view original) : original_(original) {
     size_t kept = 0;  // what lies before it is in cleaned_, once there is a repair
     size_t at = 0;
     while (at < original.size()) {
+        if (static_cast<unsigned char>(original[at]) < 0x80) {
+            ++at;
+            continue;
+        }
         const Utf8Step step = decode_utf8(original, at);
         if (!step.valid) {
             cleaned_.append(original.substr(kept, at - kept));
-            Repair* last = repairs_.empty() ? nullptr : &repairs_.back();
-            if (last != nullptr && last->bytes == step.bytes &&
-                last->original + last->count * last->bytes == at)
-                ++last->count;
-            else
-                repairs_.push_back({cleaned_.size(), at, 1, step.bytes});
+            map_.add(cleaned_.size(), at, 1, 3, step.bytes);
             append_utf8(cleaned_, replacement_character);
             kept = at + step.bytes;
         }
         at += step.bytes;
     }
-    if (!repairs_.empty()) cleaned_.append(original.substr(kept));
-}
-
-size_t CleanText::original_position(size_t clean_position, size_t& hint) const {
-    // hint: the number of runs that begin before the position.
-    while (hint < repairs_.size() && repairs_[hint].clean < clean_position) ++hint;
-    while (hint > 0 && repairs_[hint - 1].clean >= clean_position) --hint;
-    if (hint == 0) return clean_position;
-    const Repair& run = repairs_[hint - 1];
-    const size_t into = clean_position - run.clean;
-    const size_t which = std::min(into / 3, run.count);
-    const size_t rest = into - which * 3;
-    return run.original + which * run.bytes + (which < run.count ? std::min<size_t>(rest, run.bytes) : rest);
+    if (!map_.identity()) cleaned_.append(original.substr(kept));
 }
 
 }  // namespace refrag

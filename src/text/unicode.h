@@ -3,18 +3,32 @@
 // categories are utf8proc's, so the Unicode version is that library's.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
-#include <vector>
 
 #include "base/utf8.h"
+#include "text/position_map.h"
 
 namespace refrag {
 
 // Classes of code points as the GPT-2 pattern tells them apart; they exclude one another.
 enum class CharClass : uint8_t { letter, number, space, other };
+
+constexpr bool is_ascii_letter(unsigned char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+}
+inline constexpr std::array<CharClass, 128> ascii_classes = [] {
+    std::array<CharClass, 128> classes{};
+    for (unsigned char c = 0; c < 128; ++c)
+        classes[c] = is_ascii_letter(c)                  ? CharClass::letter
+                     : c >= '0' && c <= '9'              ? CharClass::number
+                     : c == ' ' || (c >= 9 && c <= 0x0D) ? CharClass::space
+                                                         : CharClass::other;
+    return classes;
+}();
 
 // \p{L} (Lu Ll Lt Lm Lo), \p{N} (Nd Nl No), \s (the White_Space property), or none of these.
 CharClass char_class(char32_t code);
@@ -30,6 +44,13 @@ inline bool is_white_space(char32_t code) {
 // \w: alphabetic, mark, decimal digit, connector punctuation or joiner.
 bool is_word_char(char32_t code);
 
+// Where the white space that begins at text[at] ends; where the white space that ends at `end` begins, not
+// before `begin`. Both need valid UTF-8.
+size_t white_space_after(std::string_view text, size_t at);
+size_t white_space_before(std::string_view text, size_t begin, size_t end);
+// The character that ends at `end`; needs valid UTF-8 and begin < end.
+Utf8Step char_before(std::string_view text, size_t begin, size_t end);
+
 bool is_valid_utf8(std::string_view text);
 
 // Text as valid UTF-8, each maximal invalid subpart replaced by U+FFFD (as Rust's from_utf8_lossy and
@@ -42,22 +63,17 @@ class CleanText {
   public:
     explicit CleanText(std::string_view original);
 
-    std::string_view text() const { return repairs_.empty() ? original_ : std::string_view(cleaned_); }
-    // The original position of a position in text(). Monotonic; the positions inside a U+FFFD that stands for
-    // n bytes fall on its first n bytes, then on its end. `hint` (start with 0) makes a walk linear.
-    size_t original_position(size_t clean_position, size_t& hint) const;
+    std::string_view text() const { return map_.identity() ? original_ : std::string_view(cleaned_); }
+    const PositionMap& map() const { return map_; }
+    // The original position of a position in text(): monotonic; see PositionMap::source_position.
+    size_t original_position(size_t clean_position, size_t& hint) const {
+        return map_.source_position(clean_position, hint);
+    }
 
   private:
-    // A run of U+FFFD, each standing for equally many bytes.
-    struct Repair {
-        size_t clean;     // where the run stands in cleaned_
-        size_t original;  // where the bytes it replaces begin
-        size_t count;     // how many U+FFFD
-        uint32_t bytes;   // how many bytes each stands for: 1..3
-    };
     std::string_view original_;
     std::string cleaned_;
-    std::vector<Repair> repairs_;
+    PositionMap map_;
 };
 
 }  // namespace refrag

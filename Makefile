@@ -7,7 +7,7 @@
 #   make install              binary, manual page and shell completion below PREFIX (/usr/local); DESTDIR is respected
 #   make format               clang-format over all sources
 #   make tidy                 clang-tidy over src/
-#   make bench                build/bench_ops and build/bench_prefill, the benchmarks of ops and of a whole decoder
+#   make bench                build/bench_ops, bench_prefill and bench_tokenizer: ops, a whole decoder, tokenizers
 #
 # CONFIG=debug keeps REFRAG_DCHECK and -O1; CONFIG=release (default) is -O2 -DNDEBUG.
 
@@ -103,7 +103,11 @@ $(BUILD)/bench_prefill: $(BUILD)/obj/bench/bench_prefill.o $(BUILD)/librefrag.a
 	$(call say,LINK,$@)
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-bench: $(BUILD)/bench_ops $(BUILD)/bench_prefill
+$(BUILD)/bench_tokenizer: $(BUILD)/obj/bench/bench_tokenizer.o $(BUILD)/librefrag.a
+	$(call say,LINK,$@)
+	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+bench: $(BUILD)/bench_ops $(BUILD)/bench_prefill $(BUILD)/bench_tokenizer
 
 $(BUILD)/obj/%.o: %.cpp VERSION
 	$(call say,CXX ,$<)

@@ -1,0 +1,136 @@
+// Speed of tokenizers on one thread: megabytes (10^6 bytes) of prose a second, both ways, and how time grows
+// with the length of texts that are hard on purpose (one character over and over). Markdown tables on stdout.
+//
+// Time is the thread's CPU time, the best of several repetitions, so other work on the machine disturbs
+// little. A ratio well above 2 at a doubling of the length would mean that the time is not linear.
+//
+//   bench_tokenizer PROSE MAX_MEGABYTES TOKENIZER...
+//     PROSE          a text file; its first megabyte is used
+//     MAX_MEGABYTES  how long the hard texts get: 16 takes a minute for each tokenizer
+//     TOKENIZER      tokenizer.json, or a directory that holds one
+#include <time.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include "base/check.h"
+#include "io/file.h"
+#include "text/tokenizer.h"
+#include "text/unicode.h"
+
+namespace {
+
+using namespace refrag;
+
+constexpr size_t megabyte = 1'000'000;
+
+double cpu_seconds() {
+    timespec now{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+template <typename Work>
+double best_seconds(int repetitions, Work&& work) {
+    double best = 1e30;
+    for (int i = 0; i < repetitions; ++i) {
+        const double start = cpu_seconds();
+        work();
+        best = std::min(best, cpu_seconds() - start);
+    }
+    return best;
+}
+
+// The first n bytes of a text, less a character that is cut.
+std::string head(std::string text, size_t n) {
+    if (text.size() > n) text.resize(n);
+    while (!text.empty() && !is_valid_utf8(text.substr(text.size() - std::min<size_t>(text.size(), 8))))
+        text.pop_back();
+    return text;
+}
+
+void bench_prose(const std::string& prose, const std::vector<std::string>& paths) {
+    std::printf("| tokenizer | load ms | tokens | bytes/token | encode MB/s | decode MB/s |\n");
+    std::printf("|---|---|---|---|---|---|\n");
+    for (const std::string& path : paths) {
+        const double load = best_seconds(3, [&] { Tokenizer::from_file(path); });
+        const Tokenizer tokenizer = Tokenizer::from_file(path);
+        std::vector<int32_t> ids = tokenizer.encode_ids(prose);
+        const double encode = best_seconds(9, [&] { ids = tokenizer.encode_ids(prose); });
+        std::string text;
+        const double decode = best_seconds(9, [&] { text = tokenizer.decode(ids, false); });
+        const double mb = static_cast<double>(prose.size()) / megabyte;
+        std::printf("| %s | %.0f | %zu | %.2f | %.1f | %.1f |\n", path.c_str(), load * 1e3, ids.size(),
+                    static_cast<double>(prose.size()) / static_cast<double>(ids.size()), mb / encode,
+                    static_cast<double>(text.size()) / megabyte / decode);
+        std::fflush(stdout);
+    }
+}
+
+struct Unit {
+    const char* name;
+    const char* text;
+};
+constexpr Unit units[] = {{"A", "A"},
+                          {"^", "^"},
+                          {"space", " "},
+                          {"newline", "\n"},
+                          {"space newline", " \n"},
+                          {"digit", "7"},
+                          {"CJK", "\xE4\xB8\xAD"},
+                          {"mark", "\xCC\x81"},
+                          {"two marks", "\xCC\x81\xCC\xA3"},
+                          {"emoji", "\xF0\x9F\x98\x80"},
+                          {"bad byte", "\xFF"},
+                          {"a^ ", "a^ "}};
+
+void bench_growth(size_t max_megabytes, const std::vector<std::string>& paths) {
+    std::printf(
+        "\nTime of %zu MB (10^6 bytes) in ms, and the largest time(2n) / time(n) up to there from 1 MB\n\n",
+        max_megabytes);
+    std::printf("| tokenizer |");
+    for (const Unit& unit : units) std::printf(" %s |", unit.name);
+    std::printf("\n|---|");
+    for (size_t i = 0; i < std::size(units); ++i) std::printf("---|");
+    std::printf("\n");
+    for (const std::string& path : paths) {
+        const Tokenizer tokenizer = Tokenizer::from_file(path);
+        std::printf("| %s |", path.c_str());
+        for (const Unit& unit : units) {
+            double before = 0;
+            double seconds = 0;
+            double worst = 0;
+            for (size_t mb = 1; mb <= max_megabytes; mb *= 2) {
+                std::string text;
+                while (text.size() < mb * megabyte) text += unit.text;
+                seconds = best_seconds(mb < 4 ? 5 : 2, [&] { tokenizer.encode_ids(text); });
+                if (mb > 1) worst = std::max(worst, seconds / before);
+                before = seconds;
+            }
+            std::printf(" %.0f (%.2f) |", seconds * 1e3, worst);
+            std::fflush(stdout);
+        }
+        std::printf("\n");
+    }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (argc < 4) {
+        std::fprintf(stderr, "usage: bench_tokenizer PROSE MAX_MEGABYTES TOKENIZER...\n");
+        return 2;
+    }
+    try {
+        const std::vector<std::string> paths(argv + 3, argv + argc);
+        bench_prose(head(read_file(argv[1], 1u << 30), megabyte), paths);
+        bench_growth(static_cast<size_t>(std::max(1, std::atoi(argv[2]))), paths);
+    } catch (const Error& e) {
+        std::fprintf(stderr, "bench_tokenizer: %s\n", e.what());
+        return 1;
+    }
+    return 0;
+}

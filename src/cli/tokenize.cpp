@@ -40,10 +40,7 @@ std::string tokenizer_file(const TokenizeOptions& options) {
     REFRAG_CHECK(options.tokenizer_path.empty() != options.model_dir.empty(), Status::usage,
                  "tokenize: expected either --tokenizer or --model, found ",
                  options.model_dir.empty() ? "neither" : "both");
-    if (options.tokenizer_path.empty())
-        return path_join(path_join(options.model_dir, "decoder"), "tokenizer.json");
-    // A model's directory, or a network's, is as good as the file in it.
-    if (is_directory(options.tokenizer_path)) return path_join(options.tokenizer_path, "tokenizer.json");
+    if (options.tokenizer_path.empty()) return path_join(options.model_dir, "decoder");
     return options.tokenizer_path;
 }
 
@@ -182,7 +179,7 @@ void add_tokenize(CLI::App& app) {
     CLI::App* command = app.add_subcommand("tokenize", "Show the tokens of a text, or the text of tokens");
     const auto options = std::make_shared<TokenizeOptions>();
     command->add_option("--tokenizer", options->tokenizer_path,
-                        "tokenizer.json, or a directory that holds one");
+                        "tokenizer.json, or a directory that holds one or vocab.json and merges.txt");
     command->add_option("-m,--model", options->model_dir, "model directory; its decoder's tokenizer is used");
     command->add_option("--file", options->file, "read the text from this file");
     command->add_option("--decode", options->decode_ids, "ids to turn into text: \"5,17,4\"");

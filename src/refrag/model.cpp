@@ -46,13 +46,28 @@ void check_vocabulary(const std::string& dir, const Tokenizer& tokenizer, int32_
                  vocab_size - 1, " (config.json's vocab_size - 1)");
 }
 
+// A shared vocabulary is the same file twice: tokenizer.json, or vocab.json and merges.txt.
+void check_same_tokenizer(const std::string& encoder_dir, const std::string& decoder_dir) {
+    constexpr uint64_t kMaxTokenizerBytes = 256u << 20;
+    const bool json = is_file(path_join(decoder_dir, "tokenizer.json"));
+    for (const char* name : {"tokenizer.json", "vocab.json", "merges.txt"}) {
+        if (json != (std::string_view(name) == "tokenizer.json")) continue;
+        const std::string path = path_join(encoder_dir, name);
+        REFRAG_CHECK(
+            read_file(path, kMaxTokenizerBytes) ==
+                read_file(path_join(decoder_dir, name), kMaxTokenizerBytes),
+            Status::bad_input, path,
+            ": expected the same file as the decoder's (refrag.json says \"vocabulary\": \"shared\")");
+    }
+}
+
 }  // namespace
 
 Model::Model(Backend& backend, const std::string& dir)
     : backend_(backend),
       dir_(dir),
       config_(load_refrag_config(dir)),
-      tokenizer_(Tokenizer::from_file(path_join(path_join(dir, "decoder"), "tokenizer.json"))) {
+      tokenizer_(Tokenizer::from_file(path_join(dir, "decoder"))) {
     const std::string encoder_dir = path_join(dir, "encoder");
     const std::string decoder_dir = path_join(dir, "decoder");
     decoder_ = std::make_unique<Llama>(backend, decoder_dir);
@@ -60,19 +75,13 @@ Model::Model(Backend& backend, const std::string& dir)
     check_vocabulary(decoder_dir, tokenizer_, decoder_->config().vocab_size);
     REFRAG_CHECK(!decoder_->config().eos_ids.empty(), Status::bad_input, decoder_dir,
                  ": neither generation_config.json nor config.json has eos_token_id");
-    const std::string encoder_tokenizer = path_join(encoder_dir, "tokenizer.json");
     if (config_.shared_vocabulary) {
-        constexpr uint64_t kMaxTokenizerBytes = 256u << 20;
-        REFRAG_CHECK(
-            read_file(encoder_tokenizer, kMaxTokenizerBytes) ==
-                read_file(path_join(decoder_dir, "tokenizer.json"), kMaxTokenizerBytes),
-            Status::bad_input, encoder_tokenizer,
-            ": expected the same file as the decoder's (refrag.json says \"vocabulary\": \"shared\")");
+        check_same_tokenizer(encoder_dir, decoder_dir);
         REFRAG_CHECK(encoder_->config().vocab_size >= tokenizer_.vocab_size(), Status::bad_input, encoder_dir,
                      ": config.json: expected a vocab_size of at least ", tokenizer_.vocab_size(),
                      " (the shared tokenizer's), found ", encoder_->config().vocab_size);
     } else {
-        encoder_tokenizer_ = Tokenizer::from_file(encoder_tokenizer);
+        encoder_tokenizer_ = Tokenizer::from_file(encoder_dir);
         check_vocabulary(encoder_dir, *encoder_tokenizer_, encoder_->config().vocab_size);
     }
     projector_ = std::make_unique<Projector>(backend, dir, d_enc(), decoder_->config().dim);

@@ -22,7 +22,39 @@ void unsupported(const Json& component, std::string_view expected) {
     component.refuse(expected);
 }
 
+namespace {
+
+// A merge is "left right" in older files, ["left", "right"] in newer ones.
+MergeHalves halves_of(const Json& merge) {
+    if (merge.is_array() && merge.size() == 2) return {merge.at(0).as_string(), merge.at(1).as_string()};
+    if (merge.is_string()) {
+        const std::string_view text = merge.as_string();
+        const size_t space = text.find(' ');
+        if (space != std::string_view::npos && text.find(' ', space + 1) == std::string_view::npos)
+            return {text.substr(0, space), text.substr(space + 1)};
+    }
+    merge.refuse("two pieces, as \"left right\" or [\"left\", \"right\"]");
+}
+
+}  // namespace
+
 Tokenizer TokenizerLoader::load(const Json& root) {
+    const Json model = root.as_object().get_object("model");
+    const Json vocab = model.get_object("vocab");
+    const Json merges = model.get_array("merges");
+    std::vector<MergeHalves> halves;
+    halves.reserve(merges.size());
+    for (size_t i = 0; i < merges.size(); ++i) {
+        const Json merge = merges.at(i);
+        if (i == 0 && merge.is_string() && merge.as_string().starts_with("#version")) continue;
+        halves.push_back(halves_of(merge));
+    }
+    const size_t n_left_out = merges.size() - halves.size();
+    return load(root, vocab, halves, [&](size_t i) { return merges.at(i + n_left_out).where(); });
+}
+
+Tokenizer TokenizerLoader::load(const Json& root, const Json& vocab, std::span<const MergeHalves> merges,
+                                const std::function<std::string(size_t)>& where) {
     auto tables = std::make_shared<Tables>();
     TokenizerLoader loader(*tables);
     root.as_object().check_keys({"version", "truncation", "padding", "added_tokens", "normalizer",
@@ -33,11 +65,11 @@ Tokenizer TokenizerLoader::load(const Json& root) {
     loader.read_decoder(root.get("decoder"));
     const Json model = root.get_object("model");
     loader.check_model(model);
-    loader.read_vocab(model.get_object("vocab"));
+    loader.read_vocab(vocab);
     if (const auto added = root.find("added_tokens")) loader.read_added_tokens(added->as_array());
     loader.index_pieces();
     loader.read_symbols(model);
-    loader.read_merges(model.get_array("merges"));
+    loader.read_merges(merges, where);
     if (loader.ignore_merges) loader.read_whole_words();
     if (const auto processor = root.find("post_processor")) loader.read_post_processor(*processor);
     return Tokenizer(std::move(tables));
@@ -202,18 +234,6 @@ void TokenizerLoader::read_symbols(const Json& model) {
 
 namespace {
 
-// A merge is "left right" in older files, ["left", "right"] in newer ones.
-std::pair<std::string_view, std::string_view> halves_of(const Json& merge) {
-    if (merge.is_array() && merge.size() == 2) return {merge.at(0).as_string(), merge.at(1).as_string()};
-    if (merge.is_string()) {
-        const std::string_view text = merge.as_string();
-        const size_t space = text.find(' ');
-        if (space != std::string_view::npos && text.find(' ', space + 1) == std::string_view::npos)
-            return {text.substr(0, space), text.substr(space + 1)};
-    }
-    merge.refuse("two pieces, as \"left right\" or [\"left\", \"right\"]");
-}
-
 // The token of the first or last byte or character of a piece, as Bpe starts from it; -1 where it has none.
 int32_t edge_symbol(const Bpe& bpe, std::string_view piece, bool last) {
     size_t at = last ? piece.size() - 1 : 0;
@@ -226,7 +246,9 @@ int32_t edge_symbol(const Bpe& bpe, std::string_view piece, bool last) {
 
 }  // namespace
 
-void TokenizerLoader::read_merges(const Json& merges) {
+// `where` names a merge in messages.
+void TokenizerLoader::read_merges(std::span<const MergeHalves> merges,
+                                  const std::function<std::string(size_t)>& where) {
     Bpe& bpe = tables.bpe;
     bpe.merges = MergeTable(merges.size());
     // A piece that may come from elsewhere than its own characters would make edge_symbol wrong.
@@ -236,23 +258,20 @@ void TokenizerLoader::read_merges(const Json& merges) {
     irregular.erase(-1);
     bpe.has_joints = true;
     std::unordered_set<uint64_t> joints;
-    uint32_t rank = 0;
     for (size_t i = 0; i < merges.size(); ++i) {
-        const Json merge = merges.at(i);
-        if (i == 0 && merge.is_string() && merge.as_string().starts_with("#version")) continue;
-        const auto [left, right] = halves_of(merge);
+        const auto [left, right] = merges[i];
         const auto id_of = [&](std::string_view piece) {
             const int32_t id = vocab_id(piece);
             if (id < 0)
-                fail(Status::bad_input, merge.where(), ": merges need \"", printable(piece, 60),
+                fail(Status::bad_input, where(i), ": merges need \"", printable(piece, 60),
                      "\", which is not in the vocabulary");
             return id;
         };
         const int32_t id = id_of(std::string(left).append(right));
         const int32_t left_id = id_of(left);
         const int32_t right_id = id_of(right);
-        if (!bpe.merges.add(left_id, right_id, {rank++, id}))
-            fail(Status::bad_input, merge.where(), ": the merge of \"", printable(left, 60), "\" and \"",
+        if (!bpe.merges.add(left_id, right_id, {static_cast<uint32_t>(i), id}))
+            fail(Status::bad_input, where(i), ": the merge of \"", printable(left, 60), "\" and \"",
                  printable(right, 60), "\" occurs twice");
         if (irregular.count(left_id) + irregular.count(right_id) + irregular.count(id) > 0)
             bpe.has_joints = false;
@@ -273,10 +292,6 @@ void TokenizerLoader::read_whole_words() {
         std::optional<std::string> word = byte_level ? spelled_bytes(tables.pieces[id]) : tables.pieces[id];
         if (word) tables.bpe.whole_words.add(*std::move(word), static_cast<int32_t>(id));
     }
-}
-
-Tokenizer Tokenizer::from_file(const std::string& path) {
-    return TokenizerLoader::load(Json::parse_file(path, max_tokenizer_bytes));
 }
 
 Tokenizer Tokenizer::from_json(std::string_view json, const std::string& name) {

@@ -2,6 +2,8 @@
 // by its name and place. Internal to src/text.
 #pragma once
 
+#include <functional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -19,14 +21,21 @@ constexpr int64_t max_token_id = (1 << 22) - 1;
 // "component: expected X, found Y" for a component that the runtime does not do.
 [[noreturn]] void unsupported(const Json& component, std::string_view expected);
 
+// The two pieces that a merge joins.
+using MergeHalves = std::pair<std::string_view, std::string_view>;
+
 struct TokenizerLoader {
     using Tables = Tokenizer::Tables;
     explicit TokenizerLoader(Tables& filled) : tables(filled) {}
     Tables& tables;
 
+    // tokenizer.json.
     static Tokenizer load(const Json& root);
     // vocab.json and merges.txt with what may lie beside them, as GPT-2 and RoBERTa were published.
     static Tokenizer load_directory(const std::string& directory);
+    // The vocabulary and merges apart from the rest; where(i) names merge i in messages.
+    static Tokenizer load(const Json& root, const Json& vocab, std::span<const MergeHalves> merges,
+                          const std::function<std::string(size_t)>& where);
 
     // tokenizer_json.cpp: the model and its vocabulary.
     void check_model(const Json& model);
@@ -36,7 +45,7 @@ struct TokenizerLoader {
     void add_token(AddedToken token, const Json& where);
     void index_pieces();
     void read_symbols(const Json& model);
-    void read_merges(const Json& merges);
+    void read_merges(std::span<const MergeHalves> merges, const std::function<std::string(size_t)>& where);
     void read_whole_words();
     int32_t vocab_id(std::string_view piece) const;
 

@@ -1,8 +1,9 @@
 // Speed of tokenizers on one thread: megabytes (10^6 bytes) of prose a second, both ways, and how time grows
 // with the length of texts that are hard on purpose (one character over and over). Markdown tables on stdout.
 //
-// Time is the thread's CPU time, the best of several repetitions, so other work on the machine disturbs
-// little. A ratio well above 2 at a doubling of the length would mean that the time is not linear.
+// Encoding is the whole of it, byte spans included. Time is the thread's CPU time, the best of several
+// repetitions, so other work on the machine disturbs little. A ratio well above 2 at a doubling of the length
+// would mean that the time is not linear.
 //
 //   bench_tokenizer PROSE MAX_MEGABYTES TOKENIZER...
 //     PROSE          a text file; its first megabyte is used
@@ -59,7 +60,8 @@ void bench_prose(const std::string& prose, const std::vector<std::string>& paths
         const double load = best_seconds(3, [&] { Tokenizer::from_file(path); });
         const Tokenizer tokenizer = Tokenizer::from_file(path);
         std::vector<int32_t> ids = tokenizer.encode_ids(prose);
-        const double encode = best_seconds(9, [&] { ids = tokenizer.encode_ids(prose); });
+        std::vector<Token> tokens;
+        const double encode = best_seconds(9, [&] { tokens = tokenizer.encode(prose); });
         std::string text;
         const double decode = best_seconds(9, [&] { text = tokenizer.decode(ids, false); });
         const double mb = static_cast<double>(prose.size()) / megabyte;
@@ -106,7 +108,7 @@ void bench_growth(size_t max_megabytes, const std::vector<std::string>& paths) {
             for (size_t mb = 1; mb <= max_megabytes; mb *= 2) {
                 std::string text;
                 while (text.size() < mb * megabyte) text += unit.text;
-                seconds = best_seconds(mb < 4 ? 5 : 2, [&] { tokenizer.encode_ids(text); });
+                seconds = best_seconds(mb < 4 ? 5 : 2, [&] { tokenizer.encode(text); });
                 if (mb > 1) worst = std::max(worst, seconds / before);
                 before = seconds;
             }

@@ -255,15 +255,23 @@ void Bpe::merge_many(size_t first, std::vector<BpePiece>& out) const {
     const auto merge_at = [&](uint32_t place) {
         return merges.find(symbols.id(place), symbols.id(symbols.next(place)));
     };
+    uint32_t latest_rank = no_rank;  // one character over and over offers the same rule over and over
+    Places* latest = nullptr;
     const auto offer = [&](uint32_t place) {
         const Merge merge = merge_at(place);
-        if (merge.rank != no_rank) queue[merge.rank].push(place);
+        if (merge.rank == no_rank) return;
+        if (merge.rank != latest_rank) {
+            latest = &queue[merge.rank];
+            latest_rank = merge.rank;
+        }
+        latest->push(place);
     };
     for (uint32_t i = 0; i + 1 < n; ++i) offer(i);
 
     while (!queue.empty()) {
         const auto lowest = queue.begin();
         if (lowest->second.empty()) {
+            if (lowest->first == latest_rank) latest_rank = no_rank;
             queue.erase(lowest);
             continue;
         }

@@ -49,6 +49,9 @@ int combining_class(char32_t code) {
     return value != 0 && is_later(code) ? 0 : value;
 }
 
+// One before the first final consonant: it is in their block, but no syllable takes it (utf8proc 2.8 would).
+constexpr char32_t no_final = 0x11A7;
+
 bool is_hangul_syllable(char32_t code) {
     return code >= 0xAC00 && code <= 0xD7A3;
 }
@@ -86,7 +89,7 @@ class Normalizer {
         for (size_t at = 0; at < segment.size();) {
             const Utf8Step step = decode_utf8(segment, at);
             at += step.bytes;
-            if (is_later(step.code)) {
+            if (is_later(step.code) || step.code == no_final) {
                 finish();
                 append_utf8(out_, step.code);
             } else {

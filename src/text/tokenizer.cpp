@@ -13,9 +13,16 @@ namespace refrag {
 
 namespace {
 
+// How many tokens to make room for: seldom too few, since growing by copies would cost most for long texts.
+size_t expected_tokens(std::string_view text) {
+    return text.size() / 3 + 2;
+}
+
+}  // namespace
+
 // A text on its way: the original, cleaned, then rewritten step by step; each form keeps the way back to the
 // one before. The spans lie in the latest form.
-class Passage {
+class Tokenizer::Passage {
   public:
     explicit Passage(std::string_view original) : clean_(original), text_(clean_.text()) {
         if (!text_.empty()) spans_.push_back({0, text_.size(), -1});
@@ -105,22 +112,10 @@ class Passage {
     std::vector<TextSpan> spans_;
 };
 
-void encode_word(const Bpe& bpe, std::string_view text, size_t begin, size_t end,
-                 std::vector<BpePiece>& scratch, std::vector<Token>& out) {
-    scratch.clear();
-    bpe.encode(text.substr(begin, end - begin), scratch);
-    if (out.capacity() - out.size() < scratch.size())
-        out.reserve(std::max(out.size() + scratch.size(), 2 * out.capacity()));
-    for (const BpePiece& piece : scratch) {
-        out.push_back({piece.id, begin, begin + piece.bytes});
-        begin += piece.bytes;
-    }
-}
-
-}  // namespace
-
-std::vector<Token> Tokenizer::encode(std::string_view text, bool parse_special) const {
-    Passage passage(text);
+// Runs the passage through the file's steps up to words, and those through BPE. Emit takes every token's id
+// and place in the passage's latest form.
+template <typename Emit>
+void Tokenizer::encode_passage(Passage& passage, bool parse_special, Emit&& emit) const {
     passage.cut_out(tables_->raw_added, parse_special);
     for (const Rewrite& step : tables_->normalizer) passage.rewrite(step);
     passage.cut_out(tables_->normalized_added, parse_special);
@@ -133,28 +128,42 @@ std::vector<Token> Tokenizer::encode(std::string_view text, bool parse_special) 
         if (const auto* rewrite = std::get_if<Rewrite>(&step)) passage.rewrite(*rewrite);
     }
 
-    std::vector<Token> tokens;
-    std::vector<BpePiece> scratch;
-    const auto encode_piece = [&](size_t begin, size_t end) {
-        encode_word(tables_->bpe, passage.text(), begin, end, scratch, tokens);
+    std::vector<BpePiece> pieces;
+    const auto encode_word = [&](size_t begin, size_t end) {
+        pieces.clear();
+        tables_->bpe.encode(passage.text().substr(begin, end - begin), pieces);
+        for (const BpePiece& piece : pieces) {
+            emit(piece.id, begin, begin + piece.bytes);
+            begin += piece.bytes;
+        }
     };
     for (const TextSpan& span : passage.spans()) {
         if (span.id >= 0)
-            tokens.push_back({span.id, span.begin, span.end});
+            emit(span.id, span.begin, span.end);
         else if (last_cut != nullptr)
-            passage.for_each_piece(*last_cut, span, encode_piece);
+            passage.for_each_piece(*last_cut, span, encode_word);
         else
-            encode_piece(span.begin, span.end);
+            encode_word(span.begin, span.end);
     }
+}
+
+std::vector<Token> Tokenizer::encode(std::string_view text, bool parse_special) const {
+    Passage passage(text);
+    std::vector<Token> tokens;
+    tokens.reserve(expected_tokens(text));
+    encode_passage(passage, parse_special, [&](int32_t id, size_t begin, size_t end) {
+        tokens.push_back({id, begin, end});
+    });
     passage.place(tokens);
     if (!tokens.empty()) tokens.back().end = text.size();
     return tokens;
 }
 
 std::vector<int32_t> Tokenizer::encode_ids(std::string_view text, bool parse_special) const {
-    const std::vector<Token> tokens = encode(text, parse_special);
-    std::vector<int32_t> ids(tokens.size());
-    for (size_t i = 0; i < tokens.size(); ++i) ids[i] = tokens[i].id;
+    Passage passage(text);
+    std::vector<int32_t> ids;
+    ids.reserve(expected_tokens(text));
+    encode_passage(passage, parse_special, [&](int32_t id, size_t, size_t) { ids.push_back(id); });
     return ids;
 }
 

@@ -71,6 +71,9 @@ class Tokenizer {
     struct Tables;
     friend struct TokenizerLoader;
     friend class StreamDecoder;
+    class Passage;
+    template <typename Emit>
+    void encode_passage(Passage& passage, bool parse_special, Emit&& emit) const;
     explicit Tokenizer(std::shared_ptr<const Tables> tables) : tables_(std::move(tables)) {}
     std::shared_ptr<const Tables> tables_;
 };

@@ -9,9 +9,11 @@
 //     PROSE          a text file; its first megabyte is used
 //     MAX_MEGABYTES  how long the hard texts get: 16 takes a minute for each tokenizer
 //     TOKENIZER      tokenizer.json, or a directory that holds one
+#include <malloc.h>
 #include <time.h>
 
 #include <algorithm>
+#include <climits>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -126,6 +128,8 @@ int main(int argc, char** argv) {
         std::fprintf(stderr, "usage: bench_tokenizer PROSE MAX_MEGABYTES TOKENIZER...\n");
         return 2;
     }
+    mallopt(M_MMAP_THRESHOLD, INT_MAX);
+    mallopt(M_TRIM_THRESHOLD, INT_MAX);
     try {
         const std::vector<std::string> paths(argv + 3, argv + argc);
         bench_prose(head(read_file(argv[1], 1u << 30), megabyte), paths);

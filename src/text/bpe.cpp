@@ -124,50 +124,61 @@ class Symbols {
 // Takes a word's first symbols one by one, and merges them up to every place that no merge can reach across.
 class Bpe::Feeder {
   public:
-    Feeder(const Bpe& bpe, size_t word_bytes, std::vector<BpePiece>& out)
-        : bpe_(bpe),
-          out_(out),
-          word_begin_(out.size()),
-          first_(out.size()),
-          cuts_(bpe.has_joints && word_bytes > few_symbols) {}
+    Feeder(const Bpe& bpe, size_t word_bytes, std::vector<BpePiece>& pieces, const Emit& emit)
+        : bpe_(bpe), pieces_(pieces), emit_(emit), cuts_(bpe.has_joints && word_bytes > few_symbols) {
+        pieces_.clear();
+    }
 
     void add(int32_t id, uint32_t bytes) {
-        if (cuts_ && bpe_.joints.find(previous_, id).rank == no_rank) finish();
-        out_.push_back({id, bytes + skipped_});
+        if (cuts_ && bpe_.joints.find(previous_, id).rank == no_rank) {
+            merge();
+            if (pieces_.size() >= emitted_together) {
+                emit_(pieces_);
+                pieces_.clear();
+                first_ = 0;
+            }
+        }
+        pieces_.push_back({id, bytes + skipped_});
         skipped_ = 0;
         previous_ = id;
     }
     // Bytes that have no symbol: they go to the one before, or else to the next.
     void skip(uint32_t bytes) {
-        if (out_.size() > word_begin_)
-            out_.back().bytes += bytes;
+        if (!pieces_.empty())
+            pieces_.back().bytes += bytes;
         else
             skipped_ += bytes;
     }
     void finish() {
-        bpe_.merge(first_, out_);
-        first_ = out_.size();
+        merge();
+        emit_(pieces_);
     }
 
   private:
+    static constexpr size_t emitted_together = 1024;  // so that they are still in the cache
+
+    void merge() {
+        bpe_.merge(first_, pieces_);
+        first_ = pieces_.size();
+    }
+
     const Bpe& bpe_;
-    std::vector<BpePiece>& out_;
-    size_t word_begin_;
-    size_t first_;  // the symbols from here on are not merged yet
-    bool cuts_;     // not in everyday words, where looking costs more than it saves
+    std::vector<BpePiece>& pieces_;
+    const Emit& emit_;
+    size_t first_ = 0;  // the symbols from here on are not merged yet
+    bool cuts_;         // not in everyday words, where looking costs more than it saves
     int32_t previous_ = -1;
     uint32_t skipped_ = 0;
 };
 
-void Bpe::encode(std::string_view word, std::vector<BpePiece>& out) const {
+void Bpe::encode(std::string_view word, std::vector<BpePiece>& scratch, const Emit& emit) const {
     REFRAG_CHECK(word.size() <= max_word_bytes, Status::runtime, "a word of ", word.size(),
                  " bytes without a break cannot be tokenised: expected at most ", max_word_bytes);
-    if (word.size() <= whole_words.longest()) {
-        const int32_t id = whole_words.find(word);
-        if (id >= 0) return out.push_back({id, static_cast<uint32_t>(word.size())});
-    }
-    Feeder feeder(*this, word.size(), out);
-    if (byte_level && all_bytes) {
+    Feeder feeder(*this, word.size(), scratch, emit);
+    const int32_t whole = word.size() <= whole_words.longest() ? whole_words.find(word) : -1;
+    if (whole >= 0) {
+        feeder.add(whole, static_cast<uint32_t>(word.size()));
+    } else if (byte_level && all_bytes) {
         for (const char c : word) feeder.add(byte_ids[static_cast<unsigned char>(c)], 1);
     } else {
         feed_characters(word, feeder);

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -114,9 +115,11 @@ struct Bpe {
     // Words that are tokens as they stand, whatever the merges say (ignore_merges).
     WordIds whole_words;
 
-    // Appends the tokens of a word, valid UTF-8, to `out`; their bytes add up to the word's, unless nothing
-    // of it has a symbol. Time n log n in the worst case, about n in practice; words of up to 2^32 - 2 bytes.
-    void encode(std::string_view word, std::vector<BpePiece>& out) const;
+    // Gives the tokens of a word, valid UTF-8, to `emit`, in order, in one part or several. Their bytes add
+    // up to the word's, but for what has no symbol at its end. Time n log n in the worst case, about n in
+    // practice; words of up to 2^32 - 2 bytes. `scratch` saves allocations from word to word.
+    using Emit = std::function<void(std::span<const BpePiece>)>;
+    void encode(std::string_view word, std::vector<BpePiece>& scratch, const Emit& emit) const;
 
     static constexpr std::array<int32_t, 256> no_bytes() {
         std::array<int32_t, 256> ids{};
@@ -127,10 +130,10 @@ struct Bpe {
   private:
     class Feeder;
     void feed_characters(std::string_view word, Feeder& feeder) const;
-    // Merges the symbols out[first, end) in place.
-    void merge(size_t first, std::vector<BpePiece>& out) const;
-    void merge_few(size_t first, std::vector<BpePiece>& out) const;
-    void merge_many(size_t first, std::vector<BpePiece>& out) const;
+    // Merges the symbols pieces[first, end) in place.
+    void merge(size_t first, std::vector<BpePiece>& pieces) const;
+    void merge_few(size_t first, std::vector<BpePiece>& pieces) const;
+    void merge_many(size_t first, std::vector<BpePiece>& pieces) const;
 };
 
 }  // namespace refrag

@@ -128,14 +128,17 @@ void Tokenizer::encode_passage(Passage& passage, bool parse_special, Emit&& emit
         if (const auto* rewrite = std::get_if<Rewrite>(&step)) passage.rewrite(*rewrite);
     }
 
-    std::vector<BpePiece> pieces;
-    const auto encode_word = [&](size_t begin, size_t end) {
-        pieces.clear();
-        tables_->bpe.encode(passage.text().substr(begin, end - begin), pieces);
+    std::vector<BpePiece> scratch;
+    size_t at = 0;
+    const Bpe::Emit emit_pieces = [&](std::span<const BpePiece> pieces) {
         for (const BpePiece& piece : pieces) {
-            emit(piece.id, begin, begin + piece.bytes);
-            begin += piece.bytes;
+            emit(piece.id, at, at + piece.bytes);
+            at += piece.bytes;
         }
+    };
+    const auto encode_word = [&](size_t begin, size_t end) {
+        at = begin;
+        tables_->bpe.encode(passage.text().substr(begin, end - begin), scratch, emit_pieces);
     };
     for (const TextSpan& span : passage.spans()) {
         if (span.id >= 0)

@@ -1,0 +1,199 @@
+// Every step of a tokenizer.json against goldens of Hugging Face `tokenizers`, one small vocabulary a step
+// (weights_tools/make_golden_tokenizer_steps.py): normalizers, pre-tokenizers, BPE's modes, added tokens
+// around them, decoders whole and streamed. And Unicode's normal forms for all code points.
+#include <doctest/doctest.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "io/json.h"
+#include "support.h"
+#include "text/normal_form.h"
+#include "text/tokenizer.h"
+#include "text/unicode.h"
+
+using namespace refrag;
+using namespace refrag_test;
+
+namespace {
+
+std::string from_hex(std::string_view hex) {
+    const auto digit = [](char c) { return static_cast<uint32_t>(c <= '9' ? c - '0' : c - 'a' + 10); };
+    std::string bytes;
+    for (size_t i = 0; i + 1 < hex.size(); i += 2)
+        bytes.push_back(static_cast<char>(digit(hex[i]) << 4 | digit(hex[i + 1])));
+    return bytes;
+}
+
+// 64-bit FNV-1a as 16 hexadecimal digits.
+std::string fnv1a(std::string_view bytes) {
+    uint64_t value = 0xCBF29CE484222325u;
+    for (const char c : bytes) value = (value ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
+    std::string text(16, '0');
+    for (size_t i = 16; i-- > 0; value >>= 4) text[i] = "0123456789abcdef"[value & 15];
+    return text;
+}
+
+std::vector<int32_t> ids_of(const Json& array) {
+    std::vector<int32_t> ids;
+    for (size_t i = 0; i < array.size(); ++i) ids.push_back(static_cast<int32_t>(array.at(i).as_int()));
+    return ids;
+}
+
+std::vector<int32_t> ids_of(const std::vector<Token>& tokens) {
+    std::vector<int32_t> ids;
+    for (const Token& token : tokens) ids.push_back(token.id);
+    return ids;
+}
+
+bool tiles(const std::vector<Token>& tokens, size_t n_bytes) {
+    size_t at = 0;
+    for (const Token& token : tokens) {
+        if (token.begin != at || token.end < at) return false;
+        at = token.end;
+    }
+    return at == n_bytes;
+}
+
+std::string normal_form(NormalForm form, const std::string& text) {
+    TextEdit edit(text);
+    append_normal_form(form, 0, text.size(), edit);
+    return edit.text();
+}
+
+}  // namespace
+
+TEST_CASE("tokenizer steps: ids in all modes, and spans that tile the text") {
+    const Json cases = Json::parse_file(repo_path("tests/golden/tokenizers/steps.json")).get("cases");
+    REQUIRE(cases.size() == 38);
+    for (size_t i = 0; i < cases.size(); ++i) {
+        const Tokenizer tokenizer =
+            Tokenizer::from_json(cases.at(i).get_string("tokenizer"), str("case ", i));
+        const Json strings = cases.at(i).get("strings");
+        const Json rows = cases.at(i).get("ids");
+        REQUIRE(strings.size() == rows.size());
+        for (size_t j = 0; j < strings.size(); ++j) {
+            const std::string text = from_hex(strings.at(j).as_string());
+            CAPTURE(i);
+            CAPTURE(printable(text));
+            for (size_t mode = 0; mode < 3; ++mode) {
+                const Json expected = rows.at(j).at(rows.at(j).at(mode).is_null() ? 0 : mode);
+                const std::vector<Token> tokens = mode == 2 ? tokenizer.encode_with_special_tokens(text)
+                                                            : tokenizer.encode(text, mode == 1);
+                CHECK(ids_of(tokens) == ids_of(expected));
+                // Where nothing of the text becomes a token, there is nothing to cover it.
+                if (mode < 2 ? !tokens.empty() : !tokenizer.encode(text, true).empty())
+                    CHECK(tiles(tokens, text.size()));
+                if (mode < 2) CHECK(tokenizer.encode_ids(text, mode == 1) == ids_of(expected));
+            }
+        }
+    }
+}
+
+TEST_CASE("tokenizer steps: decoding, whole and streamed") {
+    const Json cases = Json::parse_file(repo_path("tests/golden/tokenizers/steps.json")).get("cases");
+    for (size_t i = 0; i < cases.size(); ++i) {
+        const Tokenizer tokenizer =
+            Tokenizer::from_json(cases.at(i).get_string("tokenizer"), str("case ", i));
+        const Json rows = cases.at(i).get("decoding");
+        StreamDecoder streams[] = {StreamDecoder(tokenizer, false), StreamDecoder(tokenizer, true)};
+        for (size_t j = 0; j < rows.size(); ++j) {
+            CAPTURE(i);
+            CAPTURE(j);
+            const std::vector<int32_t> ids = ids_of(rows.at(j).at(0));
+            for (const bool skip : {false, true}) {
+                const std::string expected = from_hex(rows.at(j).at(skip ? 2 : 1).as_string());
+                CHECK(tokenizer.decode(ids, skip) == expected);
+                StreamDecoder& stream = streams[skip ? 1 : 0];  // as new after each flush
+                std::string text;
+                for (const int32_t id : ids) {
+                    text += stream.push(id);
+                    CHECK(expected.starts_with(text));
+                    CHECK(is_valid_utf8(text));
+                }
+                CHECK(text + stream.flush() == expected);
+            }
+        }
+    }
+}
+
+TEST_CASE("tokenizer steps: what a piece stands for") {
+    const Json cases = Json::parse_file(repo_path("tests/golden/tokenizers/steps.json")).get("cases");
+    const Tokenizer llama = Tokenizer::from_json(cases.at(0).get_string("tokenizer"), "llama");
+    CHECK(llama.token_bytes(*llama.id_of("<0xE4>")) == "\xE4");
+    CHECK(llama.token_bytes(*llama.id_of("\xE2\x96\x81the")) == " the");
+    CHECK(llama.piece(*llama.id_of("\xE2\x96\x81the")) == "\xE2\x96\x81the");
+    // A run of byte tokens is held back until something else comes: its end decides whether it is text.
+    StreamDecoder stream(llama);
+    const auto byte = [&](const char* piece) { return *llama.id_of(piece); };
+    CHECK(stream.push(byte("<0xE4>")) == "");
+    CHECK(stream.push(byte("<0xB8>")) == "");
+    CHECK(stream.push(byte("<0xAD>")) == "");
+    CHECK(stream.push(*llama.id_of("a")) ==
+          "\xE4\xB8\xAD"
+          "a");
+    CHECK(stream.push(byte("<0x41>")) == "");
+    CHECK(stream.push(byte("<0xFF>")) == "\xEF\xBF\xBD\xEF\xBF\xBD");
+    CHECK(stream.push(byte("<0x41>")) == "\xEF\xBF\xBD");  // the same run
+    CHECK(stream.flush() == "");
+}
+
+TEST_CASE("tokenizer steps: places lead back through the normalizer") {
+    const Json cases = Json::parse_file(repo_path("tests/golden/tokenizers/steps.json")).get("cases");
+    // Prepend and Replace: the prepended character stands for no byte, each space for its one.
+    const Tokenizer llama = Tokenizer::from_json(cases.at(0).get_string("tokenizer"), "llama");
+    const auto tokens = llama.encode("a  the\xFFhi\xC3\xB1");
+    std::string places;
+    for (const Token& token : tokens) places += str(token.begin, "-", token.end, " ");
+    // " a", two spaces, "the", the unknown U+FFFD that stands for one byte, "hi", a character as two bytes
+    CHECK(places == "0-1 1-3 3-6 6-7 7-9 9-10 10-11 ");
+}
+
+TEST_CASE("unicode: normal forms of all code points, alone and among marks, are the reference's") {
+    // Hugging Face's data are Unicode 9.0's, utf8proc's are later: what came after is made inert, so that no
+    // code point differs.
+    std::ifstream file(repo_path("tests/golden/tokenizers/normal_forms.txt"));
+    REQUIRE(file.good());
+    const std::pair<std::string, NormalForm> forms[] = {{"NFC", NormalForm::nfc},
+                                                        {"NFD", NormalForm::nfd},
+                                                        {"NFKC", NormalForm::nfkc},
+                                                        {"NFKD", NormalForm::nfkd}};
+    size_t n_blocks = 0;
+    std::string line;
+    while (std::getline(file, line)) {
+        if (line[0] == '#') continue;
+        std::istringstream fields(line);
+        std::string name;
+        std::string hash;
+        uint32_t first = 0;
+        uint32_t last = 0;
+        fields >> name >> std::hex >> first >> last >> hash;
+        REQUIRE(fields);
+        NormalForm form{};
+        for (const auto& [spelling, value] : forms)
+            if (spelling == name) form = value;
+        std::string bytes;
+        for (uint32_t code = first; code <= last; ++code) {
+            if (code >= 0xD800 && code < 0xE000) continue;
+            std::string c;
+            append_utf8(c, static_cast<char32_t>(code));
+            for (const std::string& text :
+                 {c, "a\xCD\x85" + c + "\xCC\xB4", c + "\xCC\x81", "\xE1\x84\x80" + c + "\xE1\x86\xA8"})
+                bytes.append(normal_form(form, text)).push_back('\0');
+        }
+        CAPTURE(line);
+        CHECK(fnv1a(bytes) == hash);
+        ++n_blocks;
+    }
+    CHECK(n_blocks == 4 * 272);
+}
+
+TEST_CASE("unicode: a long run of marks is ordered in near-linear time") {
+    // Alternating classes: an insertion sort would take 10^11 steps for these 600,000 marks.
+    std::string text = "a";
+    for (int i = 0; i < 300'000; ++i) text += "\xCC\x81\xCC\xA3";  // U+0301 (230), U+0323 (220)
+    const std::string form = normal_form(NormalForm::nfc, text);
+    // a with dot below, the other dots below, then every acute
+    CHECK(form.starts_with("\xE1\xBA\xA1\xCC\xA3\xCC\xA3"));
+    CHECK(form.size() == 3 + 2 * (2 * 300'000 - 1));
+}

@@ -135,6 +135,13 @@ TEST_CASE("tokenizer.json: a Split is understood exactly or refused") {
         R"({"Regex":"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+)"
         R"([\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"})";
     CHECK(split(qwen, "Isolated", false) == no_error);
+    for (
+        const char* other :
+        {R"('s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+)",
+         R"('(?:[sdmt]|ll|ve|re)| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+)",
+         R"('(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?+\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]++[\\r\\n]*|)"
+         R"(\\s*[\\r\\n]|\\s+(?!\\S)|\\s+)"})
+        CHECK(split(str("{\"Regex\":\"", other, "\"}"), "Isolated", false) == no_error);
     CHECK(split(qwen, "Removed", true) == no_error);
     CHECK(contains(split(qwen, "Removed", false), "behavior\": expected \"Isolated\", or \"Removed\" with"));
     CHECK(

@@ -9,6 +9,7 @@
 #include "io/json.h"
 #include "support.h"
 #include "text/normal_form.h"
+#include "text/pre_tokenizer.h"
 #include "text/tokenizer.h"
 #include "text/unicode.h"
 
@@ -188,6 +189,23 @@ TEST_CASE("unicode: normal forms of all code points, alone and among marks, are 
     CHECK(n_blocks == 4 * 272);
 }
 
+TEST_CASE("tokenizer steps: Digits knows the numbers of Unicode 17, which \\p{N} does not") {
+    // The list of what differs, as found by trying every code point on the reference.
+    Split digits;
+    digits.target = Split::Target::digit;
+    std::string differing;
+    for (char32_t code = 0; code < 0x110000; ++code) {
+        if (code >= 0xD800 && code < 0xE000) continue;
+        std::string text;
+        append_utf8(text, code);
+        bool removed = false;
+        const size_t end = digits.piece_end(text + "a", 0, removed);
+        if ((end == text.size()) != is_number(code) && !(code < 0x80))
+            differing += str(" ", std::hex, static_cast<uint32_t>(code));
+    }
+    CHECK(differing == " 11de0 11de1 11de2 11de3 11de4 11de5 11de6 11de7 11de8 11de9 16ff4 16ff5 16ff6");
+}
+
 TEST_CASE("unicode: a long run of marks is ordered in near-linear time") {
     // Alternating classes: an insertion sort would take 10^11 steps for these 600,000 marks.
     std::string text = "a";
@@ -196,4 +214,22 @@ TEST_CASE("unicode: a long run of marks is ordered in near-linear time") {
     // a with dot below, the other dots below, then every acute
     CHECK(form.starts_with("\xE1\xBA\xA1\xCC\xA3\xCC\xA3"));
     CHECK(form.size() == 3 + 2 * (2 * 300'000 - 1));
+}
+
+TEST_CASE("tokenizer steps: a text of a megabyte is one word, and ends all the same") {
+    // No clock: a quadratic step would make each of these take hours.
+    const Json cases = Json::parse_file(repo_path("tests/golden/tokenizers/steps.json")).get("cases");
+    for (const size_t i : {size_t{0}, size_t{6}}) {  // Prepend and Replace with bytes; Metaspace
+        const Tokenizer tokenizer =
+            Tokenizer::from_json(cases.at(i).get_string("tokenizer"), str("case ", i));
+        for (const char* unit :
+             {"a", " ", "ab ", "the", "\xE4\xB8\xAD", "\xFF", "\xF0\x9F\x98\x82", "<s>", "<m> "}) {
+            CAPTURE(printable(unit));
+            std::string text;
+            while (text.size() < 1'000'000) text += unit;
+            const std::vector<Token> tokens = tokenizer.encode(text, true);
+            CHECK(tiles(tokens, text.size()));
+            CHECK(!tokenizer.decode(ids_of(tokens), false).empty());
+        }
+    }
 }

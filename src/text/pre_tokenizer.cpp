@@ -7,12 +7,21 @@
 
 namespace refrag {
 
+namespace {
+
+// Digits asks Rust's tables, which already know the numbers of Unicode 17; regular expressions do not.
+bool is_digit(char32_t code) {
+    return is_number(code) || (code >= 0x11DE0 && code <= 0x11DE9) || (code >= 0x16FF4 && code <= 0x16FF6);
+}
+
+}  // namespace
+
 // The end of the match that begins at `at`; `at` itself where there is none.
 size_t Split::match_end(std::string_view text, size_t at) const {
     if (at >= text.size()) return at;
     if (target == Target::literal) return text.substr(at).starts_with(literal) ? at + literal.size() : at;
     const Utf8Step step = decode_utf8(text, at);
-    return is_number(step.code) ? at + step.bytes : at;
+    return is_digit(step.code) ? at + step.bytes : at;
 }
 
 // Where the first match at or after `at` begins; the end of the text where there is none.
@@ -20,7 +29,7 @@ size_t Split::find(std::string_view text, size_t at) const {
     if (target == Target::literal) return std::min(text.find(literal, at), text.size());
     while (at < text.size()) {
         const Utf8Step step = decode_utf8(text, at);
-        if (is_number(step.code)) break;
+        if (is_digit(step.code)) break;
         at += step.bytes;
     }
     return at;

@@ -15,7 +15,7 @@ struct Split {
     enum class Target {
         words,    // `pattern`, whose matches tile the text
         literal,  // every occurrence of `literal`
-        digit,    // every \p{N}
+        digit,    // every character that Rust calls numeric: \p{N}, and that of Unicode 17
     };
     enum class Behaviour { isolated, removed, merged_with_previous, merged_with_next, contiguous };
 

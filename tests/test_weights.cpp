@@ -1,7 +1,9 @@
 // Loading the networks' weights is strict: each tensor in turn missing, misshapen or of another type is
 // refused with place, name, expected and found; an extra one too; what is known to be unused is listed.
 #include <algorithm>
+#include <cstring>
 
+#include "base/finite.h"
 #include "golden.h"
 #include "models/policy.h"
 #include "models/projector.h"
@@ -279,4 +281,156 @@ TEST_CASE("weights: the policy's tensors follow its configuration") {
         write_tensors(temp.file("policy.safetensors"), tensors);
         CHECK(contains(load(temp.path(), config), "tensor \"" + tensor.name + "\" is missing"));
     }
+}
+
+// ---- NaN and infinities -----------------------------------------------------------------------------------
+
+namespace {
+
+struct NonFinite {
+    const char* dtype;
+    uint32_t bits;
+    const char* name;
+};
+// Every kind, in every type that can be computed with: infinities, a quiet NaN, the NaN with the smallest
+// payload.
+constexpr NonFinite non_finites[] = {
+    {"F32", 0x7f800000, "Infinity"}, {"F32", 0xff800000, "-Infinity"}, {"F32", 0x7fc00000, "NaN"},
+    {"F32", 0xff800001, "NaN"},      {"F16", 0x7c00, "Infinity"},      {"F16", 0xfc00, "-Infinity"},
+    {"F16", 0x7e00, "NaN"},          {"F16", 0xfc01, "NaN"},           {"BF16", 0x7f80, "Infinity"},
+    {"BF16", 0xff80, "-Infinity"},   {"BF16", 0x7fc0, "NaN"},          {"BF16", 0xff81, "NaN"},
+};
+// The largest finite values, one bit away from an infinity, and the smallest.
+constexpr NonFinite finites[] = {{"F32", 0x7f7fffff, ""}, {"F32", 0xff7fffff, ""}, {"F32", 0x00000001, ""},
+                                 {"F16", 0x7bff, ""},     {"F16", 0xfbff, ""},     {"F16", 0x8001, ""},
+                                 {"BF16", 0x7f7f, ""},    {"BF16", 0xff7f, ""},    {"BF16", 0x8001, ""}};
+
+// Makes a tensor of zeros in the value's type with the value at one element.
+void poison(TestTensor& tensor, const NonFinite& value, size_t element) {
+    size_t n = 1;
+    for (const int64_t extent : tensor.shape) n *= static_cast<size_t>(extent);
+    const size_t size = value.dtype == std::string("F32") ? 4 : 2;
+    tensor.dtype = value.dtype;
+    tensor.bytes.assign(n * size, '\0');
+    std::memcpy(tensor.bytes.data() + element * size, &value.bits, size);
+}
+
+// Every tensor but those listed as unused, in turn, with one bad element: the first, the last or one between.
+void poison_each(const Tensors& original, const std::vector<std::string>& unused, const std::string& file,
+                 auto&& load) {
+    size_t turn = 0;
+    for (const TestTensor& tensor : original) {
+        if (std::find(unused.begin(), unused.end(), tensor.name) != unused.end()) continue;
+        const int64_t columns = tensor.shape.back();
+        const int64_t rows = tensor.shape.size() == 2 ? tensor.shape[0] : 1;
+        const int64_t element = turn % 3 == 0 ? 0 : turn % 3 == 1 ? rows * columns - 1 : rows * columns / 2;
+        const NonFinite& value = non_finites[turn++ % std::size(non_finites)];
+        Tensors tensors = original;
+        poison(tensor_named(tensors, tensor.name), value, static_cast<size_t>(element));
+        const std::string place = tensor.shape.size() == 2
+                                      ? str("[", element / columns, ", ", element % columns, "]")
+                                      : str("[", element, "]");
+        CHECK(load(tensors) == str(file, ": tensor \"", tensor.name, "\": expected finite values, found ",
+                                   value.name, " at element ", place));
+    }
+    CHECK(turn >= 4);
+}
+
+}  // namespace
+
+TEST_CASE("weights: NaN and infinities are found wherever they lie in a block") {
+    for (const auto& value : non_finites) {
+        const DType dtype = value.dtype == std::string("F32")   ? DType::f32
+                            : value.dtype == std::string("F16") ? DType::f16
+                                                                : DType::bf16;
+        for (const size_t n : {size_t{1}, size_t{31}, size_t{64}, size_t{200}}) {
+            for (size_t at = 0; at < n; ++at) {
+                TestTensor tensor{"x", "", {static_cast<int64_t>(n)}, ""};
+                poison(tensor, value, at);
+                REQUIRE(first_non_finite(dtype, tensor.bytes.data(), n) == at);
+                // Not aligned, and the value behind the last one is not looked at.
+                const std::string shifted = "?" + tensor.bytes;
+                REQUIRE(first_non_finite(dtype, shifted.data() + 1, n) == at);
+                REQUIRE(first_non_finite(dtype, tensor.bytes.data(), at) == at);
+            }
+        }
+    }
+    for (const auto& value : finites) {
+        TestTensor tensor{"x", "", {100}, ""};
+        poison(tensor, value, 0);
+        const size_t size = tensor.bytes.size() / 100;
+        std::string all;
+        for (size_t i = 0; i < 100; ++i) all += tensor.bytes.substr(0, size);
+        const DType dtype = size == 4                           ? DType::f32
+                            : value.dtype == std::string("F16") ? DType::f16
+                                                                : DType::bf16;
+        CHECK(first_non_finite(dtype, all.data(), 100) == 100);
+    }
+    CHECK(first_non_finite(DType::f32, nullptr, 0) == 0);
+}
+
+TEST_CASE("weights: every 16-bit pattern is told finite or not as its value is") {
+    for (const DType dtype : {DType::f16, DType::bf16}) {
+        size_t wrong = 0;
+        for (uint32_t bits = 0; bits < 65536; ++bits) {
+            const auto half = static_cast<uint16_t>(bits);
+            const float value = dtype == DType::f16 ? f16_to_f32(half) : bf16_to_f32(half);
+            wrong += (first_non_finite(dtype, &half, 1) == 1) == std::isfinite(value) ? 0 : 1;
+        }
+        CHECK(wrong == 0);
+    }
+}
+
+TEST_CASE("weights: a NaN or an infinity in any tensor of any network is refused with its place") {
+    Workshop decoder(network_path("llama-bias"));
+    poison_each(decoder.original, {}, decoder.path() + "/model.safetensors",
+                [&](const Tensors& tensors) { return decoder.load(tensors, load_llama); });
+    Workshop encoder(network_path("roberta-pooler"));
+    poison_each(encoder.original, {}, encoder.path() + "/model.safetensors",
+                [&](const Tensors& tensors) { return encoder.load(tensors, load_pooled_encoder); });
+
+    const std::string dir = tiny_refrag_path();
+    const TempDir temp;
+    poison_each(read_tensors(dir + "/projector.safetensors"), {}, temp.file("projector.safetensors"),
+                [&](const Tensors& tensors) {
+                    write_tensors(temp.file("projector.safetensors"), tensors);
+                    return error_of([&] { Projector(cpu(), temp.path(), 32, 40); });
+                });
+    const PolicyConfig config = load_refrag_config(dir).policy;
+    poison_each(read_tensors(dir + "/policy.safetensors"), {}, temp.file("policy.safetensors"),
+                [&](const Tensors& tensors) {
+                    write_tensors(temp.file("policy.safetensors"), tensors);
+                    return error_of([&] { Policy(cpu(), temp.path(), config, 32); });
+                });
+}
+
+TEST_CASE("weights: a NaN in a shard names the shard; in an unused tensor it does not matter") {
+    const TempDir temp;
+    std::filesystem::copy(network_path("llama3"), temp.path());
+    const std::string shard = temp.file("model-00002-of-00002.safetensors");
+    Tensors tensors = read_tensors(shard);
+    poison(tensors.at(0), non_finites[2], 1);
+    write_tensors(shard, tensors);
+    const std::string message = error_of([&] { load_llama(temp.path()); });
+    CHECK(message.starts_with(shard + ": tensor \"" + tensors[0].name + "\": expected finite values"));
+
+    Workshop shop(network_path("llama2"));
+    tensors = shop.original;
+    poison(tensor_named(tensors, "model.layers.0.self_attn.rotary_emb.inv_freq"), non_finites[0], 0);
+    CHECK(shop.load(tensors, load_llama) == "(no error)");
+}
+
+TEST_CASE("weights: a directory's name is escaped in messages") {
+    const TempDir temp;
+    const std::string dir = temp.file("a\n\x1b[31mb");
+    std::filesystem::copy(network_path("llama2"), dir);
+    Tensors tensors = read_tensors(dir);
+    std::erase_if(tensors, [](const TestTensor& t) { return t.name == "lm_head.weight"; });
+    write_tensors(dir + "/model.safetensors", tensors);
+    CHECK(error_of([&] { load_llama(dir); }) ==
+          temp.path() + "/a\\x0a\\x1b[31mb: tensor \"lm_head.weight\" is missing, expected shape [96, 32]");
+    tensors = read_tensors(network_path("llama2"));
+    poison(tensors[0], non_finites[0], 0);
+    write_tensors(dir + "/model.safetensors", tensors);
+    CHECK(error_of([&] { load_llama(dir); }).find('\n') == std::string::npos);
 }

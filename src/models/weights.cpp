@@ -2,7 +2,10 @@
 #include "models/weights.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 
+#include "base/finite.h"
 #include "io/file.h"
 
 namespace refrag {
@@ -12,6 +15,23 @@ std::string shape_text(const std::vector<int64_t>& shape) {
     std::string text = "[";
     for (size_t i = 0; i < shape.size(); ++i) text += str(i == 0 ? "" : ", ", shape[i]);
     return text + "]";
+}
+
+// Value i of a stored tensor, widened.
+float value_at(DType dtype, const void* values, size_t i) {
+    if (dtype == DType::f32) {
+        float value;
+        std::memcpy(&value, static_cast<const std::byte*>(values) + i * sizeof value, sizeof value);
+        return value;
+    }
+    uint16_t half;
+    std::memcpy(&half, static_cast<const std::byte*>(values) + i * sizeof half, sizeof half);
+    return dtype == DType::bf16 ? bf16_to_f32(half) : f16_to_f32(half);
+}
+
+const char* name_of_non_finite(float value) {
+    if (std::isnan(value)) return "NaN";
+    return value < 0 ? "-Infinity" : "Infinity";
 }
 
 bool matches(std::string_view name, std::string_view pattern) {
@@ -28,12 +48,16 @@ DeviceVector::DeviceVector(Backend& backend, const std::vector<float>& values)
 }
 
 WeightLoader::WeightLoader(Backend& backend, const std::string& path, std::string optional_prefix)
-    : backend_(backend), path_(path), prefix_(std::move(optional_prefix)), files_(WeightFiles::open(path)) {
+    : backend_(backend),
+      path_(path),
+      shown_(printable(path)),
+      prefix_(std::move(optional_prefix)),
+      files_(WeightFiles::open(path)) {
     if (prefix_.empty()) return;
     for (const TensorEntry& entry : files_.tensors()) {
         const bool twice = entry.name.starts_with(prefix_) &&
                            files_.find(std::string_view(entry.name).substr(prefix_.size())) != nullptr;
-        REFRAG_CHECK(!twice, Status::bad_input, path_, ": tensor \"", printable(entry.name),
+        REFRAG_CHECK(!twice, Status::bad_input, shown_, ": tensor \"", printable(entry.name),
                      "\" is there twice, with and without the prefix \"", prefix_, "\"");
     }
 }
@@ -46,12 +70,12 @@ bool WeightLoader::has(std::string_view name) const {
 const TensorEntry& WeightLoader::find(std::string_view name, const std::vector<int64_t>& shape) {
     const TensorEntry* entry = files_.find(prefix_ + std::string(name));
     if (entry == nullptr) entry = files_.find(name);
-    REFRAG_CHECK(entry != nullptr, Status::bad_input, path_, ": tensor \"", name,
+    REFRAG_CHECK(entry != nullptr, Status::bad_input, shown_, ": tensor \"", name,
                  "\" is missing, expected shape ", shape_text(shape));
-    REFRAG_CHECK(entry->shape == shape, Status::bad_input, path_, ": tensor \"", entry->name,
+    REFRAG_CHECK(entry->shape == shape, Status::bad_input, shown_, ": tensor \"", entry->name,
                  "\": expected shape ", shape_text(shape), ", found ", entry->shape_text());
-    REFRAG_CHECK(entry->dtype.has_value() && *entry->dtype != DType::i32, Status::bad_input, path_,
-                 ": tensor \"", entry->name, "\": expected dtype F32, F16 or BF16, found ",
+    REFRAG_CHECK(entry->dtype.has_value() && *entry->dtype != DType::i32, Status::bad_input, shown_,
+                 ": tensor \"", printable(entry->name), "\": expected dtype F32, F16 or BF16, found ",
                  entry->dtype_name);
     used_.insert(entry->name);
     parameters_ += static_cast<uint64_t>(entry->n_values());
@@ -64,11 +88,29 @@ std::unique_ptr<Matrix> WeightLoader::matrix(std::string_view name, int64_t out_
     return backend_.make_matrix(*entry.dtype, out_dim, in_dim, [&](int64_t row, int64_t n, void* dst) {
         files_.read_part(entry, static_cast<uint64_t>(row) * row_bytes, dst,
                          static_cast<size_t>(n) * row_bytes);
+        check_finite(entry, *entry.dtype, dst, row * in_dim, n * in_dim);
     });
 }
 
 DeviceVector WeightLoader::vector(std::string_view name, int64_t n) {
-    return DeviceVector(backend_, files_.read_f32(find(name, {n})));
+    const TensorEntry& entry = find(name, {n});
+    const std::vector<float> values = files_.read_f32(entry);  // widening keeps NaN and infinities
+    check_finite(entry, DType::f32, values.data(), 0, n);
+    return DeviceVector(backend_, values);
+}
+
+void WeightLoader::check_finite(const TensorEntry& entry, DType dtype, const void* values, int64_t begin,
+                                int64_t n) const {
+    const size_t found = first_non_finite(dtype, values, static_cast<size_t>(n));
+    if (found == static_cast<size_t>(n)) return;
+    // Its place as an index into the tensor, [row, column] or [i].
+    int64_t index = begin + static_cast<int64_t>(found);
+    std::vector<int64_t> place(entry.shape.size());
+    for (size_t axis = place.size(); axis-- > 0; index /= entry.shape[axis])
+        place[axis] = index % entry.shape[axis];
+    fail(Status::bad_input, printable(files_.paths()[entry.file]), ": tensor \"", printable(entry.name),
+         "\": expected finite values, found ", name_of_non_finite(value_at(dtype, values, found)),
+         " at element ", shape_text(place));
 }
 
 std::vector<std::string> WeightLoader::finish(const std::vector<std::string>& known_unused) const {
@@ -79,7 +121,7 @@ std::vector<std::string> WeightLoader::finish(const std::vector<std::string>& kn
         if (!prefix_.empty() && name.starts_with(prefix_)) name.remove_prefix(prefix_.size());
         const bool known = std::any_of(known_unused.begin(), known_unused.end(),
                                        [&](const std::string& pattern) { return matches(name, pattern); });
-        REFRAG_CHECK(known, Status::bad_input, path_, ": tensor \"", printable(entry.name), "\" of shape ",
+        REFRAG_CHECK(known, Status::bad_input, shown_, ": tensor \"", printable(entry.name), "\" of shape ",
                      entry.shape_text(), " has no place in this network");
         unused.push_back(entry.name);
     }

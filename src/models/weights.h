@@ -1,5 +1,6 @@
 // Brings a network's tensors from safetensors files into a backend's memory, checking name, shape and dtype,
-// and keeping account of what was used, so that a missing or an extra tensor is refused by name.
+// and keeping account of what was used, so that a missing or an extra tensor is refused by name. A NaN or an
+// infinity in a weight is refused here, with its place, and not found as a strange answer later.
 #pragma once
 
 #include <cstdint>
@@ -47,9 +48,14 @@ class WeightLoader {
 
   private:
     const TensorEntry& find(std::string_view name, const std::vector<int64_t>& shape);
+    // Refuses NaN and infinities among n values of `dtype`, the first of which is the tensor's element
+    // `begin`.
+    void check_finite(const TensorEntry& entry, DType dtype, const void* values, int64_t begin,
+                      int64_t n) const;
 
     Backend& backend_;
     std::string path_;
+    std::string shown_;  // path_ as messages write it
     std::string prefix_;
     WeightFiles files_;
     std::unordered_set<std::string> used_;

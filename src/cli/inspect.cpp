@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "cli/common.h"
+#include "io/file.h"
 #include "io/json.h"
 #include "refrag/model.h"
 
@@ -36,7 +37,7 @@ int64_t kv_bytes_per_position(const LlamaConfig& c) {
 
 std::string join(const std::vector<std::string>& words) {
     std::string text;
-    for (const std::string& word : words) text += (text.empty() ? "" : ", ") + word;
+    for (const std::string& word : words) text += (text.empty() ? "" : ", ") + printable(word);
     return text.empty() ? "none" : text;
 }
 

@@ -34,14 +34,14 @@ std::optional<int32_t> find_bos(const std::string& dir, const Tokenizer& tokeniz
     if (!add.value_or(tokenizer.adds_bos())) return std::nullopt;
     if (tokenizer.adds_bos()) return tokenizer.template_prefix()[0];
     if (!id) id = config.bos_id;
-    REFRAG_CHECK(id.has_value(), Status::bad_input, path,
+    REFRAG_CHECK(id.has_value(), Status::bad_input, printable(path),
                  ": add_bos_token is true, but neither bos_token nor config.json's bos_token_id says which "
                  "token it is");
     return id;
 }
 
 void check_vocabulary(const std::string& dir, const Tokenizer& tokenizer, int32_t vocab_size) {
-    REFRAG_CHECK(tokenizer.vocab_size() <= vocab_size, Status::bad_input, dir,
+    REFRAG_CHECK(tokenizer.vocab_size() <= vocab_size, Status::bad_input, printable(dir),
                  ": tokenizer.json has ids up to ", tokenizer.vocab_size() - 1, ", expected at most ",
                  vocab_size - 1, " (config.json's vocab_size - 1)");
 }
@@ -73,13 +73,14 @@ Model::Model(Backend& backend, const std::string& dir)
     decoder_ = std::make_unique<Llama>(backend, decoder_dir);
     encoder_ = std::make_unique<Roberta>(backend, encoder_dir, config_.pooling, config_.normalize);
     check_vocabulary(decoder_dir, tokenizer_, decoder_->config().vocab_size);
-    REFRAG_CHECK(!decoder_->config().eos_ids.empty(), Status::bad_input, decoder_dir,
+    REFRAG_CHECK(!decoder_->config().eos_ids.empty(), Status::bad_input, printable(decoder_dir),
                  ": neither generation_config.json nor config.json has eos_token_id");
     if (config_.shared_vocabulary) {
         check_same_tokenizer(encoder_dir, decoder_dir);
-        REFRAG_CHECK(encoder_->config().vocab_size >= tokenizer_.vocab_size(), Status::bad_input, encoder_dir,
-                     ": config.json: expected a vocab_size of at least ", tokenizer_.vocab_size(),
-                     " (the shared tokenizer's), found ", encoder_->config().vocab_size);
+        REFRAG_CHECK(encoder_->config().vocab_size >= tokenizer_.vocab_size(), Status::bad_input,
+                     printable(encoder_dir), ": config.json: expected a vocab_size of at least ",
+                     tokenizer_.vocab_size(), " (the shared tokenizer's), found ",
+                     encoder_->config().vocab_size);
     } else {
         encoder_tokenizer_ = Tokenizer::from_file(encoder_dir);
         check_vocabulary(encoder_dir, *encoder_tokenizer_, encoder_->config().vocab_size);
@@ -91,8 +92,8 @@ Model::Model(Backend& backend, const std::string& dir)
     const int64_t longest =
         static_cast<int64_t>(config_.chunk_len) + (config_.encoder_special_tokens ? 2 : 0);
     REFRAG_CHECK(!config_.shared_vocabulary || longest <= encoder_->config().max_seq_len(), Status::bad_input,
-                 path_join(dir, "refrag.json"), ": chunk_len ", config_.chunk_len, " needs ", longest,
-                 " encoder positions, the encoder has ", encoder_->config().max_seq_len());
+                 printable(path_join(dir, "refrag.json")), ": chunk_len ", config_.chunk_len, " needs ",
+                 longest, " encoder positions, the encoder has ", encoder_->config().max_seq_len());
 }
 
 int32_t Model::first_id() const {

@@ -7,6 +7,7 @@
 #   make install              binary, manual page and shell completion below PREFIX (/usr/local); DESTDIR is respected
 #   make format               clang-format over all sources
 #   make tidy                 clang-tidy over src/
+#   make fuzz-run SECONDS=60  builds the fuzz targets with clang and runs each from its corpus (make fuzz: builds only)
 #   make bench                build/bench_ops, bench_prefill and bench_tokenizer: ops, a whole decoder, tokenizers
 #
 # CONFIG=debug keeps REFRAG_DCHECK and -O1; CONFIG=release (default) is -O2 -DNDEBUG.
@@ -49,7 +50,7 @@ LDLIBS   += -lutf8proc
 
 LIB_SRC  := $(filter-out src/cli/%,$(wildcard src/*/*.cpp))
 CLI_SRC  := $(wildcard src/cli/*.cpp)
-TEST_SRC := $(wildcard tests/*.cpp)
+TEST_SRC := $(wildcard tests/*.cpp tests/fuzz/*.cpp)
 LIB_OBJ  := $(LIB_SRC:%.cpp=$(BUILD)/obj/%.o)
 CLI_OBJ  := $(CLI_SRC:%.cpp=$(BUILD)/obj/%.o)
 TEST_OBJ := $(TEST_SRC:%.cpp=$(BUILD)/obj/%.o)
@@ -76,7 +77,7 @@ say = @:
 endif
 
 .DEFAULT_GOAL := all
-.PHONY: all demo test deps install uninstall format format-check tidy clean help bench cuda-says
+.PHONY: all demo test deps install uninstall format format-check tidy clean help bench cuda-says fuzz fuzz-run
 
 all: cuda-says $(BUILD)/refrag
 
@@ -167,8 +168,56 @@ install: $(BUILD)/refrag $(addprefix $(BUILD)/share/refrag.,1 bash zsh fish)
 uninstall:
 	rm -f $(addprefix $(DESTDIR),$(INSTALLED))
 
+# ---- fuzzing: clang's libFuzzer with address and undefined-behaviour sanitizers, objects of its own -----------
+# Debian: clang and libclang-rt-14-dev. The corpus is copied into build/, so that a run changes nothing in the tree.
+FUZZ_CXX     ?= clang++
+FUZZ_TARGETS ?= safetensors config tokenizer passages
+SECONDS      ?= 60
+FUZZ         := build/fuzz
+FUZZ_FLAGS   := -std=c++20 -O1 -g -fno-omit-frame-pointer $(WARN) -pthread -DREFRAG_LIBFUZZER
+FUZZ_SAN     := address,undefined -fno-sanitize-recover=all
+FUZZ_SRC     := $(wildcard src/base/*.cpp src/io/*.cpp src/text/*.cpp src/models/*_config.cpp) \
+                src/refrag/passages.cpp tests/fuzz/targets.cpp
+FUZZ_OBJ     := $(FUZZ_SRC:%.cpp=$(FUZZ)/obj/%.o)
+FUZZ_BIN     := $(FUZZ_TARGETS:%=$(FUZZ)/fuzz_%)
+.SECONDARY: $(FUZZ_TARGETS:%=$(FUZZ)/obj/tests/fuzz/fuzz_%.o)
+
+$(FUZZ)/obj/%.o: %.cpp VERSION
+	$(call say,FUZZ,$<)
+	@mkdir -p $(@D)
+	$(Q)$(FUZZ_CXX) $(CPPFLAGS) $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link,$(FUZZ_SAN) -c -o $@ $<
+
+$(FUZZ)/libfuzzed.a: $(FUZZ_OBJ)
+	$(call say,AR  ,$@)
+	$(Q)rm -f $@ && ar rcs $@ $^
+
+$(FUZZ)/fuzz_%: $(FUZZ)/obj/tests/fuzz/fuzz_%.o $(FUZZ)/libfuzzed.a
+	$(call say,LINK,$@)
+	$(Q)$(FUZZ_CXX) -pthread -fsanitize=fuzzer,$(FUZZ_SAN) -o $@ $^ -lutf8proc
+
+fuzz: $(FUZZ_BIN)
+
+fuzz-run: fuzz
+	@mkdir -p $(FUZZ)/found
+	@for t in $(FUZZ_TARGETS); do \
+	   rm -rf $(FUZZ)/corpus/$$t; mkdir -p $(FUZZ)/corpus/$$t; \
+	   cp tests/fuzz/corpus/$$t/* $(FUZZ)/corpus/$$t/; \
+	   dict=""; [ ! -f tests/fuzz/$$t.dict ] || dict="-dict=tests/fuzz/$$t.dict"; \
+	   if $(FUZZ)/fuzz_$$t -max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=2048 -max_len=16384 $$dict \
+	      -artifact_prefix=$(FUZZ)/found/$$t- -print_final_stats=1 $(FUZZ)/corpus/$$t >$(FUZZ)/$$t.log 2>&1; \
+	   then echo "  FUZZ  $$t: $$(grep '^Done' $(FUZZ)/$$t.log), $$(grep -o 'cov: [0-9]* ft: [0-9]*' $(FUZZ)/$$t.log | tail -n 1)"; \
+	   else \
+	     grep -E 'ERROR|SUMMARY|runtime error|broken promise|what\(\)' $(FUZZ)/$$t.log | head -n 5 >&2; \
+	     echo "fuzz $$t: a finding: $$(sed -n 's/.*Test unit written to //p' $(FUZZ)/$$t.log | tail -n 1) (log: $(FUZZ)/$$t.log)" >&2; \
+	     exit 1; \
+	   fi; \
+	 done
+
+-include $(wildcard $(FUZZ)/obj/*/*.d $(FUZZ)/obj/*/*/*.d)
+
 # ---- care -------------------------------------------------------------------------------------------------
-FORMAT_SRC := $(wildcard src/*/*.cpp src/*/*.h tests/*.cpp tests/*.h bench/*.cpp bench/*.h cuda/*.cu cuda/*.cuh)
+FORMAT_SRC := $(wildcard src/*/*.cpp src/*/*.h tests/*.cpp tests/*.h tests/fuzz/*.cpp tests/fuzz/*.h \
+  bench/*.cpp bench/*.h cuda/*.cu cuda/*.cuh)
 format:
 	clang-format -i $(FORMAT_SRC)
 format-check:
@@ -186,4 +235,4 @@ clean:
 	rm -rf build
 
 help:
-	@sed -n '2,14s/^# \{0,1\}//p' Makefile
+	@sed -n '2,16s/^# \{0,1\}//p' Makefile

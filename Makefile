@@ -92,9 +92,11 @@ $(BUILD)/refrag: $(CLI_OBJ) $(BUILD)/librefrag.a
 	$(call say,LINK,$@)
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
+# These calls go through tests/failing.cpp in the tests, so that each can be made to fail.
+TEST_WRAP := aligned_alloc open pread read write fstat stat fsync fchmod close rename realpath
 $(BUILD)/refrag-tests: $(TEST_OBJ) $(CLI_LIB_OBJ) $(BUILD)/librefrag.a
 	$(call say,LINK,$@)
-	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	$(Q)$(CXX) $(LDFLAGS) $(TEST_WRAP:%=-Wl,--wrap=%) -o $@ $^ $(LDLIBS)
 
 $(BUILD)/bench_ops: $(BUILD)/obj/bench/bench_ops.o $(BUILD)/librefrag.a
 	$(call say,LINK,$@)

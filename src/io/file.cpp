@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdlib>
+#include <memory>
 #include <system_error>
 #include <utility>
 
@@ -53,14 +54,12 @@ int64_t modified_ns(const struct stat& info) {
     return static_cast<int64_t>(info.st_mtim.tv_sec) * 1'000'000'000 + info.st_mtim.tv_nsec;
 }
 
-// One read of at most SSIZE_MAX bytes, retried where a signal interrupted it. -1 with errno on failure.
-template <typename Read>
-ssize_t retried(Read&& read) {
-    ssize_t got;
-    do {
-        got = read();
-    } while (got < 0 && errno == EINTR);
-    return got;
+// A system call, made again where a signal interrupted it. -1 with errno on failure.
+template <typename Call>
+auto retried(Call&& call) {
+    auto result = call();
+    while (result < 0 && errno == EINTR) result = call();
+    return result;
 }
 
 constexpr size_t max_read_bytes = size_t{1} << 30;  // Linux moves at most about 2 GiB a call
@@ -76,11 +75,11 @@ std::string checked_path(const std::string& path) {
 
 File::File(const std::string& path) : path_(checked_path(path)) {
     // O_NONBLOCK: opening a pipe without a writer must not hang; it means nothing for regular files.
-    descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    descriptor_ = retried([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY); });
     if (descriptor_ < 0) fail(status_of(errno), printable(path), ": cannot be opened: ", system_text(errno));
     struct stat info {};
-    if (::fstat(descriptor_, &info) != 0 || !S_ISREG(info.st_mode)) {
-        const int error = S_ISREG(info.st_mode) ? errno : 0;
+    const int error = ::fstat(descriptor_, &info) == 0 ? 0 : errno;
+    if (error != 0 || !S_ISREG(info.st_mode)) {
         ::close(descriptor_);
         descriptor_ = -1;
         if (error != 0) fail(Status::runtime, printable(path), ": cannot be examined: ", system_text(error));
@@ -166,7 +165,8 @@ class TemporaryFile {
         static std::atomic<uint64_t> counter{0};
         for (int attempt = 0; attempt < 1000; ++attempt) {
             path_ = path_join(directory, str(".refrag-", ::getpid(), "-", counter.fetch_add(1), ".tmp"));
-            descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+            descriptor_ =
+                retried([&] { return ::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666); });
             if (descriptor_ >= 0) return;
             if (errno != EEXIST) break;
         }
@@ -182,7 +182,9 @@ class TemporaryFile {
 
     int descriptor() const { return descriptor_; }
     const std::string& path() const { return path_; }
-    bool close_checked() { return ::close(std::exchange(descriptor_, -1)) == 0; }
+    // The descriptor is gone whatever close says; interrupted, it has only not waited for the disk, which
+    // fsync has done before.
+    bool close_checked() { return ::close(std::exchange(descriptor_, -1)) == 0 || errno == EINTR; }
     void keep() { path_.clear(); }
 
   private:
@@ -191,9 +193,10 @@ class TemporaryFile {
 };
 
 void sync_directory(const std::string& directory) {
-    const int descriptor = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    const int descriptor =
+        retried([&] { return ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });
     if (descriptor < 0) return;  // no right to list it: the rename stands, only its durability is not forced
-    const int result = ::fsync(descriptor);
+    const int result = retried([&] { return ::fsync(descriptor); });
     const int error = errno;
     ::close(descriptor);
     // Some file systems have no fsync for directories and say EINVAL.
@@ -201,19 +204,30 @@ void sync_directory(const std::string& directory) {
         fail(Status::runtime, printable(directory), ": fsync failed: ", system_text(error));
 }
 
+// stat() of whatever is at `path`; false where nothing is there. Any other failure is an Error: not being
+// able to look is not the same as not being there.
+bool examine(const std::string& path, struct stat& info) {
+    if (path.find('\0') != std::string::npos) return false;
+    if (retried([&] { return ::stat(path.c_str(), &info); }) == 0) return true;
+    if (errno != ENOENT && errno != ENOTDIR && errno != ENAMETOOLONG)
+        fail(status_of(errno), printable(path), ": cannot be examined: ", system_text(errno));
+    return false;
+}
+
 }  // namespace
 
 void write_file_atomic(const std::string& path, std::string_view bytes) {
     std::string target = checked_path(path);
     struct stat info {};
-    const bool exists = ::stat(target.c_str(), &info) == 0;
+    const bool exists = examine(target, info);
     if (exists) {
         REFRAG_CHECK(S_ISREG(info.st_mode), Status::bad_input, printable(path),
                      ": cannot be written: expected a regular file or none, found ", kind_of(info.st_mode));
         // The file behind a link is replaced, not the link.
-        char* resolved = ::realpath(target.c_str(), nullptr);
-        if (resolved != nullptr) target = resolved;
-        ::free(resolved);
+        const std::unique_ptr<char, void (*)(void*)> resolved(::realpath(target.c_str(), nullptr), ::free);
+        if (resolved == nullptr)
+            fail(status_of(errno), printable(path), ": cannot be resolved: ", system_text(errno));
+        target = resolved.get();
     }
     const std::string directory = path_parent(target);
 
@@ -227,9 +241,10 @@ void write_file_atomic(const std::string& path, std::string_view bytes) {
         const size_t want = std::min(bytes.size() - done, max_read_bytes);
         const ssize_t put = retried([&] { return ::write(file.descriptor(), bytes.data() + done, want); });
         check(put >= 0, "writing");
+        REFRAG_CHECK(put > 0, Status::runtime, printable(path), ": writing failed: no byte was taken");
         done += static_cast<size_t>(put);
     }
-    check(::fsync(file.descriptor()) == 0, "fsync");
+    check(retried([&] { return ::fsync(file.descriptor()); }) == 0, "fsync");
     check(file.close_checked(), "closing");
     check(::rename(file.path().c_str(), target.c_str()) == 0, "renaming the temporary file");
     file.keep();
@@ -255,12 +270,12 @@ std::string path_name(std::string_view path) {
 
 bool is_file(const std::string& path) {
     struct stat info {};
-    return ::stat(path.c_str(), &info) == 0 && S_ISREG(info.st_mode);
+    return examine(path, info) && S_ISREG(info.st_mode);
 }
 
 bool is_directory(const std::string& path) {
     struct stat info {};
-    return ::stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode);
+    return examine(path, info) && S_ISDIR(info.st_mode);
 }
 
 std::string printable(std::string_view text, size_t max_chars) {

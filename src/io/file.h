@@ -44,7 +44,7 @@ std::string read_stdin(uint64_t max_bytes);
 
 // Writes a file whole or not at all: temporary file in the same directory, fsync, rename, fsync of the
 // directory. An existing file keeps its permission bits. On failure the temporary file is removed and `path`
-// is untouched.
+// is untouched; only where the last step, the directory's fsync, fails, does `path` hold the new bytes.
 void write_file_atomic(const std::string& path, std::string_view bytes);
 
 // "dir" + "name" with one slash between; an empty dir gives name.
@@ -53,8 +53,10 @@ std::string path_join(std::string_view directory, std::string_view name);
 std::string path_parent(std::string_view path);
 // The part after the last slash.
 std::string path_name(std::string_view path);
-bool is_file(const std::string& path);       // a regular file, links followed
-bool is_directory(const std::string& path);  // links followed
+// Whether there is one at `path`, links followed. Throws where that cannot be known (no right to look, a disk
+// that fails): a file that cannot be seen must not pass for one that is not there.
+bool is_file(const std::string& path);  // a regular file
+bool is_directory(const std::string& path);
 
 // A path or other foreign text as it may stand in a message: one line, control bytes and invalid UTF-8
 // escaped as \xNN, cut with "..." after max_chars bytes.

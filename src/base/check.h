@@ -31,10 +31,13 @@ class Error : public std::exception {
     std::string message_;
 };
 
-// Joins its arguments into one string: str("row ", 3, " of ", n).
+// Joins its arguments into one string: str("row ", 3, " of ", n). Throws std::bad_alloc, never gives a part.
 template <typename... Args>
 std::string str(const Args&... args) {
     std::ostringstream out;
+    // A stream keeps a failed allocation to itself and goes on with a part of the text; half a file's name
+    // must not be used.
+    out.exceptions(std::ios_base::badbit);
     (out << ... << args);
     return out.str();
 }

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <new>
 
 #if defined(__linux__)
 #include <sched.h>
@@ -77,7 +78,9 @@ ThreadPool::ThreadPool(int n_threads) : spins_(n_threads <= default_threads()) {
         { const std::lock_guard<std::mutex> lock(sleep_mutex_); }
         job_posted_.notify_all();
         for (std::thread& worker : workers_) worker.join();
-        fail(Status::runtime, "cannot start ", n_threads, " threads: ", e.what());
+        const bool memory = dynamic_cast<const std::bad_alloc*>(&e) != nullptr;
+        fail(memory ? Status::out_of_memory : Status::runtime, "cannot start ", n_threads,
+             " threads: ", e.what());
     }
 }
 

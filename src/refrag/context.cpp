@@ -2,6 +2,7 @@
 #include "refrag/context.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace refrag {
 
@@ -9,11 +10,16 @@ void ContextPassage::tokenize(const Model& model, int32_t chunk_len) {
     if (chunk_len_ == chunk_len) return;
     const std::string content = passage_.content();
     const std::vector<Token> tokens = model.tokenizer().encode(content);
-    chunks_ = cut_chunks(content, tokens, chunk_len, model.encoder_vocabulary());
+    // Everything that can fail first, so that an error leaves the passage as it was.
+    std::vector<Chunk> chunks = cut_chunks(content, tokens, chunk_len, model.encoder_vocabulary());
+    const auto d_enc = static_cast<size_t>(model.d_enc());
+    std::vector<float> embeddings(chunks.size() * d_enc, 0.0f);
+    std::vector<bool> encoded(chunks.size(), false);
+    chunks_ = std::move(chunks);
+    embeddings_ = std::move(embeddings);
+    encoded_ = std::move(encoded);
     n_tokens_ = tokens.size();
-    d_enc_ = static_cast<size_t>(model.d_enc());
-    embeddings_.assign(chunks_.size() * d_enc_, 0.0f);
-    encoded_.assign(chunks_.size(), false);
+    d_enc_ = d_enc;
     chunk_len_ = chunk_len;
 }
 

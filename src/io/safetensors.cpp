@@ -56,8 +56,9 @@ TensorEntry parse_entry(std::string_view name, const Json& value, const std::str
                         uint64_t data_bytes, uint64_t data_begin) {
     TensorEntry entry;
     entry.name = name;
-    const std::string what = str(path, ": ", tensor_text(name));
-    const auto bad = [&](const auto&... parts) { fail(Status::bad_input, what, ": ", parts...); };
+    const auto bad = [&](const auto&... parts) {
+        fail(Status::bad_input, path, ": ", tensor_text(name), ": ", parts...);
+    };
 
     if (!value.is_object())
         bad("expected an object with dtype, shape and data_offsets, found ", value.kind_name());
@@ -174,6 +175,10 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : file_(path) {
           header.empty() ? std::string(", found an empty one")
                          : str(", found '", printable(header.substr(0, 1)), "'"));
     const Json root = Json::parse(header, str(path, " (header)")).as_object();
+    // JSON lets any white space follow; the format pads with spaces alone.
+    const char last = header[header.find_last_not_of(' ')];
+    check(last == '}', "expected the safetensors header to end with '}' and spaces, found '",
+          printable(std::string_view(&last, 1)), "'");
 
     tensors_.reserve(root.size());
     for (size_t i = 0; i < root.size(); ++i) {

@@ -11,6 +11,9 @@
 namespace refrag {
 namespace {
 
+// Values read before they are checked: few enough that they are still in a core's own cache.
+constexpr int64_t kPieceValues = 1 << 16;
+
 std::string shape_text(const std::vector<int64_t>& shape) {
     std::string text = "[";
     for (size_t i = 0; i < shape.size(); ++i) text += str(i == 0 ? "" : ", ", shape[i]);
@@ -84,11 +87,16 @@ const TensorEntry& WeightLoader::find(std::string_view name, const std::vector<i
 
 std::unique_ptr<Matrix> WeightLoader::matrix(std::string_view name, int64_t out_dim, int64_t in_dim) {
     const TensorEntry& entry = find(name, {out_dim, in_dim});
-    const uint64_t row_bytes = static_cast<uint64_t>(in_dim) * dtype_bytes(*entry.dtype);
+    const size_t value_bytes = dtype_bytes(*entry.dtype);
     return backend_.make_matrix(*entry.dtype, out_dim, in_dim, [&](int64_t row, int64_t n, void* dst) {
-        files_.read_part(entry, static_cast<uint64_t>(row) * row_bytes, dst,
-                         static_cast<size_t>(n) * row_bytes);
-        check_finite(entry, *entry.dtype, dst, row * in_dim, n * in_dim);
+        const int64_t end = (row + n) * in_dim;
+        for (int64_t begin = row * in_dim; begin < end; begin += kPieceValues) {
+            const int64_t n_values = std::min(end - begin, kPieceValues);
+            const size_t bytes = static_cast<size_t>(n_values) * value_bytes;
+            files_.read_part(entry, static_cast<uint64_t>(begin) * value_bytes, dst, bytes);
+            check_finite(entry, *entry.dtype, dst, begin, n_values);
+            dst = static_cast<std::byte*>(dst) + bytes;
+        }
     });
 }
 

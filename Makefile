@@ -173,7 +173,7 @@ uninstall:
 # ---- fuzzing: clang's libFuzzer with address and undefined-behaviour sanitizers, objects of its own -----------
 # Debian: clang and libclang-rt-14-dev. The corpus is copied into build/, so that a run changes nothing in the tree.
 FUZZ_CXX     ?= clang++
-FUZZ_TARGETS ?= safetensors config tokenizer passages
+FUZZ_TARGETS ?= safetensors config tokenizer vocabulary passages
 SECONDS      ?= 60
 FUZZ         := build/fuzz
 FUZZ_FLAGS   := -std=c++20 -O1 -g -fno-omit-frame-pointer $(WARN) -pthread -DREFRAG_LIBFUZZER

@@ -42,6 +42,9 @@ TEST_CASE("fuzz corpus: configurations") {
 TEST_CASE("fuzz corpus: tokenizers") {
     replay("tokenizer", refrag_fuzz::fuzz_tokenizer);
 }
+TEST_CASE("fuzz corpus: vocabularies with merges") {
+    replay("vocabulary", refrag_fuzz::fuzz_vocabulary);
+}
 TEST_CASE("fuzz corpus: passages") {
     replay("passages", refrag_fuzz::fuzz_passages);
 }

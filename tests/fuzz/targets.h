@@ -18,6 +18,8 @@ void fuzz_safetensors(std::string_view input);
 void fuzz_config(std::string_view input);
 // tokenizer.json, then after a zero byte a text for it; without one, the file's own bytes are the text.
 void fuzz_tokenizer(std::string_view input);
+// vocab.json, merges.txt and what lies beside them, then a text, with zero bytes between.
+void fuzz_vocabulary(std::string_view input);
 // A passage file.
 void fuzz_passages(std::string_view input);
 

@@ -397,6 +397,9 @@ TEST_CASE("log-probabilities: log-softmax, the chosen one and the most likely, e
     for (const TokenLogprob& token : all.top) sum += std::exp(token.logprob);
     CHECK(sum == doctest::Approx(1.0).epsilon(1e-14));
     CHECK(token_logprobs(logits, 0, 0).top.empty());
+    // Equal ones by id, however many.
+    const TokenLogprobs equal = token_logprobs(std::vector<float>(300, 0.5f), 7, 6);
+    for (int32_t i = 0; i < 6; ++i) CHECK(equal.top[static_cast<size_t>(i)].id == i);
     // Far from 0 nothing overflows, and what cannot be is -inf.
     const TokenLogprobs far = token_logprobs(std::vector<float>{3e38f, -kInf, 3e38f}, 1, 2);
     CHECK(far.chosen.logprob == -std::numeric_limits<double>::infinity());

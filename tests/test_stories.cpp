@@ -3,11 +3,15 @@
 // it says at temperature 0 from the empty prompt (llama2.c, doc/stories260K.md, MIT licence; 256 tokens, the
 // program's default); an independent forward in double gives the same, with at least .004 between the two
 // largest logits at every token, far above what fp32 can be off by.
+#include <algorithm>
 #include <cstring>
+#include <filesystem>
+#include <map>
 
 #include "golden.h"
 #include "refrag/generator.h"
 #include "refrag/sampler.h"
+#include "refrag/session.h"
 #include "safetensors_writer.h"
 
 using namespace refrag;
@@ -65,7 +69,7 @@ std::string half_split(const std::string& rows, int64_t n_heads, int64_t head_di
 
 // Writes config.json and model.safetensors from llama2.c's file: a header of seven int32, then all layers'
 // tensors of a kind one after another.
-void write_decoder(const TempDir& dir, const std::string& file) {
+void write_decoder(const TempDir& dir, const std::string& file, const std::string& to = "") {
     Cursor cursor(read_file(file, 64 << 20));
     const auto dim = cursor.value<int32_t>();
     const auto hidden_dim = cursor.value<int32_t>();
@@ -108,7 +112,7 @@ void write_decoder(const TempDir& dir, const std::string& file) {
     // What is left is RoPE's table of cosines and sines.
     REQUIRE(cursor.left() ==
             static_cast<size_t>(max_seq_len) * static_cast<size_t>(head_dim) * sizeof(float));
-    write_safetensors(dir.file("model.safetensors"), tensors);
+    write_safetensors(dir.file(to + "model.safetensors"), tensors);
 
     JsonWriter json;
     json.begin_object();
@@ -121,7 +125,7 @@ void write_decoder(const TempDir& dir, const std::string& file) {
     json.key("tie_word_embeddings").boolean(true);
     json.key("bos_token_id").integer(kBos).key("eos_token_id").integer(2);
     json.end_object();
-    dir.write("config.json", json.text());
+    dir.write(to + "config.json", json.text());
 }
 
 // The pieces of llama2.c's tokenizer file: the longest one's length, then for each its score, length, bytes.
@@ -143,6 +147,81 @@ std::string bytes_of(const std::string& piece) {
     if (piece.size() == 6 && piece.starts_with("<0x"))
         return std::string(1, static_cast<char>(std::stoi(piece.substr(3, 2), nullptr, 16)));
     return piece;
+}
+
+// The same vocabulary as a tokenizer.json in LLaMA's manner: the words' spaces are U+2581 and put before the
+// text, what no piece has is bytes, and two pieces join if their union is a piece, the best score first.
+std::string tokenizer_json(const std::string& file, int32_t vocab_size) {
+    Cursor cursor(read_file(file, 1 << 20));
+    cursor.value<int32_t>();
+    std::vector<std::pair<float, std::string>> scored;
+    std::map<std::string, int32_t> ids;
+    for (int32_t i = 0; i < vocab_size; ++i) {
+        const auto score = cursor.value<float>();
+        std::string piece = cursor.take(static_cast<size_t>(cursor.value<int32_t>()));
+        if (i == 0) piece = "<unk>";
+        if (i == kBos) piece = "<s>";  // the file has line ends around these two
+        if (i == 2) piece = "</s>";
+        std::string spelled;
+        for (const char c : piece) spelled += c == ' ' ? "\xe2\x96\x81" : std::string(1, c);
+        scored.emplace_back(score, spelled);
+        ids[spelled] = i;
+    }
+    struct Merge {
+        float score;
+        int32_t id;
+        std::string left, right;
+    };
+    std::vector<Merge> merges;
+    for (int32_t i = 259; i < vocab_size; ++i) {
+        const auto& [score, piece] = scored[static_cast<size_t>(i)];
+        for (size_t cut = 1; cut < piece.size(); ++cut) {
+            const std::string left = piece.substr(0, cut);
+            const std::string right = piece.substr(cut);
+            if (ids.contains(left) && ids.contains(right)) merges.push_back({score, i, left, right});
+        }
+    }
+    std::stable_sort(merges.begin(), merges.end(),
+                     [](const Merge& a, const Merge& b) { return a.score > b.score; });
+
+    JsonWriter json;
+    const auto special = [&](int32_t id, const char* content) {
+        json.begin_object().key("id").integer(id).key("content").string(content);
+        for (const char* flag : {"single_word", "lstrip", "rstrip", "normalized"})
+            json.key(flag).boolean(false);
+        json.key("special").boolean(true).end_object();
+    };
+    json.begin_object().key("version").string("1.0");
+    json.key("added_tokens").begin_array();
+    special(0, "<unk>");
+    special(kBos, "<s>");
+    special(2, "</s>");
+    json.end_array();
+    const auto replace = [&](const char* from, const char* to) {
+        json.begin_object().key("type").string("Replace");
+        json.key("pattern").begin_object().key("String").string(from).end_object();
+        json.key("content").string(to).end_object();
+    };
+    json.key("normalizer").begin_object().key("type").string("Sequence").key("normalizers").begin_array();
+    json.begin_object().key("type").string("Prepend").key("prepend").string("\xe2\x96\x81").end_object();
+    replace(" ", "\xe2\x96\x81");
+    json.end_array().end_object();
+    json.key("pre_tokenizer").null().key("post_processor").null();
+    json.key("decoder").begin_object().key("type").string("Sequence").key("decoders").begin_array();
+    replace("\xe2\x96\x81", " ");
+    json.begin_object().key("type").string("ByteFallback").end_object();
+    json.begin_object().key("type").string("Fuse").end_object();
+    json.begin_object().key("type").string("Strip").key("content").string(" ");
+    json.key("start").integer(1).key("stop").integer(0).end_object();
+    json.end_array().end_object();
+    json.key("model").begin_object().key("type").string("BPE").key("unk_token").string("<unk>");
+    json.key("fuse_unk").boolean(true).key("byte_fallback").boolean(true);
+    json.key("vocab").begin_object();
+    for (int32_t i = 0; i < vocab_size; ++i) json.key(scored[static_cast<size_t>(i)].second).integer(i);
+    json.end_object().key("merges").begin_array();
+    for (const Merge& merge : merges) json.begin_array().string(merge.left).string(merge.right).end_array();
+    json.end_array().end_object().end_object();
+    return json.text();
 }
 
 // n tokens after BOS through the generation loop, `parallel` copies of the same at once; the ids of the last.
@@ -202,4 +281,50 @@ TEST_CASE("stories260K tells the story that its author documents, alone and in a
         CHECK(one == generate(decoder, 60, 2, sampled));
         CHECK(one != generate(decoder, 60, 1, {}));
     }
+}
+
+TEST_CASE("stories260K as the decoder of a whole model directory tells the same story through a Session") {
+    const std::string data = test_data_dir();
+    if (data.empty() && skip("REFRAG_TEST_DATA is not set")) return;
+    const TempDir dir;
+    std::filesystem::copy(tiny_refrag_path() + "/encoder", dir.file("encoder"));
+    std::filesystem::copy(tiny_refrag_path() + "/policy.safetensors", dir.file("policy.safetensors"));
+    std::filesystem::create_directory(dir.file("decoder"));
+    write_decoder(dir, data + "/weights/stories260K.bin", "decoder/");
+    dir.write("decoder/tokenizer.json", tokenizer_json(data + "/weights/tok512.bin", 512));
+    dir.write("decoder/tokenizer_config.json", "{\"add_bos_token\": true, \"bos_token\": \"<s>\"}");
+    // A projector of the right shape; nothing is compressed here.
+    const auto zeros = [](const char* name, const std::vector<int64_t>& shape) {
+        size_t bytes = sizeof(float);
+        for (const int64_t extent : shape) bytes *= static_cast<size_t>(extent);
+        return TestTensor{name, "F32", shape, std::string(bytes, '\0')};
+    };
+    const int64_t d_enc = Json::parse_file(dir.file("encoder/config.json")).get_int("hidden_size");
+    write_safetensors(dir.file("projector.safetensors"),
+                      {zeros("fc1.weight", {64, d_enc}), zeros("fc1.bias", {64}),
+                       zeros("fc2.weight", {64, 64}), zeros("fc2.bias", {64})});
+    std::string config = read_file(tiny_refrag_path() + "/refrag.json", 1 << 20);
+    const size_t at = config.find("\"shared\"");
+    REQUIRE(at != std::string::npos);
+    config.replace(at, 8, "\"own\"");
+    const size_t begin = config.find("\"template\":");
+    config.replace(begin, config.find('}', begin) + 1 - begin, "\"template\":{}");
+    dir.write("refrag.json", config);
+
+    const Model model(cpu(), dir.path());
+    Session session(model);
+    AnswerOptions options;
+    options.max_new_tokens = kDocumentedTokens;
+    std::string streamed;
+    const Answer answer = session.answer({}, "", options, [&](std::string_view piece) { streamed += piece; });
+    CHECK(answer.positions == 1);  // BOS alone
+    CHECK(answer.text + "\n" == kDocumented);
+    CHECK(streamed == answer.text);
+    CHECK(answer.finish == FinishReason::max_tokens);
+    // What it says, read again, are the tokens that it said.
+    CHECK(model.tokenizer().encode_ids(answer.text) == answer.ids);
+    // A stop string across tokens, and more of them than one.
+    options.stop = {"big, red", "Lily's mom"};
+    CHECK(session.answer({}, "", options).text ==
+          std::string(kDocumented).substr(0, std::string(kDocumented).find("big, red")));
 }

@@ -196,6 +196,11 @@ TEST_CASE("tokenizer.json: unknown keys are refused wherever they stand") {
     CHECK(contains(refusal(&Parts::extra, ",\"new_stage\":{}"), "unknown key \"new_stage\""));
     CHECK(contains(refusal(&Parts::model_start, R"("type":"BPE","surprise":1)"),
                    "key \"model\": unknown key \"surprise\""));
+    // The reference reads this one as a template, by its keys and not by its type.
+    CHECK(contains(refusal(&Parts::post_processor, R"({"type":"ByteLevel","single":[],"special_tokens":{}})"),
+                   "key \"post_processor\": unknown key \"single\""));
+    CHECK(contains(refusal(&Parts::post_processor, R"({"type":"Sequence","processors":[],"x":1})"),
+                   "unknown key \"x\""));
     CHECK(contains(refusal(&Parts::pre_tokenizer, R"({"type":"ByteLevel","add_prefix_space":false,"x":1})"),
                    "unknown key \"x\""));
     CHECK(contains(refusal(&Parts::added, added_token("0", "<s>", ",\"x\":1")),

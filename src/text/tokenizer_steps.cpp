@@ -293,8 +293,12 @@ int32_t TokenizerLoader::template_token(const Json& where, std::string_view piec
 void TokenizerLoader::read_post_processor(const Json& component) {
     if (!component.is_object()) unsupported(component, "an object");
     const std::string type = string_type(component);
-    if (type == "ByteLevel") return;  // only trims offsets, and ours tile the text instead
+    if (type == "ByteLevel") {  // only trims offsets, and ours tile the text instead
+        component.check_keys({"type", "add_prefix_space", "trim_offsets", "use_regex"});
+        return;
+    }
     if (type == "RobertaProcessing" || type == "BertProcessing") {
+        component.check_keys({"type", "sep", "cls", "trim_offsets", "add_prefix_space"});
         const auto pair = [&](const char* key) {
             const Json value = component.get_array(key);
             if (value.size() != 2) value.refuse("[piece, id]");
@@ -304,6 +308,7 @@ void TokenizerLoader::read_post_processor(const Json& component) {
     } else if (type == "TemplateProcessing") {
         read_template(component);
     } else if (type == "Sequence") {
+        component.check_keys({"type", "processors"});
         const Json list = component.get_array("processors");
         for (size_t i = 0; i < list.size(); ++i) {
             if (list.at(i).is_object() && string_type(list.at(i)) == "Sequence")

@@ -140,8 +140,17 @@ demo: deps
 	@$(MAKE) --no-print-directory -j$(JOBS) all
 	@REFRAG=$(BUILD)/refrag bash bench/demo/demo.sh
 
+# Real vocabularies for the tests: made once from REFRAG_TEST_DATA, where that and python3 are there.
+TOKENIZERS := build/tokenizers
+ifneq ($(and $(REFRAG_TEST_DATA),$(wildcard $(REFRAG_TEST_DATA)/tokenizers),$(shell command -v python3 2>/dev/null)),)
+TEST_FILES := $(TOKENIZERS)/made
+endif
+$(TOKENIZERS)/made: weights_tools/convert_tokenizer.py
+	$(call say,CONV,$(TOKENIZERS))
+	$(Q)python3 $< --all "$(REFRAG_TEST_DATA)/tokenizers" --out $(TOKENIZERS) >/dev/null && touch $@
+
 test: deps
-	@$(MAKE) --no-print-directory -j$(JOBS) all $(BUILD)/refrag-tests
+	@$(MAKE) --no-print-directory -j$(JOBS) all $(BUILD)/refrag-tests $(TEST_FILES)
 	@REFRAG_BINARY=$(BUILD)/refrag $(BUILD)/refrag-tests $(TEST_ARGS)
 
 # ---- installation -------------------------------------------------------------------------------------------

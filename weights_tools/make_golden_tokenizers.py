@@ -1,6 +1,6 @@
 """Makes tests/golden/tokenizers: what Hugging Face `tokenizers` says about texts, for tests/test_tokenizer.cpp.
 
-    .venv/bin/python weights_tools/make_golden_tokenizers.py [--data DIR]
+    .venv/bin/python weights_tools/make_golden_tokenizers.py [--data DIR] [--real build/tokenizers]
 
 Run it again after weights_tools/refrag-nano's vocabulary was retrained. --data (default: $REFRAG_TEST_DATA) is the
 folder with RoBERTa's vocabulary and the texts that are not part of the repository; without it the goldens that need
@@ -8,16 +8,24 @@ it stay as they are. Strings are kept as hex, since many are not valid UTF-8; te
 
 Files: strings.json (the strings), nano.json and roberta.json (their ids), texts.json (ids of the outside texts, hashed),
 variants.json (tiny vocabularies with added tokens of every kind), char_classes.txt (\\p{L}, \\p{N}, \\s and \\w).
+
+--real, for tests/test_real_tokenizers.cpp: a folder made by convert_tokenizer.py --all. real/texts.json names the texts (outside
+ones by hash) and holds generated strings; real/FAMILY.json has their ids as counts, hashes and first ids; no part of a vocabulary.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import pathlib
 import random
+import sys
 
 import tokenizers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import tokenizer_strings  # noqa: E402
 
 FRAGMENTS = """'s 't 'll 'LL 've 're 'd 'm ' '' ’s don't I'LL we're 1st 3.14 1,000 a_b foo_bar CamelCase ... !? http://a.b/c?d=e
 <s> </s> <pad> <unk> <mask> <s s> < > << <mask mask> </s <|x|> Ġ Ċ Ġthe ſ K ﬀ ² ½ Ⅷ ٣ १ 𝟘 é é ß İ æ ǅ ʰ 中文 日本語 かな 한국어
@@ -147,6 +155,62 @@ def text_rows(data: pathlib.Path, references: dict[str, Reference]) -> list:
     return rows
 
 
+N_FIRST = 64  # ids kept as they are; the rest is in the hash
+
+
+def short_sha256(data: bytes) -> str:
+    """The first 64 bits: what these goldens compare is wrong by accident, not by design."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def summary(ids: list[int]) -> list:
+    return [len(ids), short_sha256(b"".join(i.to_bytes(4, "little") for i in ids))]
+
+
+def real_row(reference: Reference, data: bytes) -> list:
+    """[plain count, plain hash, first plain ids, special count, special hash, hash of the plain ids' text]."""
+    ids = reference.ids(clean(data))
+    decoded = reference.parsing.decode(ids["plain"], skip_special_tokens=False)
+    return summary(ids["plain"]) + [ids["plain"][:N_FIRST]] + summary(ids["special"]) + [short_sha256(decoded.encode())]
+
+
+def generated(seed: int, count: int, spellings: list[str]) -> list[bytes]:
+    """Strings of tokenizer_strings.py; with spellings, of added tokens alone."""
+    maker = tokenizer_strings.Maker(seed, [], spellings)
+    if spellings:
+        maker.kinds = [maker.added]
+    return [maker.next().encode() for _ in range(count)]
+
+
+def real_goldens(data: pathlib.Path, real: pathlib.Path, out: pathlib.Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    names = sorted(data.glob("unicode/udhr/*.txt")) + [data / "unicode" / "UTF-8-demo.txt", data / "unicode" / "utf8tests.bin"]
+    texts = [path.read_bytes() for path in names]
+    rng = random.Random(7)
+    # Every plane below U+30000 and a few above, then the makers, then malformed UTF-8.
+    strings = ["".join(chr(rng.randrange(low, low + 0x1000)) for _ in range(12)).encode() for low in range(0, 0x30000, 0x1000) if low != 0xD000]
+    strings += ["".join(chr(rng.randrange(0x30000, 0x110000)) for _ in range(12)).encode() for _ in range(4)]
+    strings += generated(8, 150, [])
+    strings += [bytes.fromhex(h) + b" ab" + bytes.fromhex(h) for h in MALFORMED]
+    rows = [{"file": str(path.relative_to(data)), "sha256": hashlib.sha256(text).hexdigest()} for path, text in zip(names, texts)]
+    rows += [{"hex": string.hex()} for string in strings]
+    write(out / "texts.json", {"texts": rows})
+    for path in sorted(real.glob("*/tokenizer.json")):
+        reference = Reference(path.read_text(encoding="utf-8"))
+        spellings = [token["content"] for token in json.loads(reference.parsing.to_str())["added_tokens"]]
+        own = generated(9, 40, spellings[:12] + spellings[-3:])
+        cases = [[ids] + [short_sha256(text.encode()) for text in (bytes.fromhex(kept).decode(), bytes.fromhex(skipped).decode())]
+                 for ids, kept, skipped in decoding_cases(reference, 10)]
+        write(out / f"{path.parent.name}.json", {
+            "tokenizers": tokenizers.__version__,
+            "vocab_size": reference.parsing.get_vocab_size(),
+            "template": reference.ids("")["special"],
+            "rows": [real_row(reference, text) for text in texts + strings],
+            "own": [[string.hex()] + real_row(reference, string) for string in own],
+            "decoding": cases,
+        })
+
+
 def tiny_tokenizer(prefix_space: bool, use_regex: bool, post_processor) -> dict:
     """All 256 bytes and a few merges, as tokenizer.json's structure."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -237,10 +301,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nano", default="weights_tools/refrag-nano/decoder/tokenizer.json")
     parser.add_argument("--data", default=os.environ.get("REFRAG_TEST_DATA", ""))
+    parser.add_argument("--real", help="folder of real tokenizers: make their goldens and no others")
     parser.add_argument("--out", default="tests/golden/tokenizers")
     arguments = parser.parse_args()
     out = pathlib.Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
+    if arguments.real:
+        if not arguments.data:
+            parser.error("--real needs --data")
+        return real_goldens(pathlib.Path(arguments.data), pathlib.Path(arguments.real), out / "real")
 
     strings = make_strings()
     write(out / "strings.json", {"strings": [s.hex() for s in strings]})

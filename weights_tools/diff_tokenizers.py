@@ -5,10 +5,11 @@
 For each family (a directory with a tokenizer.json) `--count` strings of tokenizer_strings.py, all in three modes: plain
 (special tokens are text, no template), special (they are tokens, with the template), decode (the plain ids back to text).
 Then random id lists, with special tokens shown and skipped, and files of malformed UTF-8. Prints a table row for each family
-and mode and the first ten mismatches made short; exit code 1 where there is any.
+and mode and the first ten mismatches made short; exit code 1 where there is any. `bench/record.sh NAME` before the command keeps
+its output in bench/results/.
 
-With --sources DIR no binary is run: the converted files are compared with what they were made from instead, by the
-packages `tiktoken` and `sentencepiece`.
+With --sources no binary is run: the converted files are compared with what they were made from (below tokenizers/ of the data
+folder), by the packages `tiktoken` and `sentencepiece`.
 """
 
 import argparse
@@ -250,7 +251,7 @@ def source_encoder(name: str, sources: pathlib.Path, reference: Reference):
 
 def check_source(name: str, folder: pathlib.Path, options, texts: list) -> int:
     reference = Reference(folder / "tokenizer.json")
-    found = source_encoder(name, pathlib.Path(options.sources), reference)
+    found = source_encoder(name, pathlib.Path(options.data) / "tokenizers", reference)
     if found is None:
         return 0
     encode, package = found
@@ -279,13 +280,15 @@ def main() -> int:
     parser.add_argument("--family", action="append", help="only this one; may be repeated")
     parser.add_argument("--count", type=int, default=1_000_000, help="strings a family")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--data", default=os.environ.get("REFRAG_TEST_DATA", ""), help="folder with texts (default: $REFRAG_TEST_DATA)")
-    parser.add_argument("--sources", help="compare the reference with what the files were converted from, below this directory")
+    parser.add_argument("--data", default=os.environ.get("REFRAG_TEST_DATA", ""), help="folder with texts and sources (default: $REFRAG_TEST_DATA)")
+    parser.add_argument("--sources", action="store_true", help="compare the reference with what the files were converted from")
     options = parser.parse_args()
     root = pathlib.Path(options.tokenizers)
     names = options.family or sorted(path.parent.name for path in root.glob("*/tokenizer.json"))
     if not names:
         parser.error(f"{root}: expected directories with a tokenizer.json, found none")
+    if options.sources and not options.data:
+        parser.error("--sources needs --data")
     texts = tokenizer_strings.load_texts(pathlib.Path(options.data)) if options.data else []
     version = "" if options.sources else subprocess.run([options.refrag, "--version"], capture_output=True, text=True, check=True).stdout.strip() + ", "
     print(f"{version}tokenizers {tokenizers.__version__}, Python {platform.python_version()} (Unicode {unicodedata.unidata_version}); seed {options.seed}; "

@@ -42,7 +42,9 @@ BASES = list("aeiouAEIOUnNcCsSqQzZ1 \u03b1\u03c9\u0391\u0438\u0415\u05d0\u0915\u
 
 
 def each_code_point(char: str) -> tuple:
-    return (char, f"a{char}b 1{char}2 {char} {char}\n{char}\n", f"{char}'s '{char} {char}{char}'T{char} 're{char}\t{char}3")
+    """Alone; between letters, digits, spaces and lines, and taken apart; in contractions, and among marks that are put in order."""
+    return (char, f"a{char}b 1{char}2 {char} {char}\n{char}\n{unicodedata.normalize('NFD', char)}",
+            f"{char}'s '{char} {char}{char}'T{char} 're{char}\t{char}3a\u0345{char}\u0334\u0301{char}\u0323")
 
 
 class Maker:

@@ -77,7 +77,7 @@ say = @:
 endif
 
 .DEFAULT_GOAL := all
-.PHONY: all demo test deps install uninstall format format-check tidy clean help bench cuda-says fuzz fuzz-run
+.PHONY: all demo test test-files deps deps-fuzz deps-tidy install uninstall format format-check tidy clean help bench cuda-says fuzz fuzz-run
 
 all: cuda-says $(BUILD)/refrag
 
@@ -120,10 +120,13 @@ $(BUILD)/obj/%.o: %.cpp VERSION
 -include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_OBJ:.o=.d) $(wildcard $(BUILD)/obj/bench/*.d)
 
 # ---- set-up ---------------------------------------------------------------------------------------------
-# Debian packages for building and testing; installed only where missing, without questions.
-PACKAGES := g++ doctest-dev nlohmann-json3-dev libutf8proc-dev libcli11-dev
-deps:
-	@missing=""; for p in $(PACKAGES); do \
+# Debian packages, installed only where missing, without questions: for building and testing (and python3, which
+# converts published vocabularies where REFRAG_TEST_DATA has some), for fuzzing, for clang-tidy.
+PACKAGES_deps      := g++ doctest-dev nlohmann-json3-dev libutf8proc-dev libcli11-dev $(if $(REFRAG_TEST_DATA),python3)
+PACKAGES_deps-fuzz := $(PACKAGES_deps) clang libclang-rt-14-dev
+PACKAGES_deps-tidy := $(PACKAGES_deps) clang-tidy
+deps deps-fuzz deps-tidy:
+	@missing=""; for p in $(PACKAGES_$@); do \
 	   dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	 if [ -n "$$missing" ]; then \
 	   echo "  APT   installing:$$missing"; \
@@ -149,8 +152,9 @@ $(TOKENIZERS)/made: weights_tools/convert_tokenizer.py
 	$(call say,CONV,$(TOKENIZERS))
 	$(Q)python3 $< --all "$(REFRAG_TEST_DATA)/tokenizers" --out $(TOKENIZERS) >/dev/null && touch $@
 
+test-files: $(TEST_FILES)
 test: deps
-	@$(MAKE) --no-print-directory -j$(JOBS) all $(BUILD)/refrag-tests $(TEST_FILES)
+	@$(MAKE) --no-print-directory -j$(JOBS) all $(BUILD)/refrag-tests test-files
 	@REFRAG_BINARY=$(BUILD)/refrag $(BUILD)/refrag-tests $(TEST_ARGS)
 
 # ---- installation -------------------------------------------------------------------------------------------
@@ -180,15 +184,15 @@ uninstall:
 	rm -f $(addprefix $(DESTDIR),$(INSTALLED))
 
 # ---- fuzzing: clang's libFuzzer with address and undefined-behaviour sanitizers, objects of its own -----------
-# Debian: clang and libclang-rt-14-dev. The corpus is copied into build/, so that a run changes nothing in the tree.
+# The corpus is copied into build/, so that a run changes nothing in the tree.
 FUZZ_CXX     ?= clang++
-FUZZ_TARGETS ?= safetensors config tokenizer vocabulary passages
+FUZZ_TARGETS ?= safetensors config tokenizer vocabulary passages requests
 SECONDS      ?= 60
 FUZZ         := build/fuzz
 FUZZ_FLAGS   := -std=c++20 -O1 -g -fno-omit-frame-pointer $(WARN) -pthread -DREFRAG_LIBFUZZER
 FUZZ_SAN     := address,undefined -fno-sanitize-recover=all
 FUZZ_SRC     := $(wildcard src/base/*.cpp src/io/*.cpp src/text/*.cpp src/models/*_config.cpp) \
-                src/refrag/passages.cpp tests/fuzz/targets.cpp
+                src/refrag/passages.cpp src/refrag/requests.cpp src/refrag/qa_data.cpp tests/fuzz/targets.cpp
 FUZZ_OBJ     := $(FUZZ_SRC:%.cpp=$(FUZZ)/obj/%.o)
 FUZZ_BIN     := $(FUZZ_TARGETS:%=$(FUZZ)/fuzz_%)
 .SECONDARY: $(FUZZ_TARGETS:%=$(FUZZ)/obj/tests/fuzz/fuzz_%.o)
@@ -206,7 +210,8 @@ $(FUZZ)/fuzz_%: $(FUZZ)/obj/tests/fuzz/fuzz_%.o $(FUZZ)/libfuzzed.a
 	$(call say,LINK,$@)
 	$(Q)$(FUZZ_CXX) -pthread -fsanitize=fuzzer,$(FUZZ_SAN) -o $@ $^ -lutf8proc
 
-fuzz: $(FUZZ_BIN)
+fuzz: deps-fuzz
+	@$(MAKE) --no-print-directory -j$(JOBS) $(FUZZ_BIN)
 
 fuzz-run: fuzz
 	@mkdir -p $(FUZZ)/found
@@ -235,7 +240,8 @@ format-check:
 	clang-format --dry-run -Werror $(FORMAT_SRC)
 
 # The checks, and why some are off, are in .clang-tidy. Headers are checked with the sources that include them.
-tidy: $(addprefix $(BUILD)/tidy/,$(addsuffix .ok,$(LIB_SRC) $(CLI_SRC)))
+tidy: deps-tidy
+	@$(MAKE) --no-print-directory -j$(JOBS) $(addprefix $(BUILD)/tidy/,$(addsuffix .ok,$(LIB_SRC) $(CLI_SRC)))
 $(BUILD)/tidy/%.ok: % .clang-tidy
 	$(call say,TIDY,$<)
 	@mkdir -p $(@D)

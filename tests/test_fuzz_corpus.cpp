@@ -45,6 +45,9 @@ TEST_CASE("fuzz corpus: tokenizers") {
 TEST_CASE("fuzz corpus: vocabularies with merges") {
     replay("vocabulary", refrag_fuzz::fuzz_vocabulary);
 }
+TEST_CASE("fuzz corpus: requests and questions") {
+    replay("requests", refrag_fuzz::fuzz_requests);
+}
 TEST_CASE("fuzz corpus: passages") {
     replay("passages", refrag_fuzz::fuzz_passages);
 }

@@ -22,6 +22,8 @@ void fuzz_tokenizer(std::string_view input);
 void fuzz_vocabulary(std::string_view input);
 // A passage file.
 void fuzz_passages(std::string_view input);
+// A request file and, once more, a question file.
+void fuzz_requests(std::string_view input);
 
 // ---- for the targets --------------------------------------------------------------------------------------
 

@@ -116,8 +116,7 @@ void operator delete[](void* block, const std::nothrow_t&) noexcept {
     give_back(block);
 }
 
-// ---- the calls that the linker sends here
-// -------------------------------------------------------------------
+// ---- the calls that the linker sends here --------------------------------------------------------
 
 namespace {
 

@@ -14,7 +14,7 @@
 
 namespace refrag_test {
 
-// ---- memory -----------------------------------------------------------------------------------------------
+// ---- memory -------------------------------------------------------------------------------------
 
 enum class Memory {
     all,   // operator new in every form, and aligned_alloc
@@ -41,7 +41,7 @@ class FailingMemory {
 // Blocks from operator new that were not given back yet.
 int64_t live_allocations();
 
-// ---- system calls -----------------------------------------------------------------------------------------
+// ---- system calls -------------------------------------------------------------------------------
 
 // One call of open, pread, read, write, fstat, stat, fsync, fchmod, close, rename or realpath.
 struct SystemCall {

@@ -233,8 +233,7 @@ TEST_CASE("failing files: a file that cannot be looked at does not pass for one 
     CHECK_NOTHROW(load_llama_config(place.model() + "/decoder"));
 }
 
-// ---- files that change while a model is loaded
-// --------------------------------------------------------------
+// ---- files that change while a model is loaded ---------------------------------------------------
 
 namespace {
 

@@ -222,8 +222,7 @@ TEST_CASE("weights: parameters are counted once each, unused ones not at all") {
           2 * encoder_layer + (100 + 40 + 1 + 2) * 48);
 }
 
-// ---- the heads
-// ------------------------------------------------------------------------------------------------
+// ---- the heads ----------------------------------------------------------------------------------
 
 TEST_CASE("weights: the projector's shapes follow both networks") {
     const std::string dir = tiny_refrag_path();
@@ -283,7 +282,7 @@ TEST_CASE("weights: the policy's tensors follow its configuration") {
     }
 }
 
-// ---- NaN and infinities -----------------------------------------------------------------------------------
+// ---- NaN and infinities -------------------------------------------------------------------------
 
 namespace {
 

@@ -25,7 +25,7 @@ void fuzz_passages(std::string_view input);
 // A request file and, once more, a question file.
 void fuzz_requests(std::string_view input);
 
-// ---- for the targets --------------------------------------------------------------------------------------
+// ---- for the targets ----------------------------------------------------------------------------
 
 // Throws std::logic_error, which no target catches, unless the promise holds.
 void promise(bool holds, const char* what);

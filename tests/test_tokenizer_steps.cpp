@@ -233,3 +233,33 @@ TEST_CASE("tokenizer steps: a text of a megabyte is one word, and ends all the s
         }
     }
 }
+
+TEST_CASE("tokenizer steps: a file whose steps multiply a text without bound is refused") {
+    // 40 steps that double: 2^40 bytes for one.
+    const auto steps = [](const char* step, int n) {
+        std::string list;
+        for (int i = 0; i < n; ++i) list += std::string(i == 0 ? "" : ",") + step;
+        return list;
+    };
+    const auto file = [](const std::string& normalizer, const std::string& decoder) {
+        return R"({"normalizer": {"type": "Sequence", "normalizers": [)" + normalizer +
+               R"(]}, "pre_tokenizer": null, "decoder": {"type": "Sequence", "decoders": [)" + decoder +
+               R"(, {"type": "Fuse"}]}, "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}})";
+    };
+    const char* doubles = R"({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"})";
+    const char* keeps = R"({"type": "Replace", "pattern": {"String": "_"}, "content": " "})";
+    const char* prepends = R"({"type": "Prepend", "prepend": "aaaaaaaaaaaaaaa"})";
+    const auto error = [](const std::string& json) {
+        return refrag_test::error_of([&] { (void)Tokenizer::from_json(json, "bomb"); });
+    };
+    CHECK(error(file(steps(doubles, 7), keeps)) == "(no error)");
+    CHECK(error(file(steps(doubles, 40), keeps)) ==
+          "bomb: key \"normalizer.normalizers[7]\": the steps up to this one may make a text 256 times as "
+          "long: "
+          "expected at most 128 times");
+    CHECK(refrag_test::contains(error(file(steps(prepends, 2), keeps)), "normalizers[1]\": the steps"));
+    CHECK(refrag_test::contains(error(file(steps(R"({"type": "NFKD"})", 3), keeps)),
+                                "normalizers[2]\": the steps"));
+    CHECK(refrag_test::contains(error(file(keeps, steps(doubles, 40))), "decoders[7]\": the steps"));
+    CHECK(error(file(keeps, steps(doubles, 7))) == "(no error)");
+}

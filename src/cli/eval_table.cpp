@@ -92,6 +92,7 @@ std::string ResultTable::write_lines(bool markdown) const {
     }
     for (const auto& row : rows_) {
         std::vector<std::string> values;
+        values.reserve(row.size());
         for (const Cell& cell : row) values.push_back(shown(cell, markdown ? "-" : "", markdown));
         line(values);
     }

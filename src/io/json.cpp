@@ -188,7 +188,7 @@ struct Json::Builder : nlohmann::json_sax<nlohmann::json> {
     }
 };
 
-Json Json::parse(std::string_view text, std::string name) {
+Json Json::parse(std::string_view text, const std::string& name) {
     REFRAG_CHECK(text.size() <= max_document_bytes, Status::bad_input, printable(name), ": expected at most ",
                  max_document_bytes, " bytes of JSON, found ", text.size());
     auto document = std::make_shared<Document>();

@@ -26,7 +26,7 @@ class Json {
     static constexpr double max_number = 1.7976931348623157e308;
 
     // Parses `text`; `name` (usually the file's path) begins every message. Throws Error(bad_input).
-    static Json parse(std::string_view text, std::string name);
+    static Json parse(std::string_view text, const std::string& name);
     // Reads and parses a file of at most max_bytes.
     static Json parse_file(const std::string& path, uint64_t max_bytes = 64u << 20);
 

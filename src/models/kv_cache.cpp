@@ -89,19 +89,22 @@ void KvCache::reserve(int32_t slot, int32_t n) {
             int32_t& number = page(slot, h, i);
             const bool shared = number >= 0 && references_[static_cast<size_t>(number)] > 1;
             if (number >= 0 && !shared) continue;
+            const int32_t old = number;
             const int32_t fresh = free_.back();
             free_.pop_back();
             references_[static_cast<size_t>(fresh)] = 1;
+            number = fresh;
             if (shared) {
+                // Given back before the copy, so that a copy that fails loses no page; the other slots that
+                // hold it keep its entries where they are.
+                put_page(old);
                 auto* base = static_cast<std::byte*>(pages_.data());
                 Tensor to{nullptr, view_.dtype, 2 * kPageEntries, page_cols_};
                 Tensor from = to;
                 to.data = base + static_cast<size_t>(fresh) * to.bytes();
-                from.data = base + static_cast<size_t>(number) * to.bytes();
+                from.data = base + static_cast<size_t>(old) * to.bytes();
                 backend_.copy(to, from);
-                put_page(number);
             }
-            number = fresh;
         }
     }
     upload_slot(slot);

@@ -56,7 +56,7 @@ void check_same_tokenizer(const std::string& encoder_dir, const std::string& dec
         REFRAG_CHECK(
             read_file(path, kMaxTokenizerBytes) ==
                 read_file(path_join(decoder_dir, name), kMaxTokenizerBytes),
-            Status::bad_input, path,
+            Status::bad_input, printable(path),
             ": expected the same file as the decoder's (refrag.json says \"vocabulary\": \"shared\")");
     }
 }

@@ -27,7 +27,7 @@ Answer Session::answer(std::span<ContextPassage> passages, std::string_view ques
     const Leave leave{engine_, engine_.submit(std::move(request))};
     while (!engine_.idle()) engine_.step();
     Result result = std::move(engine_.take_finished().at(0));
-    if (result.error) throw *result.error;
+    if (result.error) throw Error(result.error->status(), result.error->message());
     return std::move(result.answer);
 }
 

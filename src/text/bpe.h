@@ -130,10 +130,10 @@ struct Bpe {
   private:
     class Feeder;
     void feed_characters(std::string_view word, Feeder& feeder) const;
-    // Merges the symbols pieces[first, end) in place.
-    void merge(size_t first, std::vector<BpePiece>& pieces) const;
-    void merge_few(size_t first, std::vector<BpePiece>& pieces) const;
-    void merge_many(size_t first, std::vector<BpePiece>& pieces) const;
+    // Merges the symbols out[first, end) in place.
+    void merge(size_t first, std::vector<BpePiece>& out) const;
+    void merge_few(size_t first, std::vector<BpePiece>& out) const;
+    void merge_many(size_t first, std::vector<BpePiece>& out) const;
 };
 
 }  // namespace refrag

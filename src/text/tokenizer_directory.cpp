@@ -237,8 +237,8 @@ void read_lines(std::string_view text, const std::string& path, std::vector<Merg
         if (line.starts_with("#version")) continue;
         const size_t space = line.find(' ');
         if (space == std::string_view::npos || line.find(' ', space + 1) != std::string_view::npos)
-            fail(Status::bad_input, path, ":", number, ": expected two pieces with a space between, found \"",
-                 printable(line, 60), "\"");
+            fail(Status::bad_input, printable(path), ":", number,
+                 ": expected two pieces with a space between, found \"", printable(line, 60), "\"");
         merges.emplace_back(line.substr(0, space), line.substr(space + 1));
         line_numbers.push_back(number);
     }
@@ -249,7 +249,7 @@ void read_lines(std::string_view text, const std::string& path, std::vector<Merg
 Tokenizer TokenizerLoader::load_directory(const std::string& directory) {
     const std::string vocab_path = path_join(directory, "vocab.json");
     const std::string merges_path = path_join(directory, "merges.txt");
-    REFRAG_CHECK(is_file(vocab_path) && is_file(merges_path), Status::bad_input, directory,
+    REFRAG_CHECK(is_file(vocab_path) && is_file(merges_path), Status::bad_input, printable(directory),
                  ": expected tokenizer.json, or vocab.json and merges.txt; found ",
                  is_file(vocab_path)    ? "vocab.json alone"
                  : is_file(merges_path) ? "merges.txt alone"
@@ -308,7 +308,7 @@ Tokenizer TokenizerLoader::load_directory(const std::string& directory) {
     std::vector<size_t> line_numbers;
     read_lines(merges_text, merges_path, merges, line_numbers);
     return load(Json::parse(text, directory), vocab, merges,
-                [&](size_t i) { return str(merges_path, ":", line_numbers[i]); });
+                [&](size_t i) { return str(printable(merges_path), ":", line_numbers[i]); });
 }
 
 Tokenizer Tokenizer::from_file(const std::string& path) {

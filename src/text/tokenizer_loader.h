@@ -62,10 +62,17 @@ struct TokenizerLoader {
     bool byte_level = false;     // the pre-tokenizer turns bytes into the characters of byte_level.h
     bool byte_fallback = false;
     bool ignore_merges = false;
+    double text_growth = 1.0;   // bytes of a text after the steps read so far, for each byte before
+    double piece_growth = 1.0;  // the same of a piece in the decoder
     std::vector<int32_t> special_ids;
     std::vector<std::pair<int32_t, std::string>> decoded_as;  // added tokens that the normalizer changes
 
   private:
+    // Counts how much longer `component` may make a text, and refuses a file whose steps together pass the
+    // bound: steps that double a text are otherwise a way to ask for all memory with one byte.
+    static void grow(const Json& component, double& growth, double factor);
+    static void grow_by_replacing(const Json& component, double& growth, std::string_view pattern,
+                                  std::string_view content);
     void read_normalizer_step(const Json& component);
     void read_pre_tokenizer_step(const Json& component);
     void read_split(const Json& component);

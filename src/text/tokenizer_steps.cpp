@@ -1,4 +1,5 @@
 // Reads the steps of tokenizer.json around the model: normalizer, pre-tokenizer, decoder, post-processor.
+#include <algorithm>
 #include <charconv>
 #include <optional>
 
@@ -23,13 +24,13 @@ std::string literal_pattern(const Json& component) {
     if (const auto regex = pattern.find("Regex"))
         regex->refuse("a String pattern (this regular expression is not supported)");
     pattern.check_keys({"String"});
-    const std::string text = pattern.get_string("String");
+    std::string text = pattern.get_string("String");
     if (text.empty()) pattern.get("String").refuse("at least one character");
     return text;
 }
 
 std::string one_character(const Json& component, const char* key) {
-    const std::string text = component.get_string(key);
+    std::string text = component.get_string(key);
     if (text.empty() || decode_utf8(text, 0).bytes != text.size()) component.get(key).refuse("one character");
     return text;
 }
@@ -72,7 +73,28 @@ Rewrite read_metaspace(const Json& component, bool& splits) {
     return step;
 }
 
+// Published tokenizers stay below 50.
+constexpr double max_growth = 128.0;
+
+// Bytes of a normal form for each byte of text, at most (UAX 15, "Maximum Expansion Factor").
+double normal_form_growth(NormalForm form) {
+    return form == NormalForm::nfkc || form == NormalForm::nfkd ? 11.0 : 3.0;
+}
+
 }  // namespace
+
+void TokenizerLoader::grow(const Json& component, double& growth, double factor) {
+    growth *= factor;
+    if (growth > max_growth)
+        fail(Status::bad_input, component.where(), ": the steps up to this one may make a text ", growth,
+             " times as long: expected at most ", max_growth, " times");
+}
+
+void TokenizerLoader::grow_by_replacing(const Json& component, double& growth, std::string_view pattern,
+                                        std::string_view content) {
+    grow(component, growth,
+         std::max(1.0, static_cast<double>(content.size()) / static_cast<double>(pattern.size())));
+}
 
 // ---- normalizer
 
@@ -89,6 +111,7 @@ void TokenizerLoader::read_normalizer_step(const Json& component) {
         Rewrite step{Rewrite::Kind::normal_form};
         step.form = value;
         component.check_keys({"type"});
+        grow(component, text_growth, normal_form_growth(value));
         tables.normalizer.push_back(step);
     };
     if (type == "NFC") return form(NormalForm::nfc);
@@ -99,11 +122,13 @@ void TokenizerLoader::read_normalizer_step(const Json& component) {
     if (type == "Prepend") {
         component.check_keys({"type", "prepend"});
         step.content = component.get_string("prepend");
+        grow(component, text_growth, 1.0 + static_cast<double>(step.content.size()));
     } else if (type == "Replace") {
         component.check_keys({"type", "pattern", "content"});
         step.kind = Rewrite::Kind::replace;
         step.pattern = literal_pattern(component);
         step.content = component.get_string("content");
+        grow_by_replacing(component, text_growth, step.pattern, step.content);
     } else if (type == "Strip") {
         component.check_keys({"type", "strip_left", "strip_right"});
         step.kind = Rewrite::Kind::strip;
@@ -143,8 +168,10 @@ void TokenizerLoader::read_pre_tokenizer_step(const Json& component) {
     if (type == "ByteLevel") {
         component.check_keys({"type", "add_prefix_space", "trim_offsets", "use_regex"});
         byte_level = true;
-        if (component.get_bool("add_prefix_space"))
+        if (component.get_bool("add_prefix_space")) {
+            grow(component, text_growth, 2.0);
             tables.pre_tokenizer.emplace_back(Rewrite{Rewrite::Kind::prefix_space});
+        }
         if (component.get_bool_or("use_regex", true)) tables.pre_tokenizer.emplace_back(Split{});
     } else if (type == "Split") {
         read_split(component);
@@ -158,6 +185,7 @@ void TokenizerLoader::read_pre_tokenizer_step(const Json& component) {
     } else if (type == "Metaspace") {
         bool splits = true;
         const Rewrite step = read_metaspace(component, splits);
+        grow(component, text_growth, 1.0 + static_cast<double>(step.content.size()));
         tables.pre_tokenizer.emplace_back(step);
         if (!splits) return;
         Split split;
@@ -247,6 +275,8 @@ void TokenizerLoader::read_decoder_steps(const Json& list) {
         if (type == "Replace") {
             step.check_keys({"type", "pattern", "content"});
             decoder_replaces_.emplace_back(literal_pattern(step), step.get_string("content"));
+            grow_by_replacing(step, piece_growth, decoder_replaces_.back().first,
+                              decoder_replaces_.back().second);
         } else if (type == "ByteFallback") {
             tables.decoder.byte_fallback = true;
         } else if (type == "Fuse") {
@@ -350,7 +380,7 @@ void TokenizerLoader::read_template(const Json& component) {
                     template_token(entry, tokens.at(j).as_string(), ids.at(j).as_int(0, max_token_id)));
     }
     if (!text_seen) single.refuse("the text once");
-    wrap(std::move(before), std::move(after));
+    wrap(std::move(before), after);
 }
 
 // Puts another layer around the template so far.

@@ -7,13 +7,14 @@
 //
 //   bench_tokenizer PROSE MAX_MEGABYTES TOKENIZER...
 //     PROSE          a text file; its first megabyte is used
-//     MAX_MEGABYTES  how long the hard texts get: 16 takes a minute for each tokenizer
+//     MAX_MEGABYTES  how long the hard texts get: 16 takes a minute or two for each tokenizer
 //     TOKENIZER      tokenizer.json, or a directory that holds one
 #include <malloc.h>
 #include <time.h>
 
 #include <algorithm>
 #include <climits>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -93,7 +94,9 @@ constexpr Unit units[] = {{"A", "A"},
 
 void bench_growth(size_t max_megabytes, const std::vector<std::string>& paths) {
     std::printf(
-        "\nTime of %zu MB (10^6 bytes) in ms, and the largest time(2n) / time(n) up to there from 1 MB\n\n",
+        "\nTime of %zu MB (10^6 bytes) in ms; in brackets time(2n) / time(n) from 1 MB up to there: "
+        "geometric "
+        "mean, largest\n\n",
         max_megabytes);
     std::printf("| tokenizer |");
     for (const Unit& unit : units) std::printf(" %s |", unit.name);
@@ -106,15 +109,22 @@ void bench_growth(size_t max_megabytes, const std::vector<std::string>& paths) {
         for (const Unit& unit : units) {
             double before = 0;
             double seconds = 0;
+            double first = 0;
             double worst = 0;
+            double doublings = 0;
             for (size_t mb = 1; mb <= max_megabytes; mb *= 2) {
                 std::string text;
                 while (text.size() < mb * megabyte) text += unit.text;
-                seconds = best_seconds(mb < 4 ? 5 : 2, [&] { tokenizer.encode(text); });
-                if (mb > 1) worst = std::max(worst, seconds / before);
+                seconds = best_seconds(5, [&] { tokenizer.encode(text); });
+                if (mb == 1) first = seconds;
+                if (mb > 1) {
+                    worst = std::max(worst, seconds / before);
+                    ++doublings;
+                }
                 before = seconds;
             }
-            std::printf(" %.0f (%.2f) |", seconds * 1e3, worst);
+            const double mean = doublings > 0 ? std::pow(seconds / first, 1 / doublings) : 0;
+            std::printf(" %.0f (%.2f, %.2f) |", seconds * 1e3, mean, worst);
             std::fflush(stdout);
         }
         std::printf("\n");

@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 out=bench/results/$name.txt
 {
     echo "date:    $(date -u +%Y-%m-%d)"
-    echo "commit:  $(git rev-parse --short HEAD)$(git diff --quiet HEAD -- src cuda bench weights_tools/refrag-nano || echo ' + changes')"
+    echo "commit:  $(git rev-parse --short HEAD)$(git diff --quiet HEAD -- src cuda bench ':!bench/results' weights_tools/refrag-nano || echo ' + changes')"
     echo "machine: $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $(nproc) CPUs, $(free -g | awk '/^Mem/ {print $2}') GiB; $(uname -sr)"
     echo "command: $*"
     echo

@@ -113,7 +113,7 @@ bool is_one_error(std::string_view text) {
 
 }  // namespace
 
-TEST_CASE("failing memory: a model's loading, at every allocation") {
+TEST_CASE("failing memory: a model's loading, one allocation after another") {
     const auto load = [] {
         const std::unique_ptr<Backend> backend = make_cpu_backend(2);
         const Model model(*backend, tiny_refrag_path());
@@ -139,7 +139,9 @@ TEST_CASE("failing memory: a model's loading, at every allocation") {
     }
 }
 
-TEST_CASE("failing memory: an answer, at every allocation; the next one is right, in the same session too") {
+TEST_CASE(
+    "failing memory: an answer, one allocation after another; the next one is right, in the same session "
+    "too") {
     const std::unique_ptr<Backend> backend = make_cpu_backend(2);
     const Model model(*backend, tiny_refrag_path());
     AnswerOptions options;

@@ -1,6 +1,7 @@
 // Two ways to the same merges. Words of everyday length: an array of symbols and a scan for the best pair,
 // which beats any queue at that size. Longer words: symbols in a linked list, and the places where a rule may
-// apply queued by rank, so that a megabyte without a space costs about as much for each byte as a line does.
+// apply queued by rank, in windows that stay in a core's cache, so that a megabyte without a space costs
+// about as much for each byte as a line does.
 #include "text/bpe.h"
 
 #include <algorithm>
@@ -58,6 +59,11 @@ constexpr size_t few_symbols = 48;
 
 constexpr size_t max_word_bytes = UINT32_MAX - 1;
 
+// Of a word merged in windows: how many symbols a window adds, and how many of those before it goes over
+// again. A symbol costs 16 bytes and the queue's.
+constexpr size_t window_symbols = 16384;
+constexpr size_t window_overlap = 512;
+
 // The places of a long word where one rule may apply, lowest first. Nearly all arrive in rising order and go
 // to `run_`; the few late ones go to a small heap beside it.
 class Places {
@@ -92,10 +98,13 @@ class Places {
 // and covers [place, next(place)); pieces inside a symbol have id -1.
 class Symbols {
   public:
-    explicit Symbols(std::span<BpePiece> pieces) : pieces_(pieces), links_(pieces.size()) {
+    void assign(std::span<const BpePiece> symbols) {
+        pieces_.assign(symbols.begin(), symbols.end());
+        links_.resize(symbols.size());
         for (uint32_t i = 0; i < links_.size(); ++i) links_[i] = i + 1;
     }
-    int32_t id(uint32_t place) const { return pieces_[place].id; }
+    uint32_t end() const { return static_cast<uint32_t>(pieces_.size()); }
+    const BpePiece& operator[](uint32_t place) const { return pieces_[place]; }
     uint32_t next(uint32_t place) const { return links_[place]; }
     // Needs place > 0. The piece before is a symbol of its own, or the last of a longer one, which links to
     // its first.
@@ -114,12 +123,51 @@ class Symbols {
     }
 
   private:
-    std::span<BpePiece> pieces_;
+    std::vector<BpePiece> pieces_;
     std::vector<uint32_t> links_;  // first piece: where the next symbol begins; last of several: where this
                                    // one begins
 };
 
 }  // namespace
+
+// Merges the symbols until no rule applies.
+void merge_all(const MergeTable& merges, Symbols& symbols) {
+    std::map<uint32_t, Places>
+        queue;  // rank -> places; a place whose symbols have changed since is passed over
+    const uint32_t n = symbols.end();
+    const auto merge_at = [&](uint32_t place) {
+        return merges.find(symbols[place].id, symbols[symbols.next(place)].id);
+    };
+    uint32_t latest_rank = no_rank;  // one character over and over offers the same rule over and over
+    Places* latest = nullptr;
+    const auto offer = [&](uint32_t place) {
+        const Merge merge = merge_at(place);
+        if (merge.rank == no_rank) return;
+        if (merge.rank != latest_rank) {
+            latest = &queue[merge.rank];
+            latest_rank = merge.rank;
+        }
+        latest->push(place);
+    };
+    for (uint32_t i = 0; i + 1 < n; ++i) offer(i);
+
+    while (!queue.empty()) {
+        const auto lowest = queue.begin();
+        if (lowest->second.empty()) {
+            if (lowest->first == latest_rank) latest_rank = no_rank;
+            queue.erase(lowest);
+            continue;
+        }
+        const uint32_t place = lowest->second.pop();
+        if (symbols[place].id < 0 || symbols.next(place) == n) continue;
+        const Merge merge = merge_at(place);
+        if (merge.rank != lowest->first) continue;
+
+        symbols.join(place, merge.id);
+        if (symbols.next(place) != n) offer(place);
+        if (place > 0) offer(symbols.previous(place));
+    }
+}
 
 // Takes a word's first symbols one by one, and merges them up to every place that no merge can reach across.
 class Bpe::Feeder {
@@ -257,47 +305,44 @@ void Bpe::merge_few(size_t first, std::vector<BpePiece>& out) const {
     out.resize(first + n);
 }
 
+// Rests on a fact about any set of rules: tokens t1 .. tn are the encoding of their text if and only if each
+// neighbouring two of them are the encoding of theirs. (As long as no merge has crossed a border between
+// tokens, what happens inside two of them is what would happen if they stood alone; so the first merge to
+// cross a border would cross it there too.) Hence two encodings of overlapping texts may be joined at a token
+// that both have in the same place. A long word is merged in windows that fit a core's cache, each beginning
+// with a token of those before; where the window makes another token there, it is begun further back.
 void Bpe::merge_many(size_t first, std::vector<BpePiece>& out) const {
-    const std::span<BpePiece> pieces(out.data() + first, out.size() - first);
-    const uint32_t n = static_cast<uint32_t>(pieces.size());
-    Symbols symbols(pieces);
-    std::map<uint32_t, Places>
-        queue;  // rank -> places; a place whose symbols have changed since is passed over
-    const auto merge_at = [&](uint32_t place) {
-        return merges.find(symbols.id(place), symbols.id(symbols.next(place)));
-    };
-    uint32_t latest_rank = no_rank;  // one character over and over offers the same rule over and over
-    Places* latest = nullptr;
-    const auto offer = [&](uint32_t place) {
-        const Merge merge = merge_at(place);
-        if (merge.rank == no_rank) return;
-        if (merge.rank != latest_rank) {
-            latest = &queue[merge.rank];
-            latest_rank = merge.rank;
-        }
-        latest->push(place);
-    };
-    for (uint32_t i = 0; i + 1 < n; ++i) offer(i);
-
-    while (!queue.empty()) {
-        const auto lowest = queue.begin();
-        if (lowest->second.empty()) {
-            if (lowest->first == latest_rank) latest_rank = no_rank;
-            queue.erase(lowest);
+    const std::span<const BpePiece> word = std::span<const BpePiece>(out).subspan(first);
+    std::vector<BpePiece> tokens;
+    std::vector<size_t> ends;  // of each token, in symbols
+    Symbols symbols;
+    size_t done = 0;  // symbols of the word that `tokens` covers
+    // Both grow where windows do not join, so that rules made to prevent it cost n log n at most.
+    size_t overlap = window_overlap;
+    size_t advance = window_symbols;
+    while (done < word.size()) {
+        size_t kept = tokens.size();  // the window begins after so many, with the last of those it may change
+        while (kept > 0 && done - (kept > 1 ? ends[kept - 2] : 0) < overlap) --kept;
+        if (kept > 0) --kept;
+        const size_t begin = kept > 0 ? ends[kept - 1] : 0;
+        const size_t end = std::min(word.size(), done + advance);
+        symbols.assign(word.subspan(begin, end - begin));
+        merge_all(merges, symbols);
+        if (begin > 0 && (symbols[0].id != tokens[kept].id || symbols.next(0) != ends[kept] - begin)) {
+            overlap = 2 * (done - begin);
+            advance = std::max(advance, overlap);
             continue;
         }
-        const uint32_t place = lowest->second.pop();
-        if (symbols.id(place) < 0 || symbols.next(place) == n) continue;
-        const Merge merge = merge_at(place);
-        if (merge.rank != lowest->first) continue;
-
-        symbols.join(place, merge.id);
-        if (symbols.next(place) != n) offer(place);
-        if (place > 0) offer(symbols.previous(place));
+        tokens.resize(kept);
+        ends.resize(kept);
+        for (uint32_t i = 0; i < symbols.end(); i = symbols.next(i)) {
+            tokens.push_back(symbols[i]);
+            ends.push_back(begin + symbols.next(i));
+        }
+        done = end;
     }
-    size_t kept = 0;
-    for (uint32_t i = 0; i < n; i = symbols.next(i)) pieces[kept++] = pieces[i];
-    out.resize(first + kept);
+    std::copy(tokens.begin(), tokens.end(), out.begin() + static_cast<ptrdiff_t>(first));
+    out.resize(first + tokens.size());
 }
 
 }  // namespace refrag

@@ -36,6 +36,12 @@ struct Avx2 {
 struct Avx512 {
     static constexpr CpuIsa isa = CpuIsa::avx512;
 };
+struct Avx512Bf16 {
+    static constexpr CpuIsa isa = CpuIsa::avx512_bf16;
+};
+struct Amx {
+    static constexpr CpuIsa isa = CpuIsa::amx;
+};
 
 // First line of a test over the instruction sets: leaves it, counted as skipped, where the CPU lacks one.
 #define REQUIRE_ISA(T)                                                                                   \

@@ -46,7 +46,7 @@ TEST_CASE("cpu: the environment chooses the instruction set, and a wrong name is
     }
     const ScopedEnv env("REFRAG_CPU_ISA", "sse9");
     CHECK(error_of([] { make_cpu_backend(1); }) ==
-          "unknown CPU instruction set 'sse9': expected scalar, avx2 or avx512");
+          "unknown CPU instruction set 'sse9': expected scalar, avx2, avx512, avx512-bf16 or amx");
 }
 
 TEST_CASE("cpu: thread numbers") {
@@ -57,7 +57,8 @@ TEST_CASE("cpu: thread numbers") {
 TEST_CASE("cpu: the best instruction set is one that the CPU has") {
     CHECK(refrag::cpu_supports(CpuIsa::scalar));
     CHECK(refrag::cpu_supports(refrag::best_cpu_isa()));
-    for (const CpuIsa isa : {CpuIsa::scalar, CpuIsa::avx2, CpuIsa::avx512}) {
+    for (const CpuIsa isa :
+         {CpuIsa::scalar, CpuIsa::avx2, CpuIsa::avx512, CpuIsa::avx512_bf16, CpuIsa::amx}) {
         CHECK(refrag::parse_cpu_isa(refrag::cpu_isa_name(isa)) == isa);
         if (!refrag::cpu_supports(isa)) CHECK_THROWS_AS(make_cpu_backend(1, isa), Error);
     }

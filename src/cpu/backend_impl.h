@@ -31,7 +31,8 @@ class Scratch {
 
 class CpuMatrix : public Matrix {
   public:
-    CpuMatrix(MemorySource& source, DType dtype, int64_t out_dim, int64_t in_dim);
+    // Panels are as long as in_dim up to a multiple of `k_multiple` (even), zeros beyond it.
+    CpuMatrix(MemorySource& source, DType dtype, int64_t out_dim, int64_t in_dim, int64_t k_multiple = 2);
     size_t device_bytes() const override { return buffer_.bytes(); }
 
     int64_t n_panels() const { return n_panels_; }
@@ -67,6 +68,9 @@ class CpuBackend : public Backend {
                                         const RowReader& read) override;
     void linear(Tensor out, Tensor x, const Matrix& w, Tensor bias) override;
     void linear_gelu(Tensor out, Tensor x, const Matrix& w, Tensor bias) override;
+    // gemm_bf16.cpp
+    void linears(Tensor x, std::span<const Product> products) override;
+    void linear_silu_mul(Tensor x, const Product& gate, const Product& up) override;
 
     // embedding.cpp
     void embed(Tensor out, const Matrix& table, const int32_t* source, Tensor slots) override;
@@ -106,11 +110,21 @@ class CpuBackend : public Backend {
                   int64_t grain = 1);
     void linear_act(Tensor out, Tensor x, const Matrix& w, Tensor bias, bool gelu);
 
+    // What is done with a block of a product's results while it is in the cache.
+    enum class Then { nothing, gelu, silu_mul };
+    // True if W is multiplied by gemm_bf16.
+    bool uses_bf16(const Matrix& w) const {
+        return kernels_.gemm_bf16 != nullptr && w.dtype() == DType::bf16;
+    }
+    void products_bf16(Tensor x, std::span<const Product> products, Then then);
+    void pack_left(Tensor x);
+
     CpuIsa isa_;
     const CpuKernels& kernels_;
     ThreadPool threads_;
     std::mutex scratch_mutex_;      // held by ops that use scratch_
     std::vector<Scratch> scratch_;  // one for each thread of the pool
+    Scratch left_;                  // x in bf16 tiles, for products_bf16
 };
 
 }  // namespace refrag

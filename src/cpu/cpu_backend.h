@@ -15,14 +15,16 @@ namespace refrag {
 // differ from each other by rounding (the scalar loops have no fused multiply-add on x86-64).
 enum class CpuIsa {
     scalar,
-    avx2,   // AVX2, FMA, F16C
-    avx512  // AVX-512 F, BW, VL, DQ (and what avx2 asks)
+    avx2,         // AVX2, FMA, F16C
+    avx512,       // AVX-512 F, BW, VL, DQ (and what avx2 asks)
+    avx512_bf16,  // the same, and AVX-512 BF16: matrix products with BF16 weights round activations to bf16
+    amx           // the same, and AMX-TILE, AMX-BF16: those products on tiles
 };
 
 const char* cpu_isa_name(CpuIsa isa);
 bool cpu_supports(CpuIsa isa);
 CpuIsa best_cpu_isa();
-// "scalar", "avx2" or "avx512"; anything else is an Error(Status::usage).
+// "scalar", "avx2", "avx512", "avx512-bf16" or "amx"; anything else is an Error(Status::usage).
 CpuIsa parse_cpu_isa(const std::string& name);
 
 // n_threads 0: one for each CPU that the process may run on. The instruction set is the best one, or what the

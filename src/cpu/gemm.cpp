@@ -99,15 +99,15 @@ void scalar::widen_panel(float* out, const void* panel, DType weights, int64_t k
 
 // ---- weights ------------------------------------------------------------------------------------------
 
-CpuMatrix::CpuMatrix(MemorySource& source, DType dtype, int64_t out_dim, int64_t in_dim)
+CpuMatrix::CpuMatrix(MemorySource& source, DType dtype, int64_t out_dim, int64_t in_dim, int64_t k_multiple)
     : Matrix(dtype, out_dim, in_dim),
       n_panels_((out_dim + kPanel - 1) / kPanel),
-      panel_stride_((in_dim + in_dim % 2) * kPanel),
+      panel_stride_((in_dim + k_multiple - 1) / k_multiple * k_multiple * kPanel),
       buffer_(source, static_cast<size_t>(n_panels_ * panel_stride_) * dtype_bytes(dtype)) {
-    // Columns beyond out_dim and a k beyond in_dim are read by vector loads, though they reach no result.
+    // Columns beyond out_dim and k beyond in_dim are read by vector loads, though they reach no result.
     if (buffer_.bytes() == 0) return;
     const size_t panel_bytes = static_cast<size_t>(panel_stride_) * dtype_bytes(dtype);
-    if (in_dim % 2 != 0) {
+    if (in_dim % k_multiple != 0) {
         std::memset(buffer_.data(), 0, buffer_.bytes());
     } else if (out_dim % kPanel != 0) {
         std::memset(panel(n_panels_ - 1), 0, panel_bytes);
@@ -147,7 +147,8 @@ std::unique_ptr<Matrix> CpuBackend::make_matrix(DType dtype, int64_t out_dim, in
     REFRAG_CHECK(dtype != DType::i32, Status::runtime, "a weight matrix cannot have dtype I32");
     REFRAG_CHECK(out_dim >= 0 && in_dim >= 0, Status::runtime, "a weight matrix cannot be [", out_dim, ", ",
                  in_dim, "]");
-    auto matrix = std::make_unique<CpuMatrix>(*this, dtype, out_dim, in_dim);
+    const bool tiles = kernels_.gemm_bf16 != nullptr && dtype == DType::bf16;
+    auto matrix = std::make_unique<CpuMatrix>(*this, dtype, out_dim, in_dim, tiles ? kTileK : 2);
     if (out_dim == 0 || in_dim == 0) return matrix;
 
     // Rows come in blocks of whole panels, a few megabytes at a time.
@@ -172,11 +173,15 @@ std::unique_ptr<Matrix> CpuBackend::make_matrix(DType dtype, int64_t out_dim, in
 // ---- products -----------------------------------------------------------------------------------------
 
 void CpuBackend::linear(Tensor out, Tensor x, const Matrix& w, Tensor bias) {
-    linear_act(out, x, w, bias, false);
+    if (!uses_bf16(w)) return linear_act(out, x, w, bias, false);
+    const Product product{out, &w, bias};
+    products_bf16(x, {&product, 1}, Then::nothing);
 }
 
 void CpuBackend::linear_gelu(Tensor out, Tensor x, const Matrix& w, Tensor bias) {
-    linear_act(out, x, w, bias, true);
+    if (!uses_bf16(w)) return linear_act(out, x, w, bias, true);
+    const Product product{out, &w, bias};
+    products_bf16(x, {&product, 1}, Then::gelu);
 }
 
 // A task is a block of rows times a group of 4 panels. The weights' block [kBlockK x 64] stays in the first

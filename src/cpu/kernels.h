@@ -42,6 +42,33 @@ struct GemmTile {
     const float* bias;  // [n_cols] or null
 };
 
+// ---- products of bf16 by bf16, where the CPU has instructions for them ----
+//
+// Both operands lie in tiles of 16 x 32 bf16, 1 KB each, one behind the other along k. A tile of the left
+// operand holds 32 k of 16 rows, row by row; a tile of the right operand 32 k of 16 columns, k-pair by
+// k-pair: element (k, n) at k / 2 * 32 + n * 2 + k % 2, the order of a BF16 weight panel.
+inline constexpr int64_t kTileK = 32;
+inline constexpr int64_t kTileElements = kPanel * kTileK;
+inline int64_t tile_k_ceil(int64_t k) {
+    return (k + kTileK - 1) / kTileK * kTileK;
+}
+
+// c[r, n] = (accumulate ? c[r, n] : 0) + sum_k a[r, k] b[k, n]. Products are exact, sums fp32, each element
+// in one order over k that depends on the instruction set alone: not on `rows`, on `n_cols`, on where a
+// call's block begins, nor on a k cut into calls at multiples of 32. bf16 denormals count as 0.
+struct Bf16Gemm {
+    const uint16_t* a;  // row r, k: tile k / 32 of block r / 16
+    int64_t a_stride;   // elements from one block of 16 rows to the next; whole blocks are readable
+    const uint16_t* b;  // column n, k: tile k / 32 of panel n / 16
+    int64_t b_stride;   // elements from one panel to the next; whole panels are readable
+    float* c;           // [rows, ldc]
+    int64_t ldc;
+    int64_t rows;
+    int64_t n_cols;
+    int64_t k_tiles;  // k / 32
+    bool accumulate;
+};
+
 struct CpuKernels {
     // rows in [1, kTileRows], panels 1, 2 or kTilePanels.
     void (*gemm_tile)(DType weights, int rows, int panels, const GemmTile& tile);
@@ -78,6 +105,12 @@ struct CpuKernels {
                           float* acc, int64_t ld_acc, int64_t dim);
     // out[i] = x[i] * factor.
     void (*scale)(float* out, const float* x, float factor, int64_t n);
+
+    // Null where the CPU has no bf16 instructions worth using; both or none.
+    // Rounds x[rows, k] (rows <= 16) to bf16, to nearest even, into one block of the left operand; zeros for
+    // rows and k beyond.
+    void (*pack_bf16)(uint16_t* block, const float* x, int64_t ldx, int64_t rows, int64_t k) = nullptr;
+    void (*gemm_bf16)(const Bf16Gemm& g) = nullptr;
 };
 
 // The table of one instruction set; the CPU must support it (the scalar one always works).
@@ -86,6 +119,8 @@ const CpuKernels& cpu_kernels(CpuIsa isa);
 #if defined(__x86_64__)
 extern const CpuKernels kAvx2Kernels;
 extern const CpuKernels kAvx512Kernels;
+extern const CpuKernels kAvx512Bf16Kernels;  // AVX-512's loops, and vdpbf16ps for gemm_bf16
+extern const CpuKernels kAmxKernels;         // AVX-512's loops, and AMX tiles for gemm_bf16
 #endif
 
 // The scalar loops, in the files of their families.
@@ -106,6 +141,8 @@ void transpose_keys(float* kt, const float* k, int64_t ldk, int64_t n, int64_t d
 void softmax_block(float* s, int64_t rows, const int32_t* visible, float scale, float* m, float* l,
                    float* acc, int64_t ld_acc, int64_t dim);
 void scale(float* out, const float* x, float factor, int64_t n);
+void pack_bf16(uint16_t* block, const float* x, int64_t ldx, int64_t rows, int64_t k);
+void gemm_bf16(const Bf16Gemm& g);
 }  // namespace scalar
 
 }  // namespace refrag

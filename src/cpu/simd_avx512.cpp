@@ -26,12 +26,35 @@ namespace avx512 {
 
 }  // namespace avx512
 
-const CpuKernels kAvx512Kernels = {
+namespace avx512_bf16 {
+void pack_bf16(uint16_t* block, const float* x, int64_t ldx, int64_t rows, int64_t k);
+void gemm_bf16(const Bf16Gemm& g);
+}  // namespace avx512_bf16
+namespace amx {
+void gemm_bf16(const Bf16Gemm& g);
+}
+
+namespace {
+
+constexpr CpuKernels kLoops = {
     avx512::gemm_tile,      avx512::widen_panel,   avx512::add,      avx512::gelu,
     avx512::tanh,           avx512::silu_mul,      avx512::rms_norm, avx512::layer_norm,
     avx512::l2_normalize,   avx512::rope,          avx512::max,      avx512::sum_exp,
     avx512::transpose_keys, avx512::softmax_block, avx512::scale,
 };
+
+constexpr CpuKernels with_bf16(void (*gemm)(const Bf16Gemm&)) {
+    CpuKernels kernels = kLoops;
+    kernels.pack_bf16 = avx512_bf16::pack_bf16;
+    kernels.gemm_bf16 = gemm;
+    return kernels;
+}
+
+}  // namespace
+
+const CpuKernels kAvx512Kernels = kLoops;
+const CpuKernels kAvx512Bf16Kernels = with_bf16(avx512_bf16::gemm_bf16);
+const CpuKernels kAmxKernels = with_bf16(amx::gemm_bf16);
 
 }  // namespace refrag
 

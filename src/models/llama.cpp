@@ -1,6 +1,7 @@
 // See llama.h. The forward reads in the order of the paper (Touvron et al. 2023, section 2.2).
 #include "models/llama.h"
 
+#include <array>
 #include <cmath>
 
 namespace refrag {
@@ -81,17 +82,16 @@ Tensor Llama::forward(const BatchPlan& plan, const std::vector<int32_t>& source,
     b.rms_norm(h, x, layers_[0].input_norm.view(), c.norm_eps);
     for (int32_t i = 0; i < c.n_layers; ++i) {
         const Layer& layer = layers_[static_cast<size_t>(i)];
-        b.linear(q, h, *layer.q, layer.q_bias.view());
-        b.linear(k, h, *layer.k, layer.k_bias.view());
-        b.linear(v, h, *layer.v, layer.v_bias.view());
+        b.linears(h, std::array{Product{q, layer.q.get(), layer.q_bias.view()},
+                                Product{k, layer.k.get(), layer.k_bias.view()},
+                                Product{v, layer.v.get(), layer.v_bias.view()}});
         b.rope_kv_append(kv.view(), i, q, k, v, cos_sin, batch);
         b.attention(attn, q, k, v, shape, &kv.view(), i, batch);
         b.linear(y, attn, *layer.o, layer.o_bias.view());
         b.add_rms_norm(h, x, y, layer.ffn_norm.view(), c.norm_eps);
 
-        b.linear(gate, h, *layer.gate, layer.gate_bias.view());
-        b.linear(up, h, *layer.up, layer.up_bias.view());
-        b.silu_mul(gate, up);
+        b.linear_silu_mul(h, {gate, layer.gate.get(), layer.gate_bias.view()},
+                          {up, layer.up.get(), layer.up_bias.view()});
         b.linear(y, gate, *layer.down, layer.down_bias.view());
         const bool last = i + 1 == c.n_layers;
         const DeviceVector& next = last ? norm_ : layers_[static_cast<size_t>(i) + 1].input_norm;

@@ -1,6 +1,7 @@
 // See policy.h.
 #include "models/policy.h"
 
+#include <array>
 #include <cmath>
 
 #include "io/file.h"
@@ -99,9 +100,9 @@ std::vector<float> Policy::logits(Tensor chunk_emb, Tensor question_emb, Arena& 
     b.layer_norm(h, x, layers_[0].norm1.view(), layers_[0].norm1_bias.view(), config_.norm_eps);
     for (size_t i = 0; i < layers_.size(); ++i) {
         const Layer& layer = layers_[i];
-        b.linear(q, h, *layer.q, layer.q_bias.view());
-        b.linear(k, h, *layer.k, layer.k_bias.view());
-        b.linear(v, h, *layer.v, layer.v_bias.view());
+        b.linears(h, std::array{Product{q, layer.q.get(), layer.q_bias.view()},
+                                Product{k, layer.k.get(), layer.k_bias.view()},
+                                Product{v, layer.v.get(), layer.v_bias.view()}});
         b.attention(attn, q, k, v, shape, nullptr, 0, batch);
         b.linear(y, attn, *layer.o, layer.o_bias.view());
         b.add_layer_norm(h, x, y, layer.norm2.view(), layer.norm2_bias.view(), config_.norm_eps);

@@ -1,6 +1,7 @@
 // See roberta.h.
 #include "models/roberta.h"
 
+#include <array>
 #include <cmath>
 
 namespace refrag {
@@ -103,9 +104,9 @@ Tensor Roberta::run(const BatchPlan& plan, const Batch& batch,
     b.add_embed(x, *position_, upload_vector(b, arena, position_ids));
     b.layer_norm(x, x, norm_.view(), norm_bias_.view(), c.norm_eps);
     for (const Layer& layer : layers_) {
-        b.linear(q, x, *layer.q, layer.q_bias.view());
-        b.linear(k, x, *layer.k, layer.k_bias.view());
-        b.linear(v, x, *layer.v, layer.v_bias.view());
+        b.linears(x, std::array{Product{q, layer.q.get(), layer.q_bias.view()},
+                                Product{k, layer.k.get(), layer.k_bias.view()},
+                                Product{v, layer.v.get(), layer.v_bias.view()}});
         b.attention(attn, q, k, v, shape, nullptr, 0, batch);
         b.linear(y, attn, *layer.o, layer.o_bias.view());
         b.add_layer_norm(x, x, y, layer.attn_norm.view(), layer.attn_norm_bias.view(), c.norm_eps);

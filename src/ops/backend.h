@@ -91,6 +91,13 @@ struct AttentionShape {
 
 enum class Pooling { cls, mean };
 
+// out = x W^T + bias, one of several products of the same x.
+struct Product {
+    Tensor out;
+    const Matrix* w = nullptr;
+    Tensor bias;
+};
+
 class Backend : public MemorySource {
   public:
     // One line for people: the device, and how it is used ("cpu: AVX-512, 2 threads").
@@ -119,8 +126,13 @@ class Backend : public MemorySource {
 
     // ---- matrix products ------------------------------------------------------------------------------
     // out[r, n] = sum_k x[r, k] * W[n, k] + bias[n]; x [rows, in_dim], out [rows, out_dim], bias [1, out_dim]
-    // F32 or empty. fp32 products and sums of the widened weights on the CPU.
+    // F32 or empty. Sums in fp32. With BF16 weights a backend may round x to bf16 first (nearest even), as
+    // bf16 hardware takes it; otherwise products are those of x and the widened weights.
     virtual void linear(Tensor out, Tensor x, const Matrix& w, Tensor bias) = 0;
+    // linear() for each product, so that what a backend prepares of x is prepared once.
+    virtual void linears(Tensor x, std::span<const Product> products) {
+        for (const Product& p : products) linear(p.out, x, *p.w, p.bias);
+    }
     // out = gelu(linear(x)); fused where a backend can.
     virtual void linear_gelu(Tensor out, Tensor x, const Matrix& w, Tensor bias) {
         linear(out, x, w, bias);
@@ -132,6 +144,12 @@ class Backend : public MemorySource {
     virtual void gelu(Tensor x) = 0;           // x = 0.5 x (1 + erf(x / sqrt(2))): the exact form, not tanh
     virtual void tanh(Tensor x) = 0;
     virtual void silu_mul(Tensor gate, Tensor up) = 0;  // gate = gate / (1 + exp(-gate)) * up  (SwiGLU)
+    // gate.out = silu(linear(x, gate)) * linear(x, up); what up.out then holds is unspecified.
+    virtual void linear_silu_mul(Tensor x, const Product& gate, const Product& up) {
+        linear(gate.out, x, *gate.w, gate.bias);
+        linear(up.out, x, *up.w, up.bias);
+        silu_mul(gate.out, up.out);
+    }
 
     // ---- norms (over each row) ------------------------------------------------------------------------
     // out = x / sqrt(mean(x^2) + eps) * weight; weight [1, cols]; out may be x.

@@ -1,0 +1,166 @@
+// Matrix products on the CPU's bf16 instructions: how x is rounded and packed, how products of one x are cut
+// into tasks, and the scalar loops. Weights are packed in gemm.cpp, the loops are in simd_amx.cpp and
+// simd_avx512_bf16.cpp.
+//
+// Every row goes through the same instructions, one row as well as thousands, so that a row's result does not
+// depend on the batch it is in.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+
+#include "cpu/backend_impl.h"
+
+namespace refrag {
+namespace {
+
+// A task's rows and k: 512 KB of x, which stay in the second cache level while the task's panels pass.
+constexpr int64_t kTaskRows = 256;
+constexpr int64_t kTaskK = 1024;
+constexpr int64_t kMaxTaskPanels = 16;
+// Multiply-adds below which waking other threads costs more than it saves.
+constexpr double kMinParallelWork = 1e6;
+
+uint16_t rounded_bf16(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    if (std::isnan(x)) return static_cast<uint16_t>(bits >> 16 | 0x40);
+    if (std::fpclassify(x) == FP_SUBNORMAL) return static_cast<uint16_t>(bits >> 16 & 0x8000);
+    return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+}  // namespace
+
+// ---- scalar loops -------------------------------------------------------------------------------------
+
+void scalar::pack_bf16(uint16_t* block, const float* x, int64_t ldx, int64_t rows, int64_t k) {
+    for (int64_t r = 0; r < kPanel; ++r) {
+        for (int64_t i = 0; i < tile_k_ceil(k); ++i) {
+            const float value = r < rows && i < k ? x[r * ldx + i] : 0.0f;
+            block[i / kTileK * kTileElements + r * kTileK + i % kTileK] = rounded_bf16(value);
+        }
+    }
+}
+
+void scalar::gemm_bf16(const Bf16Gemm& g) {
+    for (int64_t r = 0; r < g.rows; ++r) {
+        for (int64_t n = 0; n < g.n_cols; ++n) {
+            const uint16_t* a = g.a + r / kPanel * g.a_stride + r % kPanel * kTileK;
+            const uint16_t* b = g.b + n / kPanel * g.b_stride + n % kPanel * 2;
+            float sum = g.accumulate ? g.c[r * g.ldc + n] : 0.0f;
+            for (int64_t tile = 0; tile < g.k_tiles; ++tile, a += kTileElements, b += kTileElements) {
+                for (int64_t k = 0; k < kTileK; ++k) {
+                    sum += bf16_to_f32(a[k]) * bf16_to_f32(b[k / 2 * 2 * kPanel + k % 2]);
+                }
+            }
+            g.c[r * g.ldc + n] = sum;
+        }
+    }
+}
+
+// ---- products -----------------------------------------------------------------------------------------
+
+void CpuBackend::linears(Tensor x, std::span<const Product> products) {
+    const bool all =
+        std::all_of(products.begin(), products.end(), [&](const Product& p) { return uses_bf16(*p.w); });
+    if (!all) return Backend::linears(x, products);
+    products_bf16(x, products, Then::nothing);
+}
+
+void CpuBackend::linear_silu_mul(Tensor x, const Product& gate, const Product& up) {
+    if (!uses_bf16(*gate.w) || !uses_bf16(*up.w)) return Backend::linear_silu_mul(x, gate, up);
+    const Product both[] = {gate, up};
+    products_bf16(x, both, Then::silu_mul);
+}
+
+// x in blocks of 16 rows, each tile_k_ceil(x.cols) / 32 tiles, at left_.
+void CpuBackend::pack_left(Tensor x) {
+    const int64_t stride = tile_k_ceil(x.cols) * kPanel;
+    const int64_t n_blocks = (x.rows + kPanel - 1) / kPanel;
+    auto* const left = reinterpret_cast<uint16_t*>(left_.get(n_blocks * stride / 2));
+    const auto pack = [&](int64_t begin, int64_t end) {
+        for (int64_t b = begin; b < end; ++b) {
+            kernels_.pack_bf16(left + b * stride, x.f32() + b * kPanel * x.cols, x.cols,
+                               std::min(kPanel, x.rows - b * kPanel), x.cols);
+        }
+    };
+    parallel(n_blocks, static_cast<double>(kPanel * x.cols), std::ref(pack));
+}
+
+// With Then::silu_mul there are two products of the same shape, and a task computes both parts of a block.
+void CpuBackend::products_bf16(Tensor x, std::span<const Product> products, Then then) {
+    const int64_t rows = x.rows, in_dim = x.cols;
+    const bool paired = then == Then::silu_mul;
+    REFRAG_DCHECK(!paired || (products.size() == 2 && products[0].w->out_dim() == products[1].w->out_dim()));
+    int64_t n_panels = 0;
+    for (const Product& p : products) {
+        REFRAG_DCHECK(p.w->in_dim() == in_dim && p.out.cols == p.w->out_dim() && p.out.rows == rows);
+        REFRAG_DCHECK(p.bias.empty() || p.bias.size() == p.w->out_dim());
+        n_panels += (p.w->out_dim() + kPanel - 1) / kPanel;
+    }
+    if (rows == 0 || n_panels == 0) return;
+
+    const std::lock_guard<std::mutex> lock(scratch_mutex_);
+    pack_left(x);
+    const auto* const left = reinterpret_cast<const uint16_t*>(left_.get(0));
+    const int64_t left_stride = tile_k_ceil(in_dim) * kPanel;
+
+    // Some tasks for each thread even out their speeds; whole tasks are best for the caches.
+    const int64_t n_blocks = (rows + kTaskRows - 1) / kTaskRows;
+    const int64_t wanted = std::max<int64_t>(1, n_panels * n_blocks / (int64_t{6} * threads_.size()));
+    const int64_t group = std::min(kMaxTaskPanels, wanted + wanted % 2);
+    const int64_t group_cols = group * kPanel;
+    const auto groups_of = [&](const Product& p) { return (p.out.cols + group_cols - 1) / group_cols; };
+    int64_t n_groups = 0;
+    for (const Product& p : products.first(paired ? 1 : products.size())) n_groups += groups_of(p);
+
+    const auto compute = [&](const Product& p, int64_t row, int64_t n_rows, int64_t column, int64_t n_cols) {
+        const auto& w = static_cast<const CpuMatrix&>(*p.w);  // NOLINT: made by make_matrix, as linear's
+        Bf16Gemm g{};
+        g.a_stride = left_stride;
+        g.b_stride = w.panel_stride();
+        g.ldc = p.out.cols;
+        g.c = p.out.f32() + row * g.ldc + column;
+        g.rows = n_rows;
+        g.n_cols = n_cols;
+        int64_t k = 0;
+        do {
+            g.a = left + row / kPanel * left_stride + k * kPanel;
+            g.b = reinterpret_cast<const uint16_t*>(w.panel(column / kPanel, k));
+            g.k_tiles = tile_k_ceil(std::min(kTaskK, in_dim - k)) / kTileK;
+            g.accumulate = k > 0;
+            kernels_.gemm_bf16(g);
+            k += kTaskK;
+        } while (k < in_dim);
+        if (p.bias.empty()) return;
+        for (int64_t r = 0; r < n_rows; ++r) kernels_.add(g.c + r * g.ldc, p.bias.f32() + column, n_cols);
+    };
+    const auto task = [&](int64_t index, int /*thread*/) {
+        const int64_t row = index / n_groups * kTaskRows;
+        const int64_t n_rows = std::min(kTaskRows, rows - row);
+        int64_t column_group = index % n_groups;
+        const Product* p = products.data();
+        while (column_group >= groups_of(*p)) column_group -= groups_of(*p++);
+        const int64_t column = column_group * group_cols;
+        const int64_t n_cols = std::min(group_cols, p->out.cols - column);
+        compute(*p, row, n_rows, column, n_cols);
+        if (paired) compute(products[1], row, n_rows, column, n_cols);
+        if (then == Then::nothing) return;
+        for (int64_t r = row; r < row + n_rows; ++r) {
+            float* const at = p->out.f32() + r * p->out.cols + column;
+            if (paired)
+                kernels_.silu_mul(at, products[1].out.f32() + r * p->out.cols + column, n_cols);
+            else
+                kernels_.gelu(at, n_cols);
+        }
+    };
+
+    const double work = static_cast<double>(rows) * static_cast<double>(in_dim * n_panels * kPanel);
+    if (work < kMinParallelWork) {
+        for (int64_t i = 0; i < n_blocks * n_groups; ++i) task(i, 0);
+    } else {
+        threads_.run_on(n_blocks * n_groups, std::ref(task));
+    }
+}
+
+}  // namespace refrag

@@ -6,6 +6,7 @@
 // sizes.
 #include <algorithm>
 
+#include "cpu/kernels.h"
 #include "ops_test.h"
 
 using namespace refrag_test;
@@ -25,7 +26,17 @@ Floats run_linear(Backend& backend, Floats x, int64_t rows, const Matrix& w, Flo
     return out;
 }
 
-void check_linear(Backend& backend, DType dtype, int64_t rows, int64_t out_dim, int64_t in_dim,
+// Whether a backend with this instruction set rounds x to bf16 before a product with BF16 weights.
+bool rounds_x(CpuIsa isa, DType weights) {
+    return weights == DType::bf16 && (isa == CpuIsa::avx512_bf16 || isa == CpuIsa::amx);
+}
+
+Floats rounded_to_bf16(Floats x) {
+    for (float& value : x) value = refrag::bf16_to_f32(refrag::f32_to_bf16(value));
+    return x;
+}
+
+void check_linear(Backend& backend, CpuIsa isa, DType dtype, int64_t rows, int64_t out_dim, int64_t in_dim,
                   bool with_bias) {
     CAPTURE(refrag::dtype_name(dtype));
     CAPTURE(rows);
@@ -33,9 +44,10 @@ void check_linear(Backend& backend, DType dtype, int64_t rows, int64_t out_dim, 
     CAPTURE(in_dim);
     const FileMatrix file(dtype, out_dim, in_dim, 11);
     const auto w = file.make(backend);
-    const Floats x = random_floats(rows * in_dim, 12);
+    Floats x = random_floats(rows * in_dim, 12);
     const Floats bias = with_bias ? random_floats(out_dim, 13) : Floats{};
     const Floats out = run_linear(backend, x, rows, *w, bias);
+    if (rounds_x(isa, dtype)) x = rounded_to_bf16(x);
     int64_t wrong = 0;
     for (int64_t r = 0; r < rows; ++r) {
         for (int64_t n = 0; n < out_dim; ++n) {
@@ -58,32 +70,41 @@ void check_linear(Backend& backend, DType dtype, int64_t rows, int64_t out_dim, 
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("ops: linear at awkward sizes", T, Scalar, Avx2, Avx512) {
+TEST_CASE_TEMPLATE("ops: linear at awkward sizes", T, Scalar, Avx2, Avx512, Avx512Bf16, Amx) {
     REQUIRE_ISA(T);
     const auto backend = make_cpu_backend(2, T::isa);
     for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
         // Rows around the tile of 6, columns around panels of 16 and groups of 64, odd and single k.
-        for (const int64_t rows : {1, 3, 5, 6, 7, 13}) check_linear(*backend, dtype, rows, 65, 33, true);
+        for (const int64_t rows : {1, 3, 5, 6, 7, 13})
+            check_linear(*backend, T::isa, dtype, rows, 65, 33, true);
         for (const int64_t out_dim : {1, 3, 15, 16, 17, 31, 32, 33, 47, 63, 64, 65, 113}) {
-            check_linear(*backend, dtype, 7, out_dim, 31, out_dim % 2 == 0);
+            check_linear(*backend, T::isa, dtype, 7, out_dim, 31, out_dim % 2 == 0);
         }
         for (const int64_t in_dim : {1, 2, 3, 15, 16, 63, 65, 255, 256, 257, 513}) {
-            check_linear(*backend, dtype, 7, 33, in_dim, true);
+            check_linear(*backend, T::isa, dtype, 7, 33, in_dim, true);
         }
         // Enough rows to widen 2-byte weights first, and two row blocks.
-        check_linear(*backend, dtype, 24, 65, 259, true);
-        check_linear(*backend, dtype, 25, 17, 1, false);
-        check_linear(*backend, dtype, 201, 33, 65, true);
+        check_linear(*backend, T::isa, dtype, 24, 65, 259, true);
+        check_linear(*backend, T::isa, dtype, 25, 17, 1, false);
+        check_linear(*backend, T::isa, dtype, 201, 33, 65, true);
         // Several blocks of the inner dimension, whose sums pass through the output.
         for (const int64_t in_dim : {1024, 1025, 2051}) {
-            check_linear(*backend, dtype, 8, 17, in_dim, true);
-            check_linear(*backend, dtype, 26, 17, in_dim, true);
+            check_linear(*backend, T::isa, dtype, 8, 17, in_dim, true);
+            check_linear(*backend, T::isa, dtype, 26, 17, in_dim, true);
         }
+        // Around the tiles of 16 rows, 32 k and two panels, and a block of 256 rows, of the bf16 products.
+        for (const int64_t rows : {15, 16, 17, 31, 32, 33, 48, 63}) {
+            check_linear(*backend, T::isa, dtype, rows, 49, 97, true);
+        }
+        for (const int64_t rows : {255, 256, 257, 513}) {
+            check_linear(*backend, T::isa, dtype, rows, 19, 290, true);
+        }
+        check_linear(*backend, T::isa, dtype, 1, 2065, 96, true);
     }
 }
 
 TEST_CASE_TEMPLATE("ops: a row's product does not depend on its batch or the threads", T, Scalar, Avx2,
-                   Avx512) {
+                   Avx512, Avx512Bf16, Amx) {
     REQUIRE_ISA(T);
     // Two row blocks, and two blocks of the inner dimension for all but a single row tile.
     constexpr int64_t rows = 205, out_dim = 83, in_dim = 1031;
@@ -109,7 +130,8 @@ TEST_CASE_TEMPLATE("ops: a row's product does not depend on its batch or the thr
     }
 }
 
-TEST_CASE_TEMPLATE("ops: bf16 and f16 weights give what their widened values give", T, Scalar, Avx2, Avx512) {
+TEST_CASE_TEMPLATE("ops: bf16 and f16 weights give what their widened values give", T, Scalar, Avx2, Avx512,
+                   Avx512Bf16, Amx) {
     REQUIRE_ISA(T);
     const auto backend = make_cpu_backend(1, T::isa);
     for (const DType dtype : {DType::bf16, DType::f16}) {
@@ -118,14 +140,15 @@ TEST_CASE_TEMPLATE("ops: bf16 and f16 weights give what their widened values giv
         std::memcpy(wide.bytes.data(), file.values.data(), wide.bytes.size());
         for (const int64_t rows : {2, 30}) {
             const Floats x = random_floats(rows * 67, 32);
+            if (rounds_x(T::isa, dtype)) continue;  // another order of the sum
             CHECK(same_bits(run_linear(*backend, x, rows, *file.make(*backend), {}),
                             run_linear(*backend, x, rows, *wide.make(*backend), {})));
         }
     }
 }
 
-TEST_CASE_TEMPLATE("ops: NaN and inf stay in their row, and pass as in the formula", T, Scalar, Avx2,
-                   Avx512) {
+TEST_CASE_TEMPLATE("ops: NaN and inf stay in their row, and pass as in the formula", T, Scalar, Avx2, Avx512,
+                   Avx512Bf16, Amx) {
     REQUIRE_ISA(T);
     const auto backend = make_cpu_backend(2, T::isa);
     constexpr int64_t out_dim = 35, in_dim = 19;
@@ -153,7 +176,7 @@ TEST_CASE_TEMPLATE("ops: NaN and inf stay in their row, and pass as in the formu
     }
 }
 
-TEST_CASE_TEMPLATE("ops: linear_gelu is linear, then gelu", T, Scalar, Avx2, Avx512) {
+TEST_CASE_TEMPLATE("ops: linear_gelu is linear, then gelu", T, Scalar, Avx2, Avx512, Avx512Bf16, Amx) {
     REQUIRE_ISA(T);
     const auto backend = make_cpu_backend(2, T::isa);
     for (const int64_t rows : {1, 7, 200}) {
@@ -163,6 +186,116 @@ TEST_CASE_TEMPLATE("ops: linear_gelu is linear, then gelu", T, Scalar, Avx2, Avx
         Floats expected = run_linear(*backend, x, rows, *w, bias);
         backend->gelu(view(expected, rows, 83));
         CHECK(same_bits(run_linear(*backend, x, rows, *w, bias, true), expected));
+    }
+}
+
+TEST_CASE_TEMPLATE("ops: several products of one x are linear, one by one", T, Scalar, Avx2, Avx512,
+                   Avx512Bf16, Amx) {
+    REQUIRE_ISA(T);
+    const auto backend = make_cpu_backend(2, T::isa);
+    // Of one dtype, and of two, which no fused product can do at once.
+    for (const DType second : {DType::bf16, DType::f32}) {
+        for (const int64_t rows : {1, 18, 270}) {
+            const int64_t dims[] = {83, 16, 700};
+            const FileMatrix files[] = {
+                {DType::bf16, dims[0], 65, 61}, {second, dims[1], 65, 62}, {DType::bf16, dims[2], 65, 63}};
+            Floats x = random_floats(rows * 65, 64);
+            std::vector<std::unique_ptr<Matrix>> w;
+            std::vector<Floats> biases, out, expected;
+            for (size_t i = 0; i < 3; ++i) {
+                w.push_back(files[i].make(*backend));
+                biases.push_back(i == 1 ? Floats{} : random_floats(dims[i], 65));
+                out.emplace_back(static_cast<size_t>(rows * dims[i]), kNan);
+                expected.push_back(run_linear(*backend, x, rows, *w[i], biases[i]));
+            }
+            std::vector<refrag::Product> products;
+            for (size_t i = 0; i < 3; ++i) {
+                products.push_back({view(out[i], rows, dims[i]), w[i].get(),
+                                    biases[i].empty() ? Tensor{} : view(biases[i], 1, dims[i])});
+            }
+            backend->linears(view(x, rows, 65), products);
+            for (size_t i = 0; i < 3; ++i) CHECK(same_bits(out[i], expected[i]));
+        }
+    }
+}
+
+TEST_CASE_TEMPLATE("ops: linear_silu_mul is its definition", T, Scalar, Avx2, Avx512, Avx512Bf16, Amx) {
+    REQUIRE_ISA(T);
+    const auto backend = make_cpu_backend(2, T::isa);
+    for (const DType dtype : {DType::bf16, DType::f32}) {
+        for (const int64_t rows : {1, 17, 300}) {
+            const FileMatrix gate_file(dtype, 563, 70, 71), up_file(dtype, 563, 70, 72);
+            const auto gate_w = gate_file.make(*backend), up_w = up_file.make(*backend);
+            Floats x = random_floats(rows * 70, 73), bias = random_floats(563, 74);
+            Floats gate = run_linear(*backend, x, rows, *gate_w, bias);
+            Floats up = run_linear(*backend, x, rows, *up_w, {});
+            backend->silu_mul(view(gate, rows, 563), view(up, rows, 563));
+            Floats out(gate.size(), kNan), scratch(gate.size(), kNan);
+            backend->linear_silu_mul(view(x, rows, 70),
+                                     {view(out, rows, 563), gate_w.get(), view(bias, 1, 563)},
+                                     {view(scratch, rows, 563), up_w.get(), Tensor{}});
+            CHECK(same_bits(out, gate));
+        }
+    }
+}
+
+TEST_CASE_TEMPLATE("ops: bf16 kernels against the scalar definition", T, Avx512Bf16, Amx) {
+    REQUIRE_ISA(T);
+    const refrag::CpuKernels& kernels = refrag::cpu_kernels(T::isa);
+    REQUIRE(static_cast<bool>(kernels.gemm_bf16));
+    // Rounding: halfway cases, the largest finite value, infinities, NaNs with any payload, denormals.
+    Floats special = {0.0f,        -0.0f,       kInf,          -kInf,  1.0f,
+                      1.00390625f, 1.01171875f, 3.4028235e38f, 1e-40f, -1e-40f};
+    for (int i = 0; i < 200; ++i) special.push_back(random_floats(1, static_cast<uint32_t>(i), 1e3f)[0]);
+    special.push_back(kNan);
+    const auto n = static_cast<int64_t>(special.size());
+    std::vector<uint16_t> fast(static_cast<size_t>(refrag::tile_k_ceil(n) * refrag::kPanel), 7), plain = fast;
+    for (const int64_t rows : {1, 3}) {
+        const int64_t ld = n / rows;
+        kernels.pack_bf16(fast.data(), special.data(), ld, rows, ld);
+        refrag::scalar::pack_bf16(plain.data(), special.data(), ld, rows, ld);
+        CHECK(
+            std::equal(fast.begin(), fast.begin() + refrag::tile_k_ceil(ld) * refrag::kPanel, plain.begin()));
+    }
+    // Sums: strides larger than the operands, parts of tiles, accumulation; nothing beyond n_cols is written.
+    for (const int64_t rows : {1, 2, 7, 8, 9, 16, 17, 40, 270}) {
+        for (const int64_t n_cols : {1, 16, 17, 32, 33, 95, 96, 97}) {
+            for (const int64_t k_tiles : {1, 2, 9}) {
+                CAPTURE(rows);
+                CAPTURE(n_cols);
+                CAPTURE(k_tiles);
+                const int64_t k = k_tiles * refrag::kTileK, ldc = n_cols + 5;
+                const int64_t a_stride = k * refrag::kPanel + 64, b_stride = k * refrag::kPanel + 32;
+                const int64_t blocks = (rows + 15) / 16, panels = (n_cols + 15) / 16;
+                std::vector<uint16_t> a(static_cast<size_t>(blocks * a_stride)),
+                    b(static_cast<size_t>(panels * b_stride));
+                const Floats fa = random_floats(std::ssize(a), 81), fb = random_floats(std::ssize(b), 82);
+                for (size_t i = 0; i < a.size(); ++i) a[i] = refrag::f32_to_bf16(fa[i]);
+                for (size_t i = 0; i < b.size(); ++i) b[i] = refrag::f32_to_bf16(fb[i]);
+                const Floats before = random_floats(rows * ldc, 83);
+                for (const bool accumulate : {false, true}) {
+                    Floats c = before, expected = before;
+                    refrag::Bf16Gemm g{a.data(), a_stride, b.data(), b_stride, c.data(),
+                                       ldc,      rows,     n_cols,   k_tiles,  accumulate};
+                    kernels.gemm_bf16(g);
+                    g.c = expected.data();
+                    refrag::scalar::gemm_bf16(g);
+                    int64_t wrong = 0;
+                    for (int64_t r = 0; r < rows; ++r) {
+                        for (int64_t i = 0; i < ldc; ++i) {
+                            const auto at = static_cast<size_t>(r * ldc + i);
+                            // Both sums have at most k + 1 roundings of terms at most 1 in size.
+                            const double bound = 2 * gamma_n(k + 1) * static_cast<double>(k + 1);
+                            const bool right = i < n_cols
+                                                   ? within(c[at], static_cast<double>(expected[at]), bound)
+                                                   : same_bits(c[at], before[at]);
+                            if (!right) ++wrong;
+                        }
+                    }
+                    CHECK(wrong == 0);
+                }
+            }
+        }
     }
 }
 
@@ -206,7 +339,8 @@ TEST_CASE("ops: make_matrix reads every row once, in order, and passes a reader'
     CHECK_THROWS_AS(backend->make_matrix(DType::i32, 1, 1, [](int64_t, int64_t, void*) {}), Error);
 }
 
-TEST_CASE_TEMPLATE("ops: embed takes rows from the table and from the slots", T, Scalar, Avx2, Avx512) {
+TEST_CASE_TEMPLATE("ops: embed takes rows from the table and from the slots", T, Scalar, Avx2, Avx512,
+                   Avx512Bf16, Amx) {
     REQUIRE_ISA(T);
     const auto backend = make_cpu_backend(2, T::isa);
     for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {

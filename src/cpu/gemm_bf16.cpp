@@ -6,7 +6,6 @@
 // depend on the batch it is in.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <functional>
 
 #include "cpu/backend_impl.h"
@@ -21,14 +20,6 @@ constexpr int64_t kMaxTaskPanels = 16;
 // Multiply-adds below which waking other threads costs more than it saves.
 constexpr double kMinParallelWork = 1e6;
 
-uint16_t rounded_bf16(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    if (std::isnan(x)) return static_cast<uint16_t>(bits >> 16 | 0x40);
-    if (std::fpclassify(x) == FP_SUBNORMAL) return static_cast<uint16_t>(bits >> 16 & 0x8000);
-    return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
 }  // namespace
 
 // ---- scalar loops -------------------------------------------------------------------------------------
@@ -36,8 +27,9 @@ uint16_t rounded_bf16(float x) {
 void scalar::pack_bf16(uint16_t* block, const float* x, int64_t ldx, int64_t rows, int64_t k) {
     for (int64_t r = 0; r < kPanel; ++r) {
         for (int64_t i = 0; i < tile_k_ceil(k); ++i) {
-            const float value = r < rows && i < k ? x[r * ldx + i] : 0.0f;
-            block[i / kTileK * kTileElements + r * kTileK + i % kTileK] = rounded_bf16(value);
+            float value = r < rows && i < k ? x[r * ldx + i] : 0.0f;
+            if (std::fpclassify(value) == FP_SUBNORMAL) value = std::copysign(0.0f, value);
+            block[i / kTileK * kTileElements + r * kTileK + i % kTileK] = f32_to_bf16(value);
         }
     }
 }

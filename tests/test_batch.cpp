@@ -7,6 +7,7 @@
 #include <map>
 #include <new>
 
+#include "failing.h"
 #include "golden.h"
 #include "refrag/engine.h"
 #include "refrag/prompt.h"
@@ -333,6 +334,22 @@ TEST_CASE("a prompt longer than a step goes through in parts, the others go on m
     CHECK(together[0].steps == std::vector<int>{0, 1, 2, 3, 4, 5, 6, 7});  // waits for nobody
     CHECK(together[1].steps == std::vector<int>{2, 3, 4});                 // 2045 + 2047 + 908 rows
     CHECK(together[2].steps == std::vector<int>{2, 3});                    // first come, first served
+}
+
+TEST_CASE_FIXTURE(Fixture, "a step that only generates allocates nothing") {
+    for (const int32_t parallel : {1, 3}) {
+        Generator generator(model.decoder(), parallel, 128);
+        for (int32_t i = 0; i < parallel; ++i) {
+            generator.start({5, 6, 7}, Buffer{}, [](std::span<const float> logits, double) {
+                return std::optional<int32_t>(logits[0] < 0.0f ? 5 : 9);
+            });
+        }
+        for (int i = 0; i < 3; ++i) CHECK(generator.step().empty());
+        // Across the border of a page of 32 entries.
+        const refrag_test::FailingMemory counting(0);
+        for (int i = 0; i < 40; ++i) generator.step();
+        CHECK(counting.asked() == 0);
+    }
 }
 
 TEST_CASE_FIXTURE(Fixture, "an engine that cannot be is refused") {

@@ -91,11 +91,11 @@ ThreadPool::~ThreadPool() {
     for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::run(int64_t n_tasks, const std::function<void(int64_t)>& task) {
+void ThreadPool::run(int64_t n_tasks, FunctionRef<void(int64_t)> task) {
     run_on(n_tasks, [&task](int64_t i, int) { task(i); });
 }
 
-void ThreadPool::run_on(int64_t n_tasks, const std::function<void(int64_t, int)>& task) {
+void ThreadPool::run_on(int64_t n_tasks, FunctionRef<void(int64_t, int)> task) {
     if (n_tasks <= 0) return;
     const std::lock_guard<std::mutex> lock(run_mutex_);
     if (n_tasks == 1 || workers_.empty()) {

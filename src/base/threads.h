@@ -9,10 +9,11 @@
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
-#include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
+
+#include "base/function_ref.h"
 
 namespace refrag {
 
@@ -31,13 +32,13 @@ class ThreadPool {
 
     // Calls task(i) once for each i in [0, n_tasks), and returns when all have ended. If a task throws, tasks
     // not yet begun are dropped and the first exception is rethrown here.
-    void run(int64_t n_tasks, const std::function<void(int64_t)>& task);
+    void run(int64_t n_tasks, FunctionRef<void(int64_t)> task);
     // The same, with the number of the thread, in [0, size()): for scratch memory kept per thread. No two
     // tasks that run at once have the same number.
-    void run_on(int64_t n_tasks, const std::function<void(int64_t task, int thread)>& task);
+    void run_on(int64_t n_tasks, FunctionRef<void(int64_t task, int thread)> task);
 
   private:
-    using Task = std::function<void(int64_t, int)>;
+    using Task = FunctionRef<void(int64_t, int)>;
 
     void work(int thread);
     void take_tasks(int thread);

@@ -2,12 +2,12 @@
 // the kernels of the chosen instruction set.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
+#include "base/function_ref.h"
 #include "base/threads.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/kernels.h"
@@ -106,8 +106,7 @@ class CpuBackend : public Backend {
   private:
     // Calls body(begin, end) over [0, n) cut into pieces, in parallel where n items of `cost` (about one unit
     // for each element touched) are worth it. Pieces begin at multiples of `grain`.
-    void parallel(int64_t n, double cost, const std::function<void(int64_t, int64_t)>& body,
-                  int64_t grain = 1);
+    void parallel(int64_t n, double cost, FunctionRef<void(int64_t, int64_t)> body, int64_t grain = 1);
     void linear_act(Tensor out, Tensor x, const Matrix& w, Tensor bias, bool gelu);
 
     // What is done with a block of a product's results while it is in the cache.

@@ -207,8 +207,7 @@ void CpuBackend::copy(Tensor out, Tensor x) {
     });
 }
 
-void CpuBackend::parallel(int64_t n, double cost, const std::function<void(int64_t, int64_t)>& body,
-                          int64_t grain) {
+void CpuBackend::parallel(int64_t n, double cost, FunctionRef<void(int64_t, int64_t)> body, int64_t grain) {
     if (n <= 0) return;
     // A few pieces for each thread even out their speeds; pieces too small cost more than they even out.
     const double total = static_cast<double>(n) * cost;

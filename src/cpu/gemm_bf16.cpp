@@ -6,7 +6,6 @@
 // depend on the batch it is in.
 #include <algorithm>
 #include <cmath>
-#include <functional>
 
 #include "cpu/backend_impl.h"
 
@@ -76,7 +75,7 @@ void CpuBackend::pack_left(Tensor x) {
                                std::min(kPanel, x.rows - b * kPanel), x.cols);
         }
     };
-    parallel(n_blocks, static_cast<double>(kPanel * x.cols), std::ref(pack));
+    parallel(n_blocks, static_cast<double>(kPanel * x.cols), pack);
 }
 
 // With Then::silu_mul there are two products of the same shape, and a task computes both parts of a block.
@@ -151,7 +150,7 @@ void CpuBackend::products_bf16(Tensor x, std::span<const Product> products, Then
     if (work < kMinParallelWork) {
         for (int64_t i = 0; i < n_blocks * n_groups; ++i) task(i, 0);
     } else {
-        threads_.run_on(n_blocks * n_groups, std::ref(task));
+        threads_.run_on(n_blocks * n_groups, task);
     }
 }
 

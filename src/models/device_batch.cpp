@@ -21,6 +21,15 @@ void BatchPlan::add_encoder(int32_t n) {
     add(-1, 0, n);
 }
 
+void BatchPlan::clear() {
+    row_begin_.resize(1);
+    start_.clear();
+    slot_.clear();
+    position_.clear();
+    max_rows_ = 0;
+    max_entries_ = 0;
+}
+
 Batch BatchPlan::upload(Backend& backend, Arena& arena) const {
     Batch batch;
     batch.n_seq = n_seq();

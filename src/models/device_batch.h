@@ -18,6 +18,9 @@ class BatchPlan {
     // A bidirectional sequence of n rows without a cache.
     void add_encoder(int32_t n);
 
+    // As new, its memory kept.
+    void clear();
+
     int32_t n_seq() const { return static_cast<int32_t>(slot_.size()); }
     int32_t n_rows() const { return row_begin_.back(); }
     int32_t row_begin(int32_t seq) const { return row_begin_[static_cast<size_t>(seq)]; }

@@ -52,8 +52,8 @@ void Generator::stop(int32_t slot) noexcept {
     at(slot) = Sequence{};
 }
 
-std::vector<Generator::Part> Generator::plan_rows() const {
-    std::vector<Part> parts;
+void Generator::plan_rows() {
+    parts_.clear();
     int64_t left = kPrefillRows;
     for (const bool generating : {true, false}) {
         for (const int32_t slot : order_) {
@@ -61,86 +61,81 @@ std::vector<Generator::Part> Generator::plan_rows() const {
             if (sequence.generating != generating) continue;
             const int64_t n =
                 std::min(left, std::ssize(sequence.source) - static_cast<int64_t>(sequence.fed));
-            if (n > 0) parts.push_back({slot, static_cast<int32_t>(n)});
+            if (n > 0) parts_.push_back({slot, static_cast<int32_t>(n)});
             left -= n;
         }
     }
-    return parts;
 }
 
-void Generator::feed(const std::vector<Part>& parts, std::vector<int32_t>& outputs) {
+void Generator::feed() {
     Backend& backend = decoder_.backend();
     const ArenaScope scratch(arena_);
-    BatchPlan plan;
-    std::vector<int32_t> source;
-    std::vector<int32_t> last_rows;  // of the parts in `outputs`
-    struct SlotRows {
-        int32_t slot;
-        int64_t n;
-    };
-    std::vector<SlotRows> slot_rows;  // which projected chunks these rows name
+    plan_.clear();
+    source_.clear();
+    slot_rows_.clear();
+    outputs_.clear();
+    last_rows_.clear();
     int64_t n_slot_rows = 0;
-    for (const auto& [slot, n] : parts) {
+    for (const auto& [slot, n] : parts_) {
         Sequence& sequence = at(slot);
         kv_.reserve(slot, n);
-        plan.add_cached(slot, kv_.length(slot), n);
+        plan_.add_cached(slot, kv_.length(slot), n);
         int64_t named = 0;
         for (size_t i = sequence.fed; i < sequence.fed + static_cast<size_t>(n); ++i) {
             const int32_t row = sequence.source[i];
             REFRAG_DCHECK(row >= 0 || -1 - row == sequence.slots_fed + named);
-            source.push_back(row >= 0 ? row : static_cast<int32_t>(-1 - (n_slot_rows + named++)));
+            source_.push_back(row >= 0 ? row : static_cast<int32_t>(-1 - (n_slot_rows + named++)));
         }
-        if (named > 0) slot_rows.push_back({slot, named});
+        if (named > 0) slot_rows_.push_back({slot, named});
         n_slot_rows += named;
         if (sequence.fed + static_cast<size_t>(n) == sequence.source.size()) {
-            outputs.push_back(slot);
-            last_rows.push_back(plan.n_rows() - 1);
+            outputs_.push_back(slot);
+            last_rows_.push_back(plan_.n_rows() - 1);
         }
     }
 
     const int64_t dim = decoder_.config().dim;
     const Tensor slots = arena_.tensor(n_slot_rows, dim);
     int64_t begin = 0;
-    for (const auto& [slot, n] : slot_rows) {
+    for (const auto& [slot, n] : slot_rows_) {
         Sequence& sequence = at(slot);
         const Tensor from{sequence.slots.data(), DType::f32, sequence.slots_fed + n, dim};
         backend.copy(slots.row_slice(begin, n), from.row_slice(sequence.slots_fed, n));
         sequence.slots_fed += n;
         begin += n;
     }
-    const Tensor hidden = decoder_.forward(plan, source, slots, kv_, arena_);
-    for (const auto& [slot, n] : parts) {
+    const Tensor hidden = decoder_.forward(plan_, source_, slots, kv_, arena_);
+    for (const auto& [slot, n] : parts_) {
         kv_.advance(slot, n);
         at(slot).fed += static_cast<size_t>(n);
     }
-    if (outputs.empty()) return;
+    if (outputs_.empty()) return;
 
     const double started_ms = now_ms();
-    const Tensor last = arena_.tensor(std::ssize(outputs), dim);
-    backend.gather_rows(last, hidden, upload_vector(backend, arena_, last_rows));
+    const Tensor last = arena_.tensor(std::ssize(outputs_), dim);
+    backend.gather_rows(last, hidden, upload_vector(backend, arena_, last_rows_));
     const Tensor logits = decoder_.logits(last, arena_);
     logits_.resize(static_cast<size_t>(logits.size()));
     backend.download(logits_.data(), logits.data, logits.bytes());
     logits_ms_ = now_ms() - started_ms;
 }
 
-std::vector<Generator::Ended> Generator::step() {
-    std::vector<Ended> ended;
-    const std::vector<Part> parts = plan_rows();
-    if (parts.empty()) return ended;
-    std::vector<int32_t> outputs;
-    ended.reserve(parts.size());  // nothing below may fail for want of memory
+const std::vector<Generator::Ended>& Generator::step() {
+    ended_.clear();
+    plan_rows();
+    if (parts_.empty()) return ended_;
+    ended_.reserve(parts_.size());  // nothing below may fail for want of memory
     try {
-        feed(parts, outputs);
+        feed();
     } catch (...) {
         // What the cache holds of these sequences is unknown now; all others were not touched.
-        for (const auto& [slot, n] : parts) ended.push_back({slot, false, std::current_exception()});
-        for (const Ended& end : ended) stop(end.slot);
-        return ended;
+        for (const auto& [slot, n] : parts_) ended_.push_back({slot, false, std::current_exception()});
+        for (const Ended& end : ended_) stop(end.slot);
+        return ended_;
     }
     const auto vocab = static_cast<size_t>(decoder_.config().vocab_size);
-    for (size_t i = 0; i < outputs.size(); ++i) {
-        const int32_t slot = outputs[i];
+    for (size_t i = 0; i < outputs_.size(); ++i) {
+        const int32_t slot = outputs_[i];
         Sequence& sequence = at(slot);
         sequence.slots = Buffer{};
         sequence.generating = true;
@@ -158,9 +153,9 @@ std::vector<Generator::Ended> Generator::step() {
             end.error = std::current_exception();
         }
         stop(slot);
-        ended.push_back(end);
+        ended_.push_back(end);
     }
-    return ended;
+    return ended_;
 }
 
 }  // namespace refrag

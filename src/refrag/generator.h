@@ -46,8 +46,9 @@ class Generator {
     int32_t start(std::vector<int32_t> source, Buffer slots, NextToken next);
     // Drops a sequence; its slot is free at once.
     void stop(int32_t slot) noexcept;
-    // One batch. Returns the sequences that ended in it; their slots are free again.
-    std::vector<Ended> step();
+    // One batch. Returns the sequences that ended in it, until the next step; their slots are free again.
+    // Where all sequences generate it allocates nothing, once it has been called so before.
+    const std::vector<Ended>& step();
 
     bool has_free_slot() const { return order_.size() < sequences_.size(); }
     size_t n_running() const { return order_.size(); }
@@ -69,16 +70,28 @@ class Generator {
         int32_t n;  // rows of this step
     };
     Sequence& at(int32_t slot) { return sequences_[static_cast<size_t>(slot)]; }
-    std::vector<Part> plan_rows() const;
-    // Feeds the parts; returns the logits of those whose rows are all read, [outputs.size(), vocab_size], on
-    // the host.
-    void feed(const std::vector<Part>& parts, std::vector<int32_t>& outputs);
+    // What one projected prompt's rows of a step name: the next n of the slots of `slot`.
+    struct SlotRows {
+        int32_t slot;
+        int64_t n;
+    };
+    void plan_rows();
+    // Feeds parts_; logits_ become those of outputs_, [outputs_.size(), vocab_size].
+    void feed();
 
     const Llama& decoder_;
     KvCache kv_;
     Arena arena_;
     std::vector<Sequence> sequences_;  // by slot
     std::vector<int32_t> order_;       // slots in use, in the order of their start
+    // One step's lists, kept for their memory.
+    std::vector<Part> parts_;
+    BatchPlan plan_;
+    std::vector<int32_t> source_;
+    std::vector<SlotRows> slot_rows_;
+    std::vector<int32_t> outputs_;    // slots whose rows have all been read
+    std::vector<int32_t> last_rows_;  // of outputs_
+    std::vector<Ended> ended_;
     std::vector<float> logits_;
     double logits_ms_ = 0.0;
 };

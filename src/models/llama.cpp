@@ -3,18 +3,29 @@
 
 #include <array>
 #include <cmath>
+#include <utility>
 
 namespace refrag {
 
-Llama::Llama(Backend& backend, const std::string& dir) : backend_(backend), config_(load_llama_config(dir)) {
-    WeightLoader weights(backend, dir, "model.");
+Llama::Llama(Backend& backend, const std::string& dir, const LoadedBytes& loaded)
+    : backend_(backend), config_(load_llama_config(dir)) {
+    WeightLoader weights(backend, dir, "model.", loaded);
+    load(weights);
+}
+
+Llama::Llama(Backend& backend, LlamaConfig config, WeightSource& weights)
+    : backend_(backend), config_(std::move(config)) {
+    load(weights);
+}
+
+void Llama::load(WeightSource& weights) {
     const LlamaConfig& c = config_;
     embedding_ = weights.matrix("embed_tokens.weight", c.vocab_size, c.dim);
     layers_.reserve(static_cast<size_t>(c.n_layers));
     for (int32_t i = 0; i < c.n_layers; ++i) layers_.push_back(load_layer(weights, i));
     norm_ = weights.vector("norm.weight", c.dim);
     if (!c.tied_embeddings) head_ = weights.matrix("lm_head.weight", c.vocab_size, c.dim);
-    inv_freq_ = DeviceVector(backend, c.inverse_frequencies());
+    inv_freq_ = DeviceVector(backend_, c.inverse_frequencies());
     // Older checkpoints carry the RoPE table; a tied head is sometimes written out as a copy of the
     // embedding.
     std::vector<std::string> known = {"*rotary_emb.inv_freq"};
@@ -23,7 +34,7 @@ Llama::Llama(Backend& backend, const std::string& dir) : backend_(backend), conf
     parameters_ = weights.parameters();
 }
 
-Llama::Layer Llama::load_layer(WeightLoader& weights, int32_t index) const {
+Llama::Layer Llama::load_layer(WeightSource& weights, int32_t index) const {
     const LlamaConfig& c = config_;
     const std::string prefix = str("layers.", index, ".");
     const std::string attn = prefix + "self_attn.";
@@ -52,6 +63,17 @@ Llama::Layer Llama::load_layer(WeightLoader& weights, int32_t index) const {
         layer.down_bias = weights.vector(mlp + "down_proj.bias", c.dim);
     }
     return layer;
+}
+
+uint64_t Llama::step_bytes() const {
+    uint64_t sum = head_ ? head_->device_bytes() : embedding_->device_bytes();
+    for (const Layer& layer : layers_) {
+        for (const auto* matrix :
+             {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
+            sum += (*matrix)->device_bytes();
+        }
+    }
+    return sum;
 }
 
 Tensor Llama::forward(const BatchPlan& plan, const std::vector<int32_t>& source, Tensor slots, KvCache& kv,

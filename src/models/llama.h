@@ -17,10 +17,15 @@ namespace refrag {
 class Llama {
   public:
     // Loads DIR/config.json and DIR/model*.safetensors.
-    Llama(Backend& backend, const std::string& dir);
+    Llama(Backend& backend, const std::string& dir, const LoadedBytes& loaded = {});
+    // The same network with weights from elsewhere.
+    Llama(Backend& backend, LlamaConfig config, WeightSource& weights);
 
     const LlamaConfig& config() const { return config_; }
     uint64_t parameters() const { return parameters_; }
+    // Bytes of weights that a decode step reads: every matrix but the embedding, of which it reads one row,
+    // and the head (the embedding where tied).
+    uint64_t step_bytes() const;
     const std::vector<std::string>& unused_tensors() const { return unused_; }
 
     // Runs the network over the rows of a batch whose sequences all have a KV slot (with room reserved),
@@ -49,7 +54,8 @@ class Llama {
         std::unique_ptr<Matrix> down;                 // [dim, hidden_dim]
         DeviceVector gate_bias, up_bias, down_bias;   // empty unless mlp_bias
     };
-    Layer load_layer(WeightLoader& weights, int32_t index) const;
+    void load(WeightSource& weights);
+    Layer load_layer(WeightSource& weights, int32_t index) const;
 
     Backend& backend_;
     LlamaConfig config_;

@@ -26,9 +26,20 @@ std::vector<float> sinusoidal_positions(int64_t n, int32_t dim) {
 
 }  // namespace
 
-Policy::Policy(Backend& backend, const std::string& dir, const PolicyConfig& config, int32_t d_enc)
+Policy::Policy(Backend& backend, const std::string& dir, const PolicyConfig& config, int32_t d_enc,
+               const LoadedBytes& loaded)
     : backend_(backend), config_(config) {
-    WeightLoader weights(backend, path_join(dir, "policy.safetensors"), "");
+    WeightLoader weights(backend, path_join(dir, "policy.safetensors"), "", loaded);
+    load(weights, d_enc);
+}
+
+Policy::Policy(Backend& backend, const PolicyConfig& config, int32_t d_enc, WeightSource& weights)
+    : backend_(backend), config_(config) {
+    load(weights, d_enc);
+}
+
+void Policy::load(WeightSource& weights, int32_t d_enc) {
+    const PolicyConfig& config = config_;
     const int64_t dim = config.dim;
     in_proj_ = weights.matrix("in_proj.weight", dim, d_enc);
     in_proj_bias_ = weights.vector("in_proj.bias", dim);

@@ -16,7 +16,10 @@ namespace refrag {
 class Policy {
   public:
     // Loads DIR/policy.safetensors; shapes as `config` says.
-    Policy(Backend& backend, const std::string& dir, const PolicyConfig& config, int32_t d_enc);
+    Policy(Backend& backend, const std::string& dir, const PolicyConfig& config, int32_t d_enc,
+           const LoadedBytes& loaded = {});
+    // The same network with weights from elsewhere.
+    Policy(Backend& backend, const PolicyConfig& config, int32_t d_enc, WeightSource& weights);
 
     const PolicyConfig& config() const { return config_; }
     uint64_t parameters() const { return parameters_; }
@@ -35,6 +38,8 @@ class Policy {
         std::unique_ptr<Matrix> fc2;  // [dim, hidden_dim]
         DeviceVector fc1_bias, fc2_bias;
     };
+
+    void load(WeightSource& weights, int32_t d_enc);
 
     Backend& backend_;
     PolicyConfig config_;

@@ -5,13 +5,23 @@
 
 namespace refrag {
 
-Projector::Projector(Backend& backend, const std::string& dir, int32_t d_enc, int32_t d_dec)
+Projector::Projector(Backend& backend, const std::string& dir, int32_t d_enc, int32_t d_dec,
+                     const LoadedBytes& loaded)
     : backend_(backend), d_dec_(d_dec) {
-    WeightLoader weights(backend, path_join(dir, "projector.safetensors"), "");
-    fc1_ = weights.matrix("fc1.weight", d_dec, d_enc);
-    fc1_bias_ = weights.vector("fc1.bias", d_dec);
-    fc2_ = weights.matrix("fc2.weight", d_dec, d_dec);
-    fc2_bias_ = weights.vector("fc2.bias", d_dec);
+    WeightLoader weights(backend, path_join(dir, "projector.safetensors"), "", loaded);
+    load(weights, d_enc);
+}
+
+Projector::Projector(Backend& backend, int32_t d_enc, int32_t d_dec, WeightSource& weights)
+    : backend_(backend), d_dec_(d_dec) {
+    load(weights, d_enc);
+}
+
+void Projector::load(WeightSource& weights, int32_t d_enc) {
+    fc1_ = weights.matrix("fc1.weight", d_dec_, d_enc);
+    fc1_bias_ = weights.vector("fc1.bias", d_dec_);
+    fc2_ = weights.matrix("fc2.weight", d_dec_, d_dec_);
+    fc2_bias_ = weights.vector("fc2.bias", d_dec_);
     weights.finish({});
     parameters_ = weights.parameters();
 }

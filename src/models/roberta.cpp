@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cmath>
+#include <utility>
 
 namespace refrag {
 namespace {
@@ -18,9 +19,20 @@ BatchPlan plan_of(std::span<const std::vector<int32_t>> sequences) {
 
 }  // namespace
 
-Roberta::Roberta(Backend& backend, const std::string& dir, ChunkPooling pooling, bool normalize)
+Roberta::Roberta(Backend& backend, const std::string& dir, ChunkPooling pooling, bool normalize,
+                 const LoadedBytes& loaded)
     : backend_(backend), config_(load_roberta_config(dir)), pooling_(pooling), normalize_(normalize) {
-    WeightLoader weights(backend, dir, "roberta.");
+    WeightLoader weights(backend, dir, "roberta.", loaded);
+    load(weights);
+}
+
+Roberta::Roberta(Backend& backend, RobertaConfig config, ChunkPooling pooling, bool normalize,
+                 WeightSource& weights)
+    : backend_(backend), config_(std::move(config)), pooling_(pooling), normalize_(normalize) {
+    load(weights);
+}
+
+void Roberta::load(WeightSource& weights) {
     const RobertaConfig& c = config_;
     word_ = weights.matrix("embeddings.word_embeddings.weight", c.vocab_size, c.dim);
     position_ = weights.matrix("embeddings.position_embeddings.weight", c.max_positions, c.dim);
@@ -32,7 +44,7 @@ Roberta::Roberta(Backend& backend, const std::string& dir, ChunkPooling pooling,
                                       "lm_head.decoder.weight",    "lm_head.decoder.bias",
                                       "lm_head.dense.weight",      "lm_head.dense.bias",
                                       "lm_head.layer_norm.weight", "lm_head.layer_norm.bias"};
-    if (pooling == ChunkPooling::pooler) {
+    if (pooling_ == ChunkPooling::pooler) {
         pooler_ = weights.matrix("pooler.dense.weight", c.dim, c.dim);
         pooler_bias_ = weights.vector("pooler.dense.bias", c.dim);
     } else {
@@ -42,7 +54,7 @@ Roberta::Roberta(Backend& backend, const std::string& dir, ChunkPooling pooling,
     parameters_ = weights.parameters();
 }
 
-Roberta::Layer Roberta::load_layer(WeightLoader& weights, int32_t index) const {
+Roberta::Layer Roberta::load_layer(WeightSource& weights, int32_t index) const {
     const int64_t d = config_.dim;
     const std::string prefix = str("encoder.layer.", index, ".");
     const std::string self = prefix + "attention.self.";

@@ -20,7 +20,11 @@ enum class ChunkPooling { cls, mean, pooler };
 class Roberta {
   public:
     // Loads DIR/config.json and DIR/model*.safetensors; the pooler's weights only for ChunkPooling::pooler.
-    Roberta(Backend& backend, const std::string& dir, ChunkPooling pooling, bool normalize);
+    Roberta(Backend& backend, const std::string& dir, ChunkPooling pooling, bool normalize,
+            const LoadedBytes& loaded = {});
+    // The same network with weights from elsewhere.
+    Roberta(Backend& backend, RobertaConfig config, ChunkPooling pooling, bool normalize,
+            WeightSource& weights);
 
     const RobertaConfig& config() const { return config_; }
     uint64_t parameters() const { return parameters_; }
@@ -44,7 +48,8 @@ class Roberta {
         DeviceVector fc1_bias, fc2_bias;
         DeviceVector ffn_norm, ffn_norm_bias;  // [dim]
     };
-    Layer load_layer(WeightLoader& weights, int32_t index) const;
+    void load(WeightSource& weights);
+    Layer load_layer(WeightSource& weights, int32_t index) const;
     Tensor run(const BatchPlan& plan, const Batch& batch, std::span<const std::vector<int32_t>> sequences,
                Arena& arena) const;
 

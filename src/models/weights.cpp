@@ -50,12 +50,14 @@ DeviceVector::DeviceVector(Backend& backend, const std::vector<float>& values)
     if (!values.empty()) backend.upload(buffer_.data(), values.data(), buffer_.bytes());
 }
 
-WeightLoader::WeightLoader(Backend& backend, const std::string& path, std::string optional_prefix)
+WeightLoader::WeightLoader(Backend& backend, const std::string& path, std::string optional_prefix,
+                           LoadedBytes loaded)
     : backend_(backend),
       path_(path),
       shown_(printable(path)),
       prefix_(std::move(optional_prefix)),
-      files_(WeightFiles::open(path)) {
+      files_(WeightFiles::open(path)),
+      loaded_(std::move(loaded)) {
     if (prefix_.empty()) return;
     for (const TensorEntry& entry : files_.tensors()) {
         const bool twice = entry.name.starts_with(prefix_) &&
@@ -96,6 +98,7 @@ std::unique_ptr<Matrix> WeightLoader::matrix(std::string_view name, int64_t out_
             files_.read_part(entry, static_cast<uint64_t>(begin) * value_bytes, dst, bytes);
             check_finite(entry, *entry.dtype, dst, begin, n_values);
             dst = static_cast<std::byte*>(dst) + bytes;
+            if (loaded_) loaded_(bytes);
         }
     });
 }

@@ -1,9 +1,12 @@
-// Brings a network's tensors from safetensors files into a backend's memory, checking name, shape and dtype,
-// and keeping account of what was used, so that a missing or an extra tensor is refused by name. A NaN or an
-// infinity in a weight is refused here, with its place, and not found as a strange answer later.
+// Where a network's tensors come from: WeightSource, what a network asks for; WeightLoader, which brings them
+// from safetensors files into a backend's memory, checking name, shape and dtype, and keeping account of what
+// was used, so that a missing or an extra tensor is refused by name. A NaN or an infinity in a weight is
+// refused here, with its place, and not found as a strange answer later. (random_weights.h is the other
+// source.)
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -27,23 +30,39 @@ class DeviceVector {
     Tensor view_;
 };
 
-class WeightLoader {
+// Told how many bytes of weights have been brought since the last call; may be empty. Called on the thread
+// that loads.
+using LoadedBytes = std::function<void(uint64_t bytes)>;
+
+class WeightSource {
+  public:
+    virtual ~WeightSource() = default;
+    // W [out_dim, in_dim].
+    virtual std::unique_ptr<Matrix> matrix(std::string_view name, int64_t out_dim, int64_t in_dim) = 0;
+    // [n] in F32.
+    virtual DeviceVector vector(std::string_view name, int64_t n) = 0;
+    // Called when the network has all it needs. Every tensor that nothing asked for must be one of
+    // `known_unused` (a name, or a suffix beginning with '*'); returns those, sorted.
+    virtual std::vector<std::string> finish(const std::vector<std::string>& known_unused) const = 0;
+    // Values given so far.
+    virtual uint64_t parameters() const = 0;
+};
+
+class WeightLoader : public WeightSource {
   public:
     // `path`: a directory with model.safetensors (or shards and their index), or one .safetensors file.
     // `optional_prefix`: names may carry it or not ("model.", "roberta."); "" for none.
-    WeightLoader(Backend& backend, const std::string& path, std::string optional_prefix);
+    WeightLoader(Backend& backend, const std::string& path, std::string optional_prefix,
+                 LoadedBytes loaded = {});
 
     bool has(std::string_view name) const;
-    // W [out_dim, in_dim] in the file's dtype (F32, BF16, F16).
-    std::unique_ptr<Matrix> matrix(std::string_view name, int64_t out_dim, int64_t in_dim);
-    // [n], widened to F32.
-    DeviceVector vector(std::string_view name, int64_t n);
+    // In the file's dtype (F32, BF16, F16).
+    std::unique_ptr<Matrix> matrix(std::string_view name, int64_t out_dim, int64_t in_dim) override;
+    DeviceVector vector(std::string_view name, int64_t n) override;
+    // A tensor of any other name is refused. Prefixes are stripped before names are compared.
+    std::vector<std::string> finish(const std::vector<std::string>& known_unused) const override;
 
-    // Every tensor that nothing asked for must be one of `known_unused` (a name after prefix stripping, or a
-    // suffix beginning with '*'); returns those, sorted. Anything else is refused by name.
-    std::vector<std::string> finish(const std::vector<std::string>& known_unused) const;
-
-    uint64_t parameters() const { return parameters_; }
+    uint64_t parameters() const override { return parameters_; }
     const std::string& path() const { return path_; }
 
   private:
@@ -58,6 +77,7 @@ class WeightLoader {
     std::string shown_;  // path_ as messages write it
     std::string prefix_;
     WeightFiles files_;
+    LoadedBytes loaded_;
     std::unordered_set<std::string> used_;
     uint64_t parameters_ = 0;
 };

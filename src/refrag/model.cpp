@@ -2,6 +2,8 @@
 #include "refrag/model.h"
 
 #include <algorithm>
+#include <filesystem>
+#include <utility>
 
 #include "io/file.h"
 #include "io/json.h"
@@ -61,17 +63,52 @@ void check_same_tokenizer(const std::string& encoder_dir, const std::string& dec
     }
 }
 
+// Adds up what the networks read, against the sizes of the directory's weight files. Those may hold tensors
+// that no network reads, so that the end is announced by finish().
+class LoadCounter {
+  public:
+    LoadCounter(const std::string& dir, const LoadProgress& progress) : progress_(progress) {
+        if (!progress_) return;
+        for (const char* part : {"decoder", "encoder", "."}) {
+            std::error_code ignored;  // a missing directory is refused by who reads it
+            for (const auto& entry : std::filesystem::directory_iterator(path_join(dir, part), ignored)) {
+                if (entry.path().extension() != ".safetensors") continue;
+                const uintmax_t bytes = entry.file_size(ignored);
+                if (!ignored) total_ += bytes;
+            }
+        }
+    }
+    // Empty where nobody listens.
+    LoadedBytes sink() {
+        if (!progress_) return {};
+        return [this](uint64_t bytes) {
+            done_ += bytes;
+            progress_(std::min(done_, total_), total_);
+        };
+    }
+    void finish() const {
+        if (progress_) progress_(total_, total_);
+    }
+
+  private:
+    const LoadProgress& progress_;
+    uint64_t done_ = 0;
+    uint64_t total_ = 0;
+};
+
 }  // namespace
 
-Model::Model(Backend& backend, const std::string& dir)
+Model::Model(Backend& backend, const std::string& dir, const LoadProgress& progress)
     : backend_(backend),
       dir_(dir),
       config_(load_refrag_config(dir)),
       tokenizer_(Tokenizer::from_file(path_join(dir, "decoder"))) {
     const std::string encoder_dir = path_join(dir, "encoder");
     const std::string decoder_dir = path_join(dir, "decoder");
-    decoder_ = std::make_unique<Llama>(backend, decoder_dir);
-    encoder_ = std::make_unique<Roberta>(backend, encoder_dir, config_.pooling, config_.normalize);
+    LoadCounter counter(dir, progress);
+    const LoadedBytes loaded = counter.sink();
+    decoder_ = std::make_unique<Llama>(backend, decoder_dir, loaded);
+    encoder_ = std::make_unique<Roberta>(backend, encoder_dir, config_.pooling, config_.normalize, loaded);
     check_vocabulary(decoder_dir, tokenizer_, decoder_->config().vocab_size);
     REFRAG_CHECK(!decoder_->config().eos_ids.empty(), Status::bad_input, printable(decoder_dir),
                  ": neither generation_config.json nor config.json has eos_token_id");
@@ -85,8 +122,9 @@ Model::Model(Backend& backend, const std::string& dir)
         encoder_tokenizer_ = Tokenizer::from_file(encoder_dir);
         check_vocabulary(encoder_dir, *encoder_tokenizer_, encoder_->config().vocab_size);
     }
-    projector_ = std::make_unique<Projector>(backend, dir, d_enc(), decoder_->config().dim);
-    policy_ = std::make_unique<Policy>(backend, dir, config_.policy, d_enc());
+    projector_ = std::make_unique<Projector>(backend, dir, d_enc(), decoder_->config().dim, loaded);
+    policy_ = std::make_unique<Policy>(backend, dir, config_.policy, d_enc(), loaded);
+    counter.finish();
     bos_id_ = find_bos(decoder_dir, tokenizer_, decoder_->config());
     // Known before the first chunk is cut only for a shared vocabulary; with its own, each chunk is checked.
     const int64_t longest =
@@ -95,6 +133,18 @@ Model::Model(Backend& backend, const std::string& dir)
                  printable(path_join(dir, "refrag.json")), ": chunk_len ", config_.chunk_len, " needs ",
                  longest, " encoder positions, the encoder has ", encoder_->config().max_seq_len());
 }
+
+Model::Model(Backend& backend, ModelParts parts, WeightSource& weights)
+    : backend_(backend),
+      config_(std::move(parts.config)),
+      tokenizer_(std::move(parts.tokenizer)),
+      encoder_tokenizer_(std::move(parts.encoder_tokenizer)),
+      decoder_(std::make_unique<Llama>(backend, std::move(parts.decoder), weights)),
+      encoder_(
+          std::make_unique<Roberta>(backend, parts.encoder, config_.pooling, config_.normalize, weights)),
+      projector_(std::make_unique<Projector>(backend, d_enc(), decoder_->config().dim, weights)),
+      policy_(std::make_unique<Policy>(backend, config_.policy, d_enc(), weights)),
+      bos_id_(parts.bos_id) {}
 
 int32_t Model::first_id() const {
     return bos_id_ ? *bos_id_ : decoder_->config().eos_ids[0];

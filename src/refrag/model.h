@@ -2,6 +2,8 @@
 // Immutable after loading and shareable; the state of a conversation is in a Session.
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -16,11 +18,27 @@
 
 namespace refrag {
 
+// Told how far loading has come, in bytes of weights; the last call has done = total.
+using LoadProgress = std::function<void(uint64_t done_bytes, uint64_t total_bytes)>;
+
+// A model that lies in no directory: what its networks are, and its vocabularies. The caller answers for their
+// fitting together as the constructor from a directory checks it.
+struct ModelParts {
+    RefragConfig config;
+    LlamaConfig decoder;
+    RobertaConfig encoder;
+    Tokenizer tokenizer;                         // the decoder's
+    std::optional<Tokenizer> encoder_tokenizer;  // none when the vocabulary is shared
+    std::optional<int32_t> bos_id;
+};
+
 class Model {
   public:
     // Loads DIR as the model directory's README describes it; everything is checked against everything else.
     // `backend` must outlive the model. Status::bad_input for whatever is wrong in the files.
-    Model(Backend& backend, const std::string& dir);
+    Model(Backend& backend, const std::string& dir, const LoadProgress& progress = {});
+    // The networks' tensors are asked of `weights` in the order decoder, encoder, projector, policy.
+    Model(Backend& backend, ModelParts parts, WeightSource& weights);
 
     Backend& backend() const { return backend_; }
     const std::string& dir() const { return dir_; }

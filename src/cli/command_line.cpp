@@ -46,6 +46,7 @@ int run_command_line(int argc, const char* const* argv) {
             "Each command has its own --help.");
         add_run(app);
         add_eval(app);
+        add_bench(app);
         add_inspect(app);
         add_tokenize(app);
         add_completion(app);

@@ -1,10 +1,7 @@
 // See common.h.
 #include "cli/common.h"
 
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
-#include <cstdio>
 #include <iostream>
 
 #include "base/check.h"
@@ -47,8 +44,8 @@ std::unique_ptr<Backend> make_backend(const DeviceOptions& options) {
 }
 
 std::unique_ptr<Model> load_model(Backend& backend, const std::string& dir) {
-    const Progress progress("loading " + dir);
-    return std::make_unique<Model>(backend, dir);
+    Progress progress("loading " + dir, ProgressUnit::bytes);
+    return std::make_unique<Model>(backend, dir, progress.sink());
 }
 
 void write_stdout(std::string_view text) {
@@ -61,21 +58,6 @@ void flush_stdout() {
     std::cout.flush();
     REFRAG_CHECK(std::cout.good(), Status::runtime,
                  "standard output: could not write (disk full or closed?)");
-}
-
-Progress::Progress(std::string what) : what_(std::move(what)), terminal_(isatty(STDERR_FILENO) != 0) {
-    if (terminal_) std::fprintf(stderr, "%s ...", what_.c_str());
-}
-
-Progress::~Progress() {
-    if (terminal_) std::fprintf(stderr, "\r\033[K");
-}
-
-void Progress::update(int64_t done, int64_t total) {
-    const int percent = total > 0 ? static_cast<int>(done * 100 / total) : 100;
-    if (!terminal_ || percent == shown_percent_) return;
-    shown_percent_ = percent;
-    std::fprintf(stderr, "\r\033[K%s ... %d%%", what_.c_str(), percent);
 }
 
 }  // namespace refrag

@@ -1,4 +1,4 @@
-// What the subcommands share: options that choose model and device, progress on a terminal, checked output.
+// What the subcommands share: options that choose model and device, checked output.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "cli/progress.h"
 #include "ops/backend.h"
 #include "refrag/model.h"
 
@@ -32,31 +33,17 @@ void add_device_options(CLI::App& app, DeviceOptions& options);
 // Status::usage for a word that is no device, Status::runtime for a device that is not here.
 std::unique_ptr<Backend> make_backend(const DeviceOptions& options);
 
-// Loads a model directory, saying so on a terminal.
+// Loads a model directory, with a progress bar on a terminal.
 std::unique_ptr<Model> load_model(Backend& backend, const std::string& dir);
 
 // Writes to standard output and throws Status::runtime when it cannot take it (a full disk, a closed pipe).
 void write_stdout(std::string_view text);
 void flush_stdout();
 
-// A line on standard error that rewrites itself; silent unless standard error is a terminal.
-class Progress {
-  public:
-    explicit Progress(std::string what);
-    ~Progress();
-    Progress(const Progress&) = delete;
-    Progress& operator=(const Progress&) = delete;
-    void update(int64_t done, int64_t total);
-
-  private:
-    std::string what_;
-    bool terminal_;
-    int shown_percent_ = -1;
-};
-
 // The subcommands; each adds itself to the application and runs when the command line is parsed.
 void add_run(CLI::App& app);
 void add_eval(CLI::App& app);
+void add_bench(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_completion(CLI::App& app);
 void add_manual(CLI::App& app);

@@ -31,6 +31,11 @@ ResultTable& ResultTable::integer(std::optional<int64_t> value) {
     return *this;
 }
 
+ResultTable& ResultTable::boolean(bool value) {
+    rows_.back().emplace_back().value = value;
+    return *this;
+}
+
 ResultTable& ResultTable::number(std::optional<double> value, std::optional<int> digits) {
     Cell& cell = rows_.back().emplace_back();
     if (value) cell.value = *value;
@@ -41,6 +46,7 @@ ResultTable& ResultTable::number(std::optional<double> value, std::optional<int>
 std::string ResultTable::shown(const Cell& cell, const char* absent, bool rounded) {
     if (const auto* text = std::get_if<std::string>(&cell.value)) return *text;
     if (const auto* integer = std::get_if<int64_t>(&cell.value)) return str(*integer);
+    if (const auto* boolean = std::get_if<bool>(&cell.value)) return *boolean ? "true" : "false";
     const auto* number = std::get_if<double>(&cell.value);
     if (number == nullptr) return absent;
     if (!rounded || !cell.digits) return JsonWriter().number(*number).text();
@@ -51,11 +57,13 @@ std::string ResultTable::shown(const Cell& cell, const char* absent, bool rounde
 
 std::string ResultTable::write(const std::string& format) const {
     check_table_format(format);
-    return format == "json" ? write_json() : write_lines(format == "md");
+    if (format != "json") return write_lines(format == "md");
+    JsonWriter json(1);
+    write_json(json);
+    return json.text() + "\n";
 }
 
-std::string ResultTable::write_json() const {
-    JsonWriter json(1);
+void ResultTable::write_json(JsonWriter& json) const {
     json.begin_array();
     for (const auto& row : rows_) {
         json.begin_object();
@@ -67,6 +75,8 @@ std::string ResultTable::write_json() const {
                 json.integer(*integer);
             } else if (const auto* number = std::get_if<double>(&row[i].value)) {
                 json.number(*number);
+            } else if (const auto* boolean = std::get_if<bool>(&row[i].value)) {
+                json.boolean(*boolean);
             } else {
                 json.null();
             }
@@ -74,7 +84,6 @@ std::string ResultTable::write_json() const {
         json.end_object();
     }
     json.end_array();
-    return json.text() + "\n";
 }
 
 // No cell holds a comma, a quote or a bar: they are numbers and words of ours.

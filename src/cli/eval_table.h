@@ -1,4 +1,5 @@
-// The rows of a measurement as a Markdown table, JSON or CSV: every `refrag eval` command prints one.
+// The rows of a measurement as a Markdown table, JSON or CSV: every `refrag eval` command
+// prints one, and so does `refrag bench`.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +10,8 @@
 #include <vector>
 
 namespace refrag {
+
+class JsonWriter;
 
 // Status::usage unless the word is md, json or csv.
 void check_table_format(const std::string& format);
@@ -23,21 +26,23 @@ class ResultTable {
     ResultTable& begin_row();
     ResultTable& text(const std::optional<std::string>& value);
     ResultTable& integer(std::optional<int64_t> value);
+    ResultTable& boolean(bool value);
     // digits: after the point in Markdown; the fewest that read back as the same value where it is not given,
     // and in JSON and CSV always.
     ResultTable& number(std::optional<double> value, std::optional<int> digits = {});
 
     // The whole table, ending in a line feed.
     std::string write(const std::string& format) const;
+    // The array of rows, for a document that holds more than it.
+    void write_json(JsonWriter& json) const;
 
   private:
     struct Cell {
-        std::variant<std::monostate, std::string, int64_t, double> value;  // monostate: absent
+        std::variant<std::monostate, std::string, int64_t, double, bool> value;  // monostate: absent
         std::optional<int> digits;
     };
     // As in JSON, or with `rounded` as in Markdown; `absent` stands for null.
     static std::string shown(const Cell& cell, const char* absent, bool rounded);
-    std::string write_json() const;
     std::string write_lines(bool markdown) const;
 
     std::vector<std::string> columns_;

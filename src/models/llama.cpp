@@ -19,6 +19,7 @@ Llama::Llama(Backend& backend, LlamaConfig config, WeightSource& weights)
 }
 
 void Llama::load(WeightSource& weights) {
+    const uint64_t given_before = weights.parameters();
     const LlamaConfig& c = config_;
     embedding_ = weights.matrix("embed_tokens.weight", c.vocab_size, c.dim);
     layers_.reserve(static_cast<size_t>(c.n_layers));
@@ -31,7 +32,7 @@ void Llama::load(WeightSource& weights) {
     std::vector<std::string> known = {"*rotary_emb.inv_freq"};
     if (c.tied_embeddings) known.emplace_back("lm_head.weight");
     unused_ = weights.finish(known);
-    parameters_ = weights.parameters();
+    parameters_ = weights.parameters() - given_before;
 }
 
 Llama::Layer Llama::load_layer(WeightSource& weights, int32_t index) const {

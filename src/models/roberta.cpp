@@ -33,6 +33,7 @@ Roberta::Roberta(Backend& backend, RobertaConfig config, ChunkPooling pooling, b
 }
 
 void Roberta::load(WeightSource& weights) {
+    const uint64_t given_before = weights.parameters();
     const RobertaConfig& c = config_;
     word_ = weights.matrix("embeddings.word_embeddings.weight", c.vocab_size, c.dim);
     position_ = weights.matrix("embeddings.position_embeddings.weight", c.max_positions, c.dim);
@@ -51,7 +52,7 @@ void Roberta::load(WeightSource& weights) {
         known.insert(known.end(), {"pooler.dense.weight", "pooler.dense.bias"});
     }
     unused_ = weights.finish(known);
-    parameters_ = weights.parameters();
+    parameters_ = weights.parameters() - given_before;
 }
 
 Roberta::Layer Roberta::load_layer(WeightSource& weights, int32_t index) const {

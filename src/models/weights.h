@@ -44,7 +44,7 @@ class WeightSource {
     // Called when the network has all it needs. Every tensor that nothing asked for must be one of
     // `known_unused` (a name, or a suffix beginning with '*'); returns those, sorted.
     virtual std::vector<std::string> finish(const std::vector<std::string>& known_unused) const = 0;
-    // Values given so far.
+    // Values given so far, to all networks that share this source.
     virtual uint64_t parameters() const = 0;
 };
 

@@ -1,0 +1,221 @@
+// `refrag bench`: REFRAG against the full context, with random weights of a published shape or a model of
+// one's own. What is measured is refrag/bench.h's, how it is written bench_report.h's.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+
+#include "base/check.h"
+#include "base/memory.h"
+#include "base/threads.h"
+#include "cli/bench_report.h"
+#include "cli/common.h"
+#include "cli/eval_table.h"
+#include "io/file.h"
+#include "refrag/random_model.h"
+#include "refrag/timer.h"
+
+namespace refrag {
+namespace {
+
+struct BenchCommand {
+    std::string model_dir;  // "": random weights
+    std::string shape = "llama-160m";
+    std::string encoder_shape = "roberta-base";
+    std::vector<std::string> modes{"full", "refrag"};
+    std::vector<std::string> from{"cached", "text"};
+    bool skip_known = false;
+    std::string format = "md";
+    std::string output;
+    DeviceOptions device;
+    BenchOptions bench;
+};
+
+// Whether each of two words is in a comma list of no others.
+void read_words(const char* option, const std::vector<std::string>& words, const char* first, bool& has_first,
+                const char* second, bool& has_second) {
+    has_first = has_second = false;
+    for (const std::string& word : words) {
+        REFRAG_CHECK(word == first || word == second, Status::usage, option, ": expected ", first, ", ",
+                     second, " or both; found \"", printable(word), "\"");
+        (word == first ? has_first : has_second) = true;
+    }
+}
+
+void check_memory(const BenchCommand& command, const std::string& what, uint64_t weight_bytes,
+                  const LlamaConfig& decoder, const RobertaConfig& encoder, const RefragConfig& config) {
+    const BenchMemory memory = bench_memory(decoder, encoder, config, command.bench);
+    const uint64_t needed = weight_bytes + memory.kv_bytes + memory.workspace_bytes;
+    const uint64_t available = available_memory_bytes();
+    const auto shown = [](uint64_t bytes) {
+        char text[32];
+        std::snprintf(text, sizeof text, "%.2f", static_cast<double>(bytes) * 1e-9);
+        return std::string(text);
+    };
+    REFRAG_CHECK(needed <= available, Status::out_of_memory, "bench: ", what, " needs ", shown(needed),
+                 " GB of memory (weights ", shown(weight_bytes), ", KV cache ", shown(memory.kv_bytes),
+                 ", workspace ", shown(memory.workspace_bytes), "), ", shown(available),
+                 " GB are available: choose a smaller --shape, --context or --batch");
+}
+
+std::unique_ptr<Model> make_model(const BenchCommand& command, Backend& backend, std::string& name) {
+    if (!command.model_dir.empty()) {
+        name = command.model_dir;
+        std::unique_ptr<Model> model = load_model(backend, command.model_dir);
+        check_memory(command, command.model_dir, 0, model->decoder().config(), model->encoder().config(),
+                     model->config());
+        return model;
+    }
+    name = str(command.shape, " with ", command.encoder_shape, ", random weights");
+    ModelParts parts = random_model_parts(decoder_shape(command.shape), encoder_shape(command.encoder_shape));
+    check_memory(command, str(command.shape, " with ", command.encoder_shape), random_weight_bytes(parts),
+                 parts.decoder, parts.encoder, parts.config);
+    Progress progress("making random weights", ProgressUnit::bytes);
+    return make_random_model(backend, std::move(parts), command.bench.seed, progress.sink());
+}
+
+// Rows whose rounds differ much say more about what else runs here than about refrag.
+void warn_of_noise(const std::vector<BenchRow>& rows) {
+    constexpr double kNoisy = 0.2;
+    size_t noisy = 0, measured = 0;
+    double most = 0.0;
+    for (const BenchRow& row : rows) {
+        if (!row.figures || !row.figures->spread) continue;
+        ++measured;
+        noisy += *row.figures->spread > kNoisy ? 1 : 0;
+        most = std::max(most, *row.figures->spread);
+    }
+    if (noisy == 0) return;
+    std::fprintf(
+        stderr,
+        "refrag: warning: the rounds of %zu of %zu rows differ by more than %.0f%% (up to %.0f%%): is "
+        "something else running here?\n",
+        noisy, measured, kNoisy * 100.0, most * 100.0);
+}
+
+void bench(BenchCommand& command) {
+    check_table_format(command.format);
+    BenchOptions& options = command.bench;
+    read_words("--modes", command.modes, "full", options.full, "refrag", options.refrag);
+    read_words("--from", command.from, "cached", options.cached, "text", options.text);
+    options.always_sense = !command.skip_known;
+    check_bench_options(options);
+
+    BenchReport report;
+    const std::unique_ptr<Backend> backend = make_backend(command.device);
+    const double began_ms = now_ms();
+    const std::unique_ptr<Model> model = make_model(command, *backend, report.model);
+    report.load_s = (now_ms() - began_ms) / 1000.0;
+    report.load_peak_rss_bytes = peak_resident_bytes();
+    report.parameters = model->parameters();
+    {
+        Progress progress("measuring");
+        report.rows =
+            run_bench(*model, options, [&](int64_t done, int64_t total) { progress.update(done, total); });
+    }
+    report.peak_rss_bytes = peak_resident_bytes();
+    {
+        // After the sweep, because the memory it reads would hide the sweep's own peak.
+        const Progress progress("measuring the machine's peaks");
+        report.threads = command.device.threads == 0 ? default_threads() : command.device.threads;
+        report.peaks = measure_peaks(report.threads, available_memory_bytes() / 8);
+        report.cpu = cpu_name();
+        report.backend = backend->description();
+    }
+    const std::string text = write_bench_report(report, command.format);
+    if (command.output.empty()) {
+        write_stdout(text);
+    } else {
+        write_file_atomic(command.output, text);
+    }
+    warn_of_noise(report.rows);
+    for (const BenchRow& row : report.rows) {
+        if (row.figures || row.cached != options.cached) continue;
+        std::fprintf(
+            stderr,
+            "refrag: warning: mode %s, context %lld: prompt and answer pass the decoder's window of %d "
+            "positions; no figures\n",
+            row.full ? "full" : "refrag", static_cast<long long>(row.context),
+            model->decoder().config().max_seq_len);
+    }
+}
+
+template <typename T>
+CLI::Option* add_list(CLI::App& sub, const char* name, std::vector<T>& values, const char* description) {
+    return sub.add_option(name, values, description)
+        ->capture_default_str()
+        ->delimiter(',')
+        ->type_name("LIST");
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app) {
+    auto command = std::make_shared<BenchCommand>();
+    BenchOptions& bench_options = command->bench;
+    CLI::App& sub = *app.add_subcommand(
+        "bench", "Times REFRAG against the full context, and the machine's own peaks beside it");
+    const char* group = "Model";
+    CLI::Option* model = sub.add_option("-m,--model", command->model_dir,
+                                        "Model directory; without it random weights of a shape, in memory")
+                             ->group(group)
+                             ->type_name("DIR");
+    sub.add_option("--shape", command->shape, "The decoder's shape")
+        ->group(group)
+        ->excludes(model)
+        ->capture_default_str()
+        ->type_name(decoder_shape_names());
+    sub.add_option("--encoder-shape", command->encoder_shape, "The encoder's shape")
+        ->group(group)
+        ->excludes(model)
+        ->capture_default_str()
+        ->type_name(encoder_shape_names());
+    group = "What is measured (comma lists; every combination is a row)";
+    add_list(sub, "--context", bench_options.contexts, "Context tokens")->group(group);
+    add_list(sub, "-k,--chunk-len", bench_options.chunk_lens, "Decoder tokens to a chunk")->group(group);
+    add_list(sub, "-p,--expand-fraction", bench_options.expand_fractions, "Shares of chunks expanded")
+        ->group(group);
+    add_list(sub, "-b,--batch", bench_options.batches, "Requests at a time, each with a context of its own")
+        ->group(group);
+    add_list(sub, "--modes", command->modes, "full, refrag; without full there are no ratios")->group(group);
+    add_list(sub, "--from", command->from,
+             "cached: passages held as ids and chunk embeddings; text: nothing held, everything included")
+        ->group(group);
+    sub.add_flag(
+           "--skip-known", command->skip_known,
+           "Leave the policy network out where its choice is known beforehand (p = 0 or 1), as run does")
+        ->group(group);
+    sub.add_option("-n,--output-tokens", bench_options.output_tokens, "Tokens generated by each request")
+        ->group(group)
+        ->capture_default_str()
+        ->check(CLI::Range(2, 1 << 20))
+        ->type_name("N");
+    group = "How";
+    sub.add_option("--repeats", bench_options.repeats,
+                   "Rounds of a row, after a warm-up; medians are reported")
+        ->group(group)
+        ->capture_default_str()
+        ->check(CLI::Range(1, 1000))
+        ->type_name("N");
+    sub.add_option("--row-seconds", bench_options.row_seconds,
+                   "No further round of a row that has taken longer than this")
+        ->group(group)
+        ->capture_default_str()
+        ->check(CLI::NonNegativeNumber)
+        ->type_name("S");
+    sub.add_option("-s,--seed", bench_options.seed, "Seed of weights and texts")
+        ->group(group)
+        ->capture_default_str()
+        ->type_name("N");
+    sub.add_option("-o,--output-format", command->format, "How the result is written")
+        ->group(group)
+        ->capture_default_str()
+        ->type_name("md|csv|json");
+    sub.add_option("--out", command->output, "Write it to a file instead of standard output")
+        ->group(group)
+        ->type_name("FILE");
+    add_device_options(sub, command->device);
+    sub.final_callback([command] { bench(*command); });
+}
+
+}  // namespace refrag

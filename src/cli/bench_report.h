@@ -1,0 +1,31 @@
+// What `refrag bench` writes: the machine and its own peaks, and the rows with their shares of them, as a
+// Markdown table for people, CSV or JSON.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "cpu/peaks.h"
+#include "refrag/bench.h"
+
+namespace refrag {
+
+struct BenchReport {
+    std::string cpu;      // the CPU's name
+    std::string backend;  // Backend::description()
+    int threads = 0;
+    MachinePeaks peaks;
+    std::string model;  // a directory, or the shapes' names
+    uint64_t parameters = 0;
+    double load_s = 0.0;               // loading, or making random weights, packing included
+    uint64_t load_peak_rss_bytes = 0;  // the most resident memory until the model was there; 0: unknown
+    uint64_t peak_rss_bytes = 0;       // until the sweep's end, before the peaks were measured
+    std::vector<BenchRow> rows;
+};
+
+// format: md, csv or json. JSON is {"machine": {...}, "rows": [{...}]}; CSV has the rows' JSON keys as
+// columns and four of the machine's, so that a line says all of itself.
+std::string write_bench_report(const BenchReport& report, const std::string& format);
+
+}  // namespace refrag

@@ -1,0 +1,35 @@
+// What a request asks of the machine, counted from the networks' shapes: floating-point operations, bytes
+// read, memory. 2 operations a multiply-add; only matrix products and attention are counted (norms, rotations
+// and activations are less than a hundredth). Causal attention counts the entries that a row really sees, so
+// half of the square.
+#pragma once
+
+#include <cstdint>
+
+#include "refrag/model.h"
+
+namespace refrag {
+
+// The decoder's layers over a prompt of n positions from an empty cache:
+//   n_layers * (2 n (2 dim q_dim + 2 dim kv_dim + 3 dim hidden_dim) + 4 q_dim n (n + 1) / 2),
+// q_dim = n_heads * head_dim, kv_dim = n_kv_heads * head_dim. The head is not among them (see head_flops).
+double prefill_flops(const LlamaConfig& config, int64_t n);
+// The head for one row: 2 dim vocab_size.
+double head_flops(const LlamaConfig& config);
+// The encoder over one sequence of n tokens, which sees all of itself:
+//   n_layers * (2 n (4 dim^2 + 2 dim hidden_dim) + 4 dim n^2).
+double encode_flops(const RobertaConfig& config, int64_t n);
+// The policy over n rows (chunks and question pieces), and the projector over n rows.
+double policy_flops(const PolicyConfig& config, int32_t d_enc, int64_t n);
+double projector_flops(int32_t d_enc, int32_t d_dec, int64_t n);
+
+// Bytes of K and V of one entry in all layers, as Generator's cache holds them.
+uint64_t kv_entry_bytes(const LlamaConfig& config);
+
+// Memory that a Generator's steps take beside the cache, and the encoder and heads for one request: scratch
+// of kPrefillRows rows, logits, chunk embeddings. An estimate from above, for refusing what cannot fit.
+// n_chunks: of all requests that run at once; rows: the longest prompt.
+uint64_t workspace_bytes(const LlamaConfig& decoder, const RobertaConfig& encoder, const PolicyConfig& policy,
+                         int32_t batch, int64_t rows, int64_t n_chunks);
+
+}  // namespace refrag

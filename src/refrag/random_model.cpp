@@ -1,0 +1,296 @@
+// See random_model.h.
+#include "refrag/random_model.h"
+
+#include <algorithm>
+#include <string_view>
+#include <utility>
+
+#include "io/json.h"
+#include "models/random_weights.h"
+#include "refrag/random.h"
+#include "text/byte_level.h"
+
+namespace refrag {
+namespace {
+
+constexpr int32_t kOpenWindow = 1 << 20;
+constexpr int32_t kBos = 0, kEos = 2;  // of the syllable vocabulary
+
+struct DecoderShape {
+    const char* name;
+    int32_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size;
+    float norm_eps;
+    double rope_theta;
+    double rope_factor;  // of llama3 scaling; 0: none
+    bool tied;
+};
+constexpr DecoderShape kDecoders[] = {
+    {"llama-160m", 768, 2048, 12, 12, 12, 32000, 1e-6f, 10000.0, 0.0, false},
+    {"tinyllama-1.1b", 2048, 5632, 22, 32, 4, 32000, 1e-5f, 10000.0, 0.0, false},
+    {"llama-3.2-3b", 3072, 8192, 28, 24, 8, 128256, 1e-5f, 500000.0, 32.0, true},
+    {"llama-2-7b", 4096, 11008, 32, 32, 32, 32000, 1e-5f, 10000.0, 0.0, false},
+    {"llama-3.1-8b", 4096, 14336, 32, 32, 8, 128256, 1e-5f, 500000.0, 8.0, false},
+};
+
+struct EncoderShape {
+    const char* name;
+    int32_t dim, hidden_dim, n_layers, n_heads;
+};
+constexpr EncoderShape kEncoders[] = {
+    {"roberta-base", 768, 3072, 12, 12},
+    {"roberta-large", 1024, 4096, 24, 16},
+};
+
+template <typename Shapes>
+std::string names_of(const Shapes& shapes) {
+    std::string names;
+    for (const auto& shape : shapes) names += str(names.empty() ? "" : "|", shape.name);
+    return names;
+}
+
+template <typename Shapes>
+const auto& shape_named(const Shapes& shapes, const std::string& name, const char* option) {
+    for (const auto& shape : shapes) {
+        if (name == shape.name) return shape;
+    }
+    fail(Status::usage, option, ": expected ", names_of(shapes), "; found \"", printable(name), "\"");
+}
+
+// "b", "a" -> "ba" and so on, in the order of their ids.
+std::vector<std::string> syllables() {
+    std::vector<std::string> all;
+    for (const char consonant : std::string_view("bcdfghjklmnpqrstvwxz")) {
+        for (const char vowel : std::string_view("aeiou")) all.push_back({consonant, vowel});
+    }
+    return all;
+}
+
+void append_utf8(std::string& out, char32_t code) {
+    if (code < 0x80) {
+        out += static_cast<char>(code);
+    } else {
+        out += static_cast<char>(0xc0 | (code >> 6));  // the alphabet ends below U+0800
+        out += static_cast<char>(0x80 | (code & 0x3f));
+    }
+}
+
+std::string spelled(std::string_view bytes) {
+    std::string out;
+    for (const char c : bytes) append_utf8(out, byte_to_char(static_cast<uint8_t>(c)));
+    return out;
+}
+
+// Values of the decoder's and the encoder's matrices (BF16) and vectors (F32), heads with them.
+struct ValueCount {
+    uint64_t matrix = 0;
+    uint64_t vector = 0;
+    void linear(int64_t out, int64_t in, bool bias) {
+        matrix += static_cast<uint64_t>(out * in);
+        vector += bias ? static_cast<uint64_t>(out) : 0;
+    }
+    void vectors(int64_t n, int64_t dim) { vector += static_cast<uint64_t>(n * dim); }
+};
+
+ValueCount count_values(const ModelParts& parts) {
+    ValueCount n;
+    const LlamaConfig& d = parts.decoder;
+    const int64_t q_dim = static_cast<int64_t>(d.n_heads) * d.head_dim;
+    const int64_t kv_dim = static_cast<int64_t>(d.n_kv_heads) * d.head_dim;
+    n.linear(d.vocab_size, d.dim, false);
+    if (!d.tied_embeddings) n.linear(d.vocab_size, d.dim, false);
+    for (int32_t i = 0; i < d.n_layers; ++i) {
+        n.linear(q_dim + 2 * kv_dim, d.dim, d.attention_bias);
+        n.linear(d.dim, q_dim, d.attention_bias);
+        n.linear(2 * static_cast<int64_t>(d.hidden_dim), d.dim, d.mlp_bias);
+        n.linear(d.dim, d.hidden_dim, d.mlp_bias);
+        n.vectors(2, d.dim);
+    }
+    n.vectors(1, d.dim);
+    const RobertaConfig& e = parts.encoder;
+    n.linear(static_cast<int64_t>(e.vocab_size) + e.max_positions + e.type_vocab_size, e.dim, false);
+    n.vectors(2, e.dim);
+    for (int32_t i = 0; i < e.n_layers; ++i) {
+        n.linear(4 * static_cast<int64_t>(e.dim), e.dim, true);
+        n.linear(e.hidden_dim, e.dim, true);
+        n.linear(e.dim, e.hidden_dim, true);
+        n.vectors(4, e.dim);
+    }
+    if (parts.config.pooling == ChunkPooling::pooler) n.linear(e.dim, e.dim, true);
+    n.linear(d.dim, e.dim, true);  // the projector
+    n.linear(d.dim, d.dim, true);
+    const PolicyConfig& p = parts.config.policy;
+    n.linear(p.dim, e.dim, true);
+    for (int32_t i = 0; i < p.n_layers; ++i) {
+        n.linear(4 * static_cast<int64_t>(p.dim), p.dim, true);
+        n.linear(p.hidden_dim, p.dim, true);
+        n.linear(p.dim, p.hidden_dim, true);
+        n.vectors(4, p.dim);
+    }
+    n.vectors(2, p.dim);
+    n.linear(1, p.dim, true);
+    if (p.sees_question) n.vectors(1, p.dim);
+    return n;
+}
+
+}  // namespace
+
+std::string decoder_shape_names() {
+    return names_of(kDecoders);
+}
+std::string encoder_shape_names() {
+    return names_of(kEncoders);
+}
+
+LlamaConfig decoder_shape(const std::string& name) {
+    const DecoderShape& s = shape_named(kDecoders, name, "--shape");
+    LlamaConfig c;
+    c.dim = s.dim;
+    c.hidden_dim = s.hidden_dim;
+    c.n_layers = s.n_layers;
+    c.n_heads = s.n_heads;
+    c.n_kv_heads = s.n_kv_heads;
+    c.head_dim = s.dim / s.n_heads;
+    c.vocab_size = s.vocab_size;
+    c.max_seq_len = kOpenWindow;
+    c.norm_eps = s.norm_eps;
+    c.rope_theta = s.rope_theta;
+    if (s.rope_factor > 0.0) {
+        c.rope_llama3 = Llama3RopeScaling{};
+        c.rope_llama3->factor = s.rope_factor;
+    }
+    c.tied_embeddings = s.tied;
+    c.bos_id = kBos;
+    c.eos_ids = {kEos};
+    return c;
+}
+
+RobertaConfig encoder_shape(const std::string& name) {
+    const EncoderShape& s = shape_named(kEncoders, name, "--encoder-shape");
+    RobertaConfig c;
+    c.dim = s.dim;
+    c.hidden_dim = s.hidden_dim;
+    c.n_layers = s.n_layers;
+    c.n_heads = s.n_heads;
+    c.vocab_size = 50265;
+    c.max_positions = 514;
+    c.norm_eps = 1e-5f;
+    return c;
+}
+
+Tokenizer syllable_tokenizer() {
+    const std::vector<std::string> parts = syllables();
+    const std::string space = spelled(" ");
+    JsonWriter json;
+    int64_t next_id = 0;
+    const auto piece = [&](const std::string& text) { json.key(text).integer(next_id++); };
+    json.begin_object().key("added_tokens").begin_array();
+    const char* specials[] = {"<s>", "<pad>", "</s>", "<unk>"};
+    for (int64_t id = 0; id < 4; ++id) {
+        json.begin_object().key("id").integer(id).key("content").string(specials[id]);
+        for (const char* key : {"single_word", "lstrip", "rstrip", "normalized"})
+            json.key(key).boolean(false);
+        json.key("special").boolean(true).end_object();
+    }
+    json.end_array().key("normalizer").null();
+    json.key("pre_tokenizer").begin_object().key("type").string("ByteLevel");
+    json.key("add_prefix_space").boolean(false).key("use_regex").boolean(true).end_object();
+    json.key("post_processor").null();
+    json.key("decoder").begin_object().key("type").string("ByteLevel").end_object();
+    json.key("model").begin_object().key("type").string("BPE").key("vocab").begin_object();
+    for (const char* special : specials) piece(special);
+    for (int byte = 0; byte < 256; ++byte) piece(spelled(std::string(1, static_cast<char>(byte))));
+    for (const std::string& syllable : parts) piece(syllable);
+    for (const std::string& syllable : parts) piece(space + syllable);
+    for (const std::string& first : parts) {
+        for (const std::string& second : parts) piece(str(space, first, second));
+    }
+    // First letters join to syllables, then the space to the first of them, then the word closes.
+    json.end_object().key("merges").begin_array();
+    const auto merge = [&](const std::string& left, const std::string& right) {
+        json.string(str(left, " ", right));
+    };
+    for (const std::string& syllable : parts) merge(syllable.substr(0, 1), syllable.substr(1));
+    for (const std::string& syllable : parts) merge(space, syllable);
+    for (const std::string& first : parts) {
+        for (const std::string& second : parts) merge(space + first, second);
+    }
+    json.end_array().end_object().end_object();
+    return Tokenizer::from_json(json.text(), "syllable vocabulary");
+}
+
+ModelParts random_model_parts(LlamaConfig decoder, RobertaConfig encoder) {
+    RefragConfig config;
+    config.chunk_len = 16;
+    config.chunk_lens = {8, 16, 32};
+    config.pooling = ChunkPooling::mean;
+    config.policy.n_heads = encoder.n_heads;
+    config.policy.dim = encoder.dim;
+    config.policy.hidden_dim = 4 * encoder.dim;
+    config.policy.sees_question = true;
+    const Tokenizer tokenizer = syllable_tokenizer();
+    for (const int32_t vocab_size : {decoder.vocab_size, encoder.vocab_size}) {
+        REFRAG_CHECK(tokenizer.vocab_size() <= vocab_size, Status::usage,
+                     "random weights: expected a vocabulary of at least ", tokenizer.vocab_size(), ", found ",
+                     vocab_size);
+    }
+    return {std::move(config), std::move(decoder), encoder, tokenizer, tokenizer, kBos};
+}
+
+uint64_t random_weight_bytes(const ModelParts& parts) {
+    const ValueCount n = count_values(parts);
+    return n.matrix * sizeof(uint16_t) + n.vector * sizeof(float);
+}
+
+std::unique_ptr<Model> make_random_model(Backend& backend, ModelParts parts, uint64_t seed,
+                                         const LoadProgress& progress) {
+    const uint64_t total = count_values(parts).matrix * sizeof(uint16_t);
+    uint64_t done = 0;
+    LoadedBytes loaded;
+    if (progress) {
+        loaded = [&](uint64_t bytes) {
+            done += bytes;
+            progress(done, total);
+        };
+    }
+    RandomWeights weights(backend, seed, loaded);
+    return std::make_unique<Model>(backend, std::move(parts), weights);
+}
+
+WordTexts::WordTexts(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {
+    for (int64_t id = 0; id < tokenizer.vocab_size(); ++id) {
+        const std::string word(tokenizer.token_bytes(static_cast<int32_t>(id)));
+        const bool letters =
+            word.size() >= 2 && word[0] == ' ' &&
+            std::all_of(word.begin() + 1, word.end(), [](char c) { return c >= 'a' && c <= 'z'; });
+        // One token in a row of them; what the first of a text becomes is text()'s business.
+        if (letters &&
+            tokenizer.encode_ids(word + word + word).size() == tokenizer.encode_ids(word + word).size() + 1) {
+            words_.push_back(word);
+        }
+    }
+    REFRAG_CHECK(!words_.empty(), Status::runtime,
+                 "the tokenizer's vocabulary has no token that is a space and small letters: no text to "
+                 "measure with can be made");
+}
+
+std::string WordTexts::text(int64_t n_tokens, uint64_t seed) const {
+    Random random(seed);
+    std::vector<const std::string*> drawn;
+    // Where neighbours join, or the text's beginning takes a token of its own, a word too many or too few is
+    // seen here and mended.
+    constexpr int kTries = 64;
+    for (int i = 0; i < kTries; ++i) {
+        std::string text;
+        for (const std::string* word : drawn) text += *word;
+        const int64_t missing = n_tokens - std::ssize(tokenizer_.encode_ids(text));
+        if (missing == 0) return text;
+        if (missing < 0) {
+            drawn.resize(drawn.size() - std::min(drawn.size(), static_cast<size_t>(-missing)));
+        } else {
+            for (int64_t j = 0; j < missing; ++j) drawn.push_back(&words_[random.below(words_.size())]);
+        }
+    }
+    fail(Status::runtime, "cannot make a text of exactly ", n_tokens, " tokens from words of the vocabulary");
+}
+
+}  // namespace refrag

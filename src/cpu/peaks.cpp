@@ -297,13 +297,13 @@ class Meter {
     std::atomic<float> sink_{0.0f};  // keeps the results alive
 };
 
-// The last cache, several times over, so that little of a pass is left in it for the next.
+// Twice the last cache, so that a pass has thrown out what the next one reads first.
 uint64_t read_bytes(uint64_t most) {
     uint64_t cache = 0;
 #if defined(_SC_LEVEL3_CACHE_SIZE)
     cache = static_cast<uint64_t>(std::max(0L, sysconf(_SC_LEVEL3_CACHE_SIZE)));
 #endif
-    const uint64_t wanted = std::clamp(4 * cache, uint64_t{256} << 20, uint64_t{2} << 30);
+    const uint64_t wanted = std::clamp(2 * cache, uint64_t{256} << 20, uint64_t{2} << 30);
     return std::min(wanted, most);
 }
 

@@ -334,6 +334,14 @@ BenchMemory bench_memory(const LlamaConfig& decoder, const RobertaConfig& encode
 std::vector<BenchRow> run_bench(const Model& model, const BenchOptions& options,
                                 const BenchProgress& progress) {
     check_bench_options(options);
+    for (const int32_t k : options.chunk_lens) {
+        const RefragConfig& config = model.config();
+        const int32_t longest = k + (config.encoder_special_tokens ? 2 : 0);
+        REFRAG_CHECK(
+            !options.refrag || !config.shared_vocabulary || longest <= model.encoder().config().max_seq_len(),
+            Status::usage, "bench: -k ", k, " needs ", longest, " encoder positions, the encoder has ",
+            model.encoder().config().max_seq_len());
+    }
     const WordTexts words(model.tokenizer());
     const int64_t n_cases =
         (options.full ? 1 : 0) +

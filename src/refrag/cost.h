@@ -1,7 +1,7 @@
-// What a request asks of the machine, counted from the networks' shapes: floating-point operations, bytes
-// read, memory. 2 operations a multiply-add; only matrix products and attention are counted (norms, rotations
-// and activations are less than a hundredth). Causal attention counts the entries that a row really sees, so
-// half of the square.
+// What a model and a request ask of the machine, counted from the networks' shapes: weights, floating-point
+// operations, memory. 2 operations a multiply-add; only matrix products and attention are counted (norms,
+// rotations and activations are less than a hundredth). Causal attention counts the entries that a row really
+// sees, so half of the square.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +22,16 @@ double encode_flops(const RobertaConfig& config, int64_t n);
 // The policy over n rows (chunks and question pieces), and the projector over n rows.
 double policy_flops(const PolicyConfig& config, int32_t d_enc, int64_t n);
 double projector_flops(int32_t d_enc, int32_t d_dec, int64_t n);
+
+// Values of a network's parameters: of its matrices, embeddings among them, and of its vectors.
+struct WeightCount {
+    uint64_t matrix = 0;
+    uint64_t vector = 0;
+};
+WeightCount count_weights(const LlamaConfig& config);
+WeightCount count_weights(const RobertaConfig& config, ChunkPooling pooling);
+// Of all four networks.
+WeightCount count_weights(const ModelParts& parts);
 
 // Bytes of K and V of one entry in all layers, as Generator's cache holds them.
 uint64_t kv_entry_bytes(const LlamaConfig& config);

@@ -21,8 +21,8 @@ namespace refrag {
 // Told how far loading has come, in bytes of weights; the last call has done = total.
 using LoadProgress = std::function<void(uint64_t done_bytes, uint64_t total_bytes)>;
 
-// A model that lies in no directory: what its networks are, and its vocabularies. The caller answers for their
-// fitting together as the constructor from a directory checks it.
+// A model that lies in no directory: what its networks are, and its vocabularies. The caller answers for
+// their fitting together as the constructor from a directory checks it.
 struct ModelParts {
     RefragConfig config;
     LlamaConfig decoder;

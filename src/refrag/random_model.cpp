@@ -7,6 +7,7 @@
 
 #include "io/json.h"
 #include "models/random_weights.h"
+#include "refrag/cost.h"
 #include "refrag/random.h"
 #include "text/byte_level.h"
 
@@ -78,58 +79,6 @@ std::string spelled(std::string_view bytes) {
     std::string out;
     for (const char c : bytes) append_utf8(out, byte_to_char(static_cast<uint8_t>(c)));
     return out;
-}
-
-// Values of the decoder's and the encoder's matrices (BF16) and vectors (F32), heads with them.
-struct ValueCount {
-    uint64_t matrix = 0;
-    uint64_t vector = 0;
-    void linear(int64_t out, int64_t in, bool bias) {
-        matrix += static_cast<uint64_t>(out * in);
-        vector += bias ? static_cast<uint64_t>(out) : 0;
-    }
-    void vectors(int64_t n, int64_t dim) { vector += static_cast<uint64_t>(n * dim); }
-};
-
-ValueCount count_values(const ModelParts& parts) {
-    ValueCount n;
-    const LlamaConfig& d = parts.decoder;
-    const int64_t q_dim = static_cast<int64_t>(d.n_heads) * d.head_dim;
-    const int64_t kv_dim = static_cast<int64_t>(d.n_kv_heads) * d.head_dim;
-    n.linear(d.vocab_size, d.dim, false);
-    if (!d.tied_embeddings) n.linear(d.vocab_size, d.dim, false);
-    for (int32_t i = 0; i < d.n_layers; ++i) {
-        n.linear(q_dim + 2 * kv_dim, d.dim, d.attention_bias);
-        n.linear(d.dim, q_dim, d.attention_bias);
-        n.linear(2 * static_cast<int64_t>(d.hidden_dim), d.dim, d.mlp_bias);
-        n.linear(d.dim, d.hidden_dim, d.mlp_bias);
-        n.vectors(2, d.dim);
-    }
-    n.vectors(1, d.dim);
-    const RobertaConfig& e = parts.encoder;
-    n.linear(static_cast<int64_t>(e.vocab_size) + e.max_positions + e.type_vocab_size, e.dim, false);
-    n.vectors(2, e.dim);
-    for (int32_t i = 0; i < e.n_layers; ++i) {
-        n.linear(4 * static_cast<int64_t>(e.dim), e.dim, true);
-        n.linear(e.hidden_dim, e.dim, true);
-        n.linear(e.dim, e.hidden_dim, true);
-        n.vectors(4, e.dim);
-    }
-    if (parts.config.pooling == ChunkPooling::pooler) n.linear(e.dim, e.dim, true);
-    n.linear(d.dim, e.dim, true);  // the projector
-    n.linear(d.dim, d.dim, true);
-    const PolicyConfig& p = parts.config.policy;
-    n.linear(p.dim, e.dim, true);
-    for (int32_t i = 0; i < p.n_layers; ++i) {
-        n.linear(4 * static_cast<int64_t>(p.dim), p.dim, true);
-        n.linear(p.hidden_dim, p.dim, true);
-        n.linear(p.dim, p.hidden_dim, true);
-        n.vectors(4, p.dim);
-    }
-    n.vectors(2, p.dim);
-    n.linear(1, p.dim, true);
-    if (p.sees_question) n.vectors(1, p.dim);
-    return n;
 }
 
 }  // namespace
@@ -237,13 +186,13 @@ ModelParts random_model_parts(LlamaConfig decoder, RobertaConfig encoder) {
 }
 
 uint64_t random_weight_bytes(const ModelParts& parts) {
-    const ValueCount n = count_values(parts);
+    const WeightCount n = count_weights(parts);
     return n.matrix * sizeof(uint16_t) + n.vector * sizeof(float);
 }
 
 std::unique_ptr<Model> make_random_model(Backend& backend, ModelParts parts, uint64_t seed,
                                          const LoadProgress& progress) {
-    const uint64_t total = count_values(parts).matrix * sizeof(uint16_t);
+    const uint64_t total = count_weights(parts).matrix * sizeof(uint16_t);
     uint64_t done = 0;
     LoadedBytes loaded;
     if (progress) {

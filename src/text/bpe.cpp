@@ -5,9 +5,9 @@
 #include "text/bpe.h"
 
 #include <algorithm>
-#include <deque>
 #include <functional>
 #include <map>
+#include <optional>
 #include <span>
 
 #include "base/check.h"
@@ -59,28 +59,58 @@ constexpr size_t few_symbols = 48;
 
 constexpr size_t max_word_bytes = UINT32_MAX - 1;
 
-// Of a word merged in windows: how many symbols a window adds, and how many of those before it goes over
-// again. A symbol costs 16 bytes and the queue's.
-constexpr size_t window_symbols = 16384;
-constexpr size_t window_overlap = 512;
+// Merges out[first, end) in place: at most few_symbols.
+void merge_few(const MergeTable& merges, size_t first, std::vector<BpePiece>& out) {
+    BpePiece* const symbols = out.data() + first;
+    std::array<uint32_t, few_symbols> ranks;  // of the pair (i, i + 1)
+    std::array<int32_t, few_symbols> merged;  // what that pair becomes
+    size_t n = out.size() - first;
+    const auto look_up = [&](size_t i) {
+        const Merge merge = merges.find(symbols[i].id, symbols[i + 1].id);
+        ranks[i] = merge.rank;
+        merged[i] = merge.id;
+    };
+    for (size_t i = 0; i + 1 < n; ++i) look_up(i);
 
-// The places of a long word where one rule may apply, lowest first. Nearly all arrive in rising order and go
-// to `run_`; the few late ones go to a small heap beside it.
+    while (n > 1) {
+        size_t best = 0;
+        for (size_t i = 1; i + 1 < n; ++i)
+            if (ranks[i] < ranks[best]) best = i;
+        if (ranks[best] == no_rank) break;
+
+        symbols[best] = {merged[best], symbols[best].bytes + symbols[best + 1].bytes};
+        --n;
+        for (size_t i = best + 1; i < n; ++i) {
+            symbols[i] = symbols[i + 1];
+            ranks[i] = ranks[i + 1];
+            merged[i] = merged[i + 1];
+        }
+        if (best > 0) look_up(best - 1);
+        if (best + 1 < n) look_up(best);
+    }
+    out.resize(first + n);
+}
+
+// The places of a window where one rule may apply, lowest first. Nearly all arrive in rising order and go to
+// `run_`; the few late ones go to a small heap beside it.
 class Places {
   public:
     void push(uint32_t place) {
-        if (run_.empty() || place >= run_.back()) {
+        if (next_ == run_.size() || place >= run_.back()) {
             run_.push_back(place);
         } else {
             late_.push_back(place);
             std::push_heap(late_.begin(), late_.end(), std::greater<>());
         }
     }
-    bool empty() const { return run_.empty() && late_.empty(); }
+    bool empty() const { return next_ == run_.size() && late_.empty(); }
     uint32_t pop() {
-        if (late_.empty() || (!run_.empty() && run_.front() <= late_.front())) {
-            const uint32_t place = run_.front();
-            run_.pop_front();
+        if (late_.empty() || (next_ < run_.size() && run_[next_] <= late_.front())) {
+            const uint32_t place = run_[next_++];
+            if (next_ == run_.size()) {
+                run_.clear();
+                next_ = 0;
+            }
             return place;
         }
         std::pop_heap(late_.begin(), late_.end(), std::greater<>());
@@ -90,84 +120,172 @@ class Places {
     }
 
   private:
-    std::deque<uint32_t> run_;
+    std::vector<uint32_t> run_;
+    size_t next_ = 0;  // of run_
     std::vector<uint32_t> late_;
 };
 
-// Symbols as a linked list over pieces that stand in a row. A symbol is named by the place of its first piece
-// and covers [place, next(place)); pieces inside a symbol have id -1.
-class Symbols {
+// The places of a window where a rule may apply, by rank and then from the left. Memory is kept from rank to
+// rank and from window to window.
+class MergeQueue {
   public:
-    void assign(std::span<const BpePiece> symbols) {
-        pieces_.assign(symbols.begin(), symbols.end());
-        links_.resize(symbols.size());
-        for (uint32_t i = 0; i < links_.size(); ++i) links_[i] = i + 1;
+    struct Entry {
+        uint32_t rank;
+        uint32_t place;
+    };
+    void push(Entry entry) {
+        // One character over and over offers the same rule over and over.
+        if (entry.rank != latest_rank_) {
+            latest_ = &places_of(entry.rank);
+            latest_rank_ = entry.rank;
+        }
+        latest_->push(entry.place);
     }
-    uint32_t end() const { return static_cast<uint32_t>(pieces_.size()); }
-    const BpePiece& operator[](uint32_t place) const { return pieces_[place]; }
-    uint32_t next(uint32_t place) const { return links_[place]; }
-    // Needs place > 0. The piece before is a symbol of its own, or the last of a longer one, which links to
-    // its first.
-    uint32_t previous(uint32_t place) const {
-        return pieces_[place - 1].id >= 0 ? place - 1 : links_[place - 1];
-    }
-    // Makes the symbol at `place` and the one after it into one.
-    void join(uint32_t place, int32_t id) {
-        const uint32_t right = links_[place];
-        const uint32_t end = links_[right];
-        pieces_[place].id = id;
-        pieces_[place].bytes += pieces_[right].bytes;
-        pieces_[right].id = -1;
-        links_[place] = end;
-        links_[end - 1] = place;
+    std::optional<Entry> pop() {
+        while (!by_rank_.empty()) {
+            const auto lowest = by_rank_.begin();
+            if (!lowest->second.empty()) return Entry{lowest->first, lowest->second.pop()};
+            if (lowest->first == latest_rank_) latest_rank_ = no_rank;
+            spare_.push_back(by_rank_.extract(lowest));
+        }
+        return std::nullopt;
     }
 
   private:
-    std::vector<BpePiece> pieces_;
-    std::vector<uint32_t> links_;  // first piece: where the next symbol begins; last of several: where this
-                                   // one begins
+    Places& places_of(uint32_t rank) {
+        const auto at = by_rank_.lower_bound(rank);
+        if (at != by_rank_.end() && at->first == rank) return at->second;
+        if (spare_.empty()) return by_rank_.emplace_hint(at, rank, Places())->second;
+        auto node = std::move(spare_.back());
+        spare_.pop_back();
+        node.key() = rank;
+        return by_rank_.insert(at, std::move(node))->second;
+    }
+
+    std::map<uint32_t, Places> by_rank_;
+    std::vector<std::map<uint32_t, Places>::node_type> spare_;
+    uint32_t latest_rank_ = no_rank;
+    Places* latest_ = nullptr;  // the places of latest_rank_, unless that is no_rank
+};
+
+// A stretch of a word and its symbols, a linked list over the pieces it began with. A symbol is named by the
+// place of its first piece and covers [place, next(place)).
+class Window {
+  public:
+    void assign(std::span<const BpePiece> word) {
+        pieces_.resize(word.size());
+        for (uint32_t i = 0; i < end(); ++i) pieces_[i] = {word[i].id, i + 1, {no_rank, -1}};
+    }
+    // Applies rules until none is left to apply.
+    void merge_all(const MergeTable& merges) {
+        for (uint32_t i = 0; i < end(); ++i) offer(merges, i);
+        while (const std::optional<MergeQueue::Entry> lowest = queue_.pop()) {
+            const uint32_t place = lowest->place;
+            // Passed over where the symbols have changed since.
+            if (pieces_[place].pair.rank != lowest->rank) continue;
+            join(place);
+            offer(merges, place);
+            if (place > 0) offer(merges, previous(place));
+        }
+    }
+    uint32_t end() const { return static_cast<uint32_t>(pieces_.size()); }
+    int32_t id(uint32_t place) const { return pieces_[place].id; }
+    uint32_t next(uint32_t place) const { return pieces_[place].link; }
+
+  private:
+    struct Piece {
+        int32_t id;     // of the symbol that begins here; -1 inside a symbol
+        uint32_t link;  // a symbol's first piece: where the next symbol begins; the last of several: where
+                        // this one begins
+        Merge pair;     // the rule for the symbol that begins here and the one after it
+    };
+
+    // Needs place > 0. The piece before is a symbol of its own, or the last of a longer one.
+    uint32_t previous(uint32_t place) const {
+        return pieces_[place - 1].id >= 0 ? place - 1 : pieces_[place - 1].link;
+    }
+    // Makes the symbol at `place` and the one after it into what their rule says.
+    void join(uint32_t place) {
+        const uint32_t right = pieces_[place].link;
+        const uint32_t end = pieces_[right].link;
+        pieces_[place].id = pieces_[place].pair.id;
+        pieces_[right].id = -1;
+        pieces_[right].pair.rank = no_rank;
+        pieces_[place].link = end;
+        pieces_[end - 1].link = place;
+    }
+    void offer(const MergeTable& merges, uint32_t place) {
+        Piece& piece = pieces_[place];
+        piece.pair = piece.link < end() ? merges.find(piece.id, pieces_[piece.link].id) : Merge{no_rank, -1};
+        if (piece.pair.rank != no_rank) queue_.push({piece.pair.rank, place});
+    }
+
+    std::vector<Piece> pieces_;
+    MergeQueue queue_;
+};
+
+// Merges long words, in windows that fit a core's cache.
+//
+// Rests on a fact about any set of rules: two or more tokens are the encoding of their text if and only if
+// each neighbouring two of them are the encoding of theirs. (As long as no merge has crossed a border between
+// tokens, what happens inside two of them is what would happen if they stood alone; so the first merge to
+// cross a border would cross it there too.) Hence two encodings of overlapping stretches may be joined at a
+// token that both have, which is to say at two neighbouring borders that both have: what lies between merges
+// to the same.
+//
+// Each window begins with a token of what is done, far enough back that it is likely to come out the same:
+// that is where to join. Where it comes out otherwise no later token agrees either (joined there, the
+// window's encoding would have the old first token), and the window is begun further back.
+class LongMerger {
+  public:
+    explicit LongMerger(const Bpe& bpe) : bpe_(bpe) {}
+
+    // Merges out[first, end) in place.
+    void merge(size_t first, std::vector<BpePiece>& out) {
+        const std::span<BpePiece> word = std::span<BpePiece>(out).subspan(first);
+        size_t done = 0;
+        tokens_.clear();
+        ends_.clear();
+        // Where windows do not join the overlap doubles, at least, so that this happens at most log n times
+        // and rules made for it cost no more than n log n symbols in all.
+        size_t overlap = bpe_.window_overlap;
+        size_t advance = std::max(bpe_.window_advance, overlap);
+        while (done < word.size()) {
+            size_t kept = tokens_.size();
+            const auto kept_end = [&] { return kept > 0 ? size_t{ends_[kept - 1]} : 0; };
+            while (kept > 0 && done - kept_end() < overlap) --kept;
+            const size_t begin = kept_end();
+            const size_t end = std::min(word.size(), done + advance);
+            window_.assign(word.subspan(begin, end - begin));
+            window_.merge_all(bpe_.merges);
+            if (kept > 0 && begin + window_.next(0) != ends_[kept]) {
+                overlap = 2 * (done - begin);
+                advance = std::max(advance, overlap);
+                continue;
+            }
+            tokens_.resize(kept);
+            ends_.resize(kept);
+            for (uint32_t at = 0; at < window_.end();) {
+                BpePiece token{window_.id(at), 0};
+                for (const uint32_t next = window_.next(at); at < next; ++at)
+                    token.bytes += word[begin + at].bytes;
+                tokens_.push_back(token);
+                ends_.push_back(static_cast<uint32_t>(begin) + at);
+            }
+            done = end;
+        }
+        std::copy(tokens_.begin(), tokens_.end(), word.begin());
+        out.resize(first + tokens_.size());
+    }
+
+  private:
+    const Bpe& bpe_;
+    Window window_;
+    std::vector<BpePiece> tokens_;  // the encoding of word[0, done)
+    std::vector<uint32_t> ends_;    // of each token, in symbols of the word
 };
 
 }  // namespace
-
-// Merges the symbols until no rule applies.
-void merge_all(const MergeTable& merges, Symbols& symbols) {
-    std::map<uint32_t, Places>
-        queue;  // rank -> places; a place whose symbols have changed since is passed over
-    const uint32_t n = symbols.end();
-    const auto merge_at = [&](uint32_t place) {
-        return merges.find(symbols[place].id, symbols[symbols.next(place)].id);
-    };
-    uint32_t latest_rank = no_rank;  // one character over and over offers the same rule over and over
-    Places* latest = nullptr;
-    const auto offer = [&](uint32_t place) {
-        const Merge merge = merge_at(place);
-        if (merge.rank == no_rank) return;
-        if (merge.rank != latest_rank) {
-            latest = &queue[merge.rank];
-            latest_rank = merge.rank;
-        }
-        latest->push(place);
-    };
-    for (uint32_t i = 0; i + 1 < n; ++i) offer(i);
-
-    while (!queue.empty()) {
-        const auto lowest = queue.begin();
-        if (lowest->second.empty()) {
-            if (lowest->first == latest_rank) latest_rank = no_rank;
-            queue.erase(lowest);
-            continue;
-        }
-        const uint32_t place = lowest->second.pop();
-        if (symbols[place].id < 0 || symbols.next(place) == n) continue;
-        const Merge merge = merge_at(place);
-        if (merge.rank != lowest->first) continue;
-
-        symbols.join(place, merge.id);
-        if (symbols.next(place) != n) offer(place);
-        if (place > 0) offer(symbols.previous(place));
-    }
-}
 
 // Takes a word's first symbols one by one, and merges them up to every place that no merge can reach across.
 class Bpe::Feeder {
@@ -206,9 +324,14 @@ class Bpe::Feeder {
     static constexpr size_t emitted_together = 1024;  // so that they are still in the cache
 
     void merge() {
-        bpe_.merge(first_, pieces_);
+        const size_t n = pieces_.size() - first_;
+        if (n > few_symbols)
+            merge_many();
+        else if (n > 1)
+            merge_few(bpe_.merges, first_, pieces_);
         first_ = pieces_.size();
     }
+    void merge_many();
 
     const Bpe& bpe_;
     std::vector<BpePiece>& pieces_;
@@ -217,7 +340,14 @@ class Bpe::Feeder {
     bool cuts_;         // not in everyday words, where looking costs more than it saves
     int32_t previous_ = -1;
     uint32_t skipped_ = 0;
+    std::optional<LongMerger> long_merger_;  // once there is use for one
 };
+
+// Apart from merge(), which everyday words go through.
+void Bpe::Feeder::merge_many() {
+    if (!long_merger_) long_merger_.emplace(bpe_);
+    long_merger_->merge(first_, pieces_);
+}
 
 void Bpe::encode(std::string_view word, std::vector<BpePiece>& scratch, const Emit& emit) const {
     REFRAG_CHECK(word.size() <= max_word_bytes, Status::runtime, "a word of ", word.size(),
@@ -264,85 +394,6 @@ void Bpe::feed_characters(std::string_view word, Feeder& feeder) const {
         }
     }
     if (unknown_bytes > 0) feeder.add(unk_id, unknown_bytes);
-}
-
-void Bpe::merge(size_t first, std::vector<BpePiece>& out) const {
-    const size_t n = out.size() - first;
-    if (n > few_symbols)
-        merge_many(first, out);
-    else if (n > 1)
-        merge_few(first, out);
-}
-
-void Bpe::merge_few(size_t first, std::vector<BpePiece>& out) const {
-    BpePiece* const symbols = out.data() + first;
-    std::array<uint32_t, few_symbols> ranks;  // of the pair (i, i + 1)
-    std::array<int32_t, few_symbols> merged;  // what that pair becomes
-    size_t n = out.size() - first;
-    const auto look_up = [&](size_t i) {
-        const Merge merge = merges.find(symbols[i].id, symbols[i + 1].id);
-        ranks[i] = merge.rank;
-        merged[i] = merge.id;
-    };
-    for (size_t i = 0; i + 1 < n; ++i) look_up(i);
-
-    while (n > 1) {
-        size_t best = 0;
-        for (size_t i = 1; i + 1 < n; ++i)
-            if (ranks[i] < ranks[best]) best = i;
-        if (ranks[best] == no_rank) break;
-
-        symbols[best] = {merged[best], symbols[best].bytes + symbols[best + 1].bytes};
-        --n;
-        for (size_t i = best + 1; i < n; ++i) {
-            symbols[i] = symbols[i + 1];
-            ranks[i] = ranks[i + 1];
-            merged[i] = merged[i + 1];
-        }
-        if (best > 0) look_up(best - 1);
-        if (best + 1 < n) look_up(best);
-    }
-    out.resize(first + n);
-}
-
-// Rests on a fact about any set of rules: tokens t1 .. tn are the encoding of their text if and only if each
-// neighbouring two of them are the encoding of theirs. (As long as no merge has crossed a border between
-// tokens, what happens inside two of them is what would happen if they stood alone; so the first merge to
-// cross a border would cross it there too.) Hence two encodings of overlapping texts may be joined at a token
-// that both have in the same place. A long word is merged in windows that fit a core's cache, each beginning
-// with a token of those before; where the window makes another token there, it is begun further back.
-void Bpe::merge_many(size_t first, std::vector<BpePiece>& out) const {
-    const std::span<const BpePiece> word = std::span<const BpePiece>(out).subspan(first);
-    std::vector<BpePiece> tokens;
-    std::vector<size_t> ends;  // of each token, in symbols
-    Symbols symbols;
-    size_t done = 0;  // symbols of the word that `tokens` covers
-    // Both grow where windows do not join, so that rules made to prevent it cost n log n at most.
-    size_t overlap = window_overlap;
-    size_t advance = window_symbols;
-    while (done < word.size()) {
-        size_t kept = tokens.size();  // the window begins after so many, with the last of those it may change
-        while (kept > 0 && done - (kept > 1 ? ends[kept - 2] : 0) < overlap) --kept;
-        if (kept > 0) --kept;
-        const size_t begin = kept > 0 ? ends[kept - 1] : 0;
-        const size_t end = std::min(word.size(), done + advance);
-        symbols.assign(word.subspan(begin, end - begin));
-        merge_all(merges, symbols);
-        if (begin > 0 && (symbols[0].id != tokens[kept].id || symbols.next(0) != ends[kept] - begin)) {
-            overlap = 2 * (done - begin);
-            advance = std::max(advance, overlap);
-            continue;
-        }
-        tokens.resize(kept);
-        ends.resize(kept);
-        for (uint32_t i = 0; i < symbols.end(); i = symbols.next(i)) {
-            tokens.push_back(symbols[i]);
-            ends.push_back(begin + symbols.next(i));
-        }
-        done = end;
-    }
-    std::copy(tokens.begin(), tokens.end(), out.begin() + static_cast<ptrdiff_t>(first));
-    out.resize(first + tokens.size());
 }
 
 }  // namespace refrag

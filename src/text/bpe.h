@@ -115,9 +115,14 @@ struct Bpe {
     // Words that are tokens as they stand, whatever the merges say (ignore_merges).
     WordIds whole_words;
 
+    // A long word is merged in windows: how many symbols each adds, and how many of those before it is sure
+    // to go over again (both >= 1). They make no difference to the tokens.
+    size_t window_advance = 16384;
+    size_t window_overlap = 512;
+
     // Gives the tokens of a word, valid UTF-8, to `emit`, in order, in one part or several. Their bytes add
-    // up to the word's, but for what has no symbol at its end. Time n log n in the worst case, about n in
-    // practice; words of up to 2^32 - 2 bytes. `scratch` saves allocations from word to word.
+    // up to the word's, but for what has no symbol at its end. Time n log^2 n in the worst case, about n
+    // in practice; words of up to 2^32 - 2 bytes. `scratch` saves allocations from word to word.
     using Emit = std::function<void(std::span<const BpePiece>)>;
     void encode(std::string_view word, std::vector<BpePiece>& scratch, const Emit& emit) const;
 
@@ -130,10 +135,6 @@ struct Bpe {
   private:
     class Feeder;
     void feed_characters(std::string_view word, Feeder& feeder) const;
-    // Merges the symbols out[first, end) in place.
-    void merge(size_t first, std::vector<BpePiece>& out) const;
-    void merge_few(size_t first, std::vector<BpePiece>& out) const;
-    void merge_many(size_t first, std::vector<BpePiece>& out) const;
 };
 
 }  // namespace refrag

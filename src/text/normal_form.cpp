@@ -101,6 +101,8 @@ class Normalizer {
     }
 
   private:
+    static constexpr int code_bits = 21;
+
     void decompose(char32_t code) {
         std::array<utf8proc_int32_t, 32> parts;  // the longest decomposition has 18
         int last_class = 0;
@@ -114,9 +116,10 @@ class Normalizer {
 
     // Orders, composes and appends what was decomposed so far.
     void finish() {
-        const auto class_of = [](utf8proc_int32_t code) {
-            return combining_class(static_cast<char32_t>(code));
-        };
+        // Each one's class is looked up once and stands above its bits while marks are put in order.
+        for (utf8proc_int32_t& code : codes_)
+            code |= combining_class(static_cast<char32_t>(code)) << code_bits;
+        const auto class_of = [](utf8proc_int32_t code) { return code >> code_bits; };
         for (size_t i = 0; i < codes_.size();) {
             size_t end = i;
             while (end < codes_.size() && class_of(codes_[end]) != 0) ++end;
@@ -128,6 +131,7 @@ class Normalizer {
             if (!std::is_sorted(first, last, by_class)) std::stable_sort(first, last, by_class);
             i = end + 1;
         }
+        for (utf8proc_int32_t& code : codes_) code &= (1 << code_bits) - 1;
         size_t n = codes_.size();
         if (composes_ && n > 1)
             n = static_cast<size_t>(

@@ -2,8 +2,9 @@
 // with the length of texts that are hard on purpose (one character over and over). Markdown tables on stdout.
 //
 // Encoding is the whole of it, byte spans included. Time is the thread's CPU time, the best of several
-// repetitions, so other work on the machine disturbs little. A ratio well above 2 at a doubling of the length
-// would mean that the time is not linear.
+// repetitions, so other work on the machine disturbs little; the lengths of a hard text take turns, so that a
+// slow spell of the machine meets all of them. A ratio well above 2 at a doubling of the length would mean
+// that the time is not linear.
 //
 //   bench_tokenizer PROSE MAX_MEGABYTES TOKENIZER...
 //     PROSE          a text file; its first megabyte is used
@@ -92,43 +93,59 @@ constexpr Unit units[] = {{"A", "A"},
                           {"bad byte", "\xFF"},
                           {"a^ ", "a^ "}};
 
+// time(2n) / time(n) from the first length to the last.
+struct Growth {
+    double first_seconds;
+    double last_seconds;
+    double mean;  // geometric
+    double largest;
+};
+
+Growth growth_of(const Tokenizer& tokenizer, const char* unit, size_t max_megabytes) {
+    std::vector<std::string> texts;
+    for (size_t mb = 1; mb <= max_megabytes; mb *= 2) {
+        std::string& text = texts.emplace_back();
+        while (text.size() < mb * megabyte) text += unit;
+    }
+    std::vector<double> best(texts.size(), 1e30);
+    for (int round = 0; round < 7; ++round)
+        for (size_t i = 0; i < texts.size(); ++i)
+            best[i] = std::min(best[i], best_seconds(1, [&] { tokenizer.encode(texts[i]); }));
+    Growth growth{best.front(), best.back(), 0, 0};
+    for (size_t i = 1; i < best.size(); ++i) growth.largest = std::max(growth.largest, best[i] / best[i - 1]);
+    if (best.size() > 1)
+        growth.mean = std::pow(best.back() / best.front(), 1 / static_cast<double>(best.size() - 1));
+    return growth;
+}
+
 void bench_growth(size_t max_megabytes, const std::vector<std::string>& paths) {
     std::printf(
-        "\nTime of %zu MB (10^6 bytes) in ms; in brackets time(2n) / time(n) from 1 MB up to there: "
-        "geometric "
-        "mean, largest\n\n",
+        "\nTime of 1 and of %zu MB (10^6 bytes) in ms; in brackets time(2n) / time(n) from 1 MB up to ",
         max_megabytes);
+    std::printf("there: geometric mean, largest\n\n");
     std::printf("| tokenizer |");
     for (const Unit& unit : units) std::printf(" %s |", unit.name);
     std::printf("\n|---|");
     for (size_t i = 0; i < std::size(units); ++i) std::printf("---|");
     std::printf("\n");
+    Growth worst{};
     for (const std::string& path : paths) {
         const Tokenizer tokenizer = Tokenizer::from_file(path);
         std::printf("| %s |", path.c_str());
         for (const Unit& unit : units) {
-            double before = 0;
-            double seconds = 0;
-            double first = 0;
-            double worst = 0;
-            double doublings = 0;
-            for (size_t mb = 1; mb <= max_megabytes; mb *= 2) {
-                std::string text;
-                while (text.size() < mb * megabyte) text += unit.text;
-                seconds = best_seconds(5, [&] { tokenizer.encode(text); });
-                if (mb == 1) first = seconds;
-                if (mb > 1) {
-                    worst = std::max(worst, seconds / before);
-                    ++doublings;
-                }
-                before = seconds;
-            }
-            const double mean = doublings > 0 ? std::pow(seconds / first, 1 / doublings) : 0;
-            std::printf(" %.0f (%.2f, %.2f) |", seconds * 1e3, mean, worst);
+            const Growth growth = growth_of(tokenizer, unit.text, max_megabytes);
+            std::printf(" %.0f, %.0f (%.2f, %.2f) |", growth.first_seconds * 1e3, growth.last_seconds * 1e3,
+                        growth.mean, growth.largest);
             std::fflush(stdout);
+            worst.first_seconds = std::max(worst.first_seconds, growth.first_seconds);
+            worst.last_seconds = std::max(worst.last_seconds, growth.last_seconds);
+            worst.mean = std::max(worst.mean, growth.mean);
+            worst.largest = std::max(worst.largest, growth.largest);
         }
         std::printf("\n");
     }
+    std::printf("\nThe largest of each: %.0f, %.0f (%.2f, %.2f)\n", worst.first_seconds * 1e3,
+                worst.last_seconds * 1e3, worst.mean, worst.largest);
 }
 
 }  // namespace

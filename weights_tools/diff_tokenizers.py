@@ -4,9 +4,9 @@
 
 For each family (a directory with a tokenizer.json) `--count` strings of tokenizer_strings.py, all in three modes: plain
 (special tokens are text, no template), special (they are tokens, with the template), decode (the plain ids back to text).
-Then random id lists, with special tokens shown and skipped, and files of malformed UTF-8. Prints a table row for each family
-and mode and the first ten mismatches made short; exit code 1 where there is any. `bench/record.sh NAME` before the command keeps
-its output in bench/results/.
+Then words of ten to seventy thousand characters (one for every 3000 strings), random id lists, with special tokens shown and
+skipped, and files of malformed UTF-8. Prints a table row for each family and mode and the first ten mismatches made short;
+exit code 1 where there is any. `bench/record.sh NAME` before the command keeps its output in bench/results/.
 
 With --sources no binary is run: the converted files are compared with what they were made from (below tokenizers/ of the data
 folder), by the packages `tiktoken` and `sentencepiece`.
@@ -221,6 +221,12 @@ def check_family(name: str, folder: pathlib.Path, options, texts: list) -> int:
             one.add(given, refrag.finish(run), expected)
             one.seconds += time.monotonic() - begun
     n_wrong = plain.report() + special.report() + decode.report("ids of")
+    long = tally("plain")
+    for rows in chunks(tokenizer_strings.long_words(options.count // 3000, options.seed, reference.piece), 50):
+        begun = time.monotonic()
+        long.add(rows, refrag.ask("plain", rows), reference.encode("plain", rows))
+        long.seconds += time.monotonic() - begun
+    n_wrong += long.report("long")
     for mode in ("show", "skip"):
         lists = tally(mode)
         for rows in chunks(random_ids(reference, options.count // 5, options.seed), CHUNK):

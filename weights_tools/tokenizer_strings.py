@@ -144,6 +144,38 @@ class Maker:
         begin = self.rng.randrange(len(text))
         return text[begin:begin + self.rng.randint(1, 90)]
 
+    def long_word(self) -> str:
+        """Ten to seventy thousand characters that most pre-tokenizers leave in one word: by chance, or a few over and over, with slips."""
+        length = self.rng.choice([self.rng.randint(10_000, 70_000), self.rng.randint(1, 4) * 16384 + self.rng.randint(-2, 600)])
+        letters = "abcdefghijklmnopqrstuvwxyz"
+        kind = self.rng.randrange(8)
+        if kind == 0:  # tokens of the vocabulary, without what would end a word
+            choices = [c for c in ("".join(filter(str.isalpha, self.piece(self.rng))) for _ in range(200)) if c] or ["a"]
+        elif kind == 1:
+            choices = list(self.rng.choice([letters, letters.upper(), "ACGT", "=-", "!?.,;:/\\|#*_~^", " ", " \n", "\n", "\t ", "0123456789"]))
+        elif kind == 2:
+            choices = self.rng.choices(letters, k=self.rng.randint(1, 4))
+        elif kind == 3:
+            low, high = self.rng.choice(SCRIPTS)
+            choices = [chr(self.rng.randrange(low, high)) for _ in range(self.rng.choice([1, 2, 5, 200]))]
+        elif kind == 4:
+            choices = self.rng.choices(EMOJI, k=self.rng.choice([1, 3, 100]))
+        elif kind == 5:
+            choices = self.rng.choices(MARKS, k=self.rng.choice([1, 2, 30]))
+        elif kind == 6:
+            choices = self.rng.choices(letters + letters.upper(), k=self.rng.randint(2, 12))
+        else:
+            choices = ["the", "ing", "tion", "er", "an", "un", "qu", "ed", "st", self.rng.choice(letters)]
+        if self.rng.random() < 0.4:
+            word = "".join(self.rng.choices(choices, k=length))[:length]
+        else:
+            unit = "".join(self.rng.choices(choices, k=self.rng.choice([1, 1, 2, 3, 5, 17, 300])))
+            word = (unit * (length // len(unit) + 1))[:length]
+        for _ in range(self.rng.choice([0, 0, 1, 5, 100])):
+            at = self.rng.randrange(len(word))
+            word = word[:at] + self.rng.choice(choices) + word[at + 1:]
+        return word
+
     def next(self) -> str:
         made = self.rng.choice(self.kinds)()
         if self.rng.random() < 0.15:
@@ -164,6 +196,12 @@ def strings(count: int, seed: int, texts: list, spellings: list, piece=None):
     maker = Maker(seed, texts, spellings, piece)
     for _ in range(count - n_listed):
         yield maker.next()
+
+
+def long_words(count: int, seed: int, piece=None):
+    maker = Maker(seed, [], [], piece)
+    for _ in range(count):
+        yield maker.long_word()
 
 
 def load_texts(data: pathlib.Path, limit: int = 1 << 20) -> list:

@@ -94,13 +94,13 @@ class Machine {
     }
 
     double fma_gflops() {
-        const double flops_each = isa_ == CpuIsa::avx512 ? 2.0 * 16 * kChains
+        const double flops_each = has_avx512()           ? 2.0 * 16 * kChains
                                   : isa_ == CpuIsa::avx2 ? 2.0 * 8 * (kChains / 2)
                                                          : 2.0 * kChains;
         const double s = best_seconds(budget_, [&] {
             pool_.run(pool_.size(), [&](int64_t) {
 #if defined(__x86_64__)
-                sink_ = isa_ == CpuIsa::avx512 ? fma_loop_avx512()
+                sink_ = has_avx512()           ? fma_loop_avx512()
                         : isa_ == CpuIsa::avx2 ? fma_loop_avx2()
                                                : fma_loop_scalar();
 #else
@@ -148,6 +148,10 @@ class Machine {
         for (int64_t i = 0; i < 4 * n; ++i) mix ^= p[i];
         return mix;
 #endif
+    }
+
+    bool has_avx512() const {
+        return isa_ != CpuIsa::scalar && isa_ != CpuIsa::avx2;
     }
 
     CpuIsa isa_;

@@ -37,7 +37,7 @@ double now_s() {
 }
 
 // One way to multiply: `loop` does n rounds of `operations` each and returns something that depends on all.
-struct Product {
+struct ProductLoop {
     const char* instruction;
     double operations;
     float (*loop)(int64_t n);
@@ -188,9 +188,9 @@ Features find_features() {
 #endif
 
 struct Products {
-    Product fp32{"scalar", 2.0 * kChains, fp32_scalar};
-    Product bf16[2] = {};  // those there are; without a loop at the end
-    Product int8[2] = {};
+    ProductLoop fp32{"scalar", 2.0 * kChains, fp32_scalar};
+    ProductLoop bf16[2] = {};  // those there are; without a loop at the end
+    ProductLoop int8[2] = {};
 };
 
 Products find_products() {
@@ -212,7 +212,7 @@ class Meter {
     explicit Meter(int n_threads) : pool_(n_threads) {}
 
     // 1e9 operations a second, of all threads together.
-    double speed(const Product& product) {
+    double speed(const ProductLoop& product) {
         int64_t rounds = 1000;
         double best = 0.0;
         const double end = now_s() + kSeconds;
@@ -315,10 +315,10 @@ MachinePeaks measure_peaks(int n_threads, uint64_t max_buffer_bytes) {
     MachinePeaks peaks;
     peaks.fp32_gflops = meter.speed(products.fp32);
     peaks.fp32_instruction = products.fp32.instruction;
-    const auto best_of = [&](const Product(&choices)[2], double& speed, std::string& instruction) {
+    const auto best_of = [&](const ProductLoop(&choices)[2], double& speed, std::string& instruction) {
         speed = peaks.fp32_gflops;
         instruction = peaks.fp32_instruction;
-        for (const Product& product : choices) {
+        for (const ProductLoop& product : choices) {
             if (product.loop == nullptr) continue;
             const double found = meter.speed(product);
             if (found <= speed) continue;

@@ -67,6 +67,9 @@ class TapBackend : public refrag::Backend {
         inner_.rope_table(cos_sin, position, inv_freq);
     }
     void rope(Tensor x, Tensor cos_sin) override { inner_.rope(x, cos_sin); }
+    refrag::DType kv_dtype(refrag::DType weights, int32_t head_dim) const override {
+        return inner_.kv_dtype(weights, head_dim);
+    }
     void kv_append(const refrag::KvView& kv, int32_t layer, Tensor k, Tensor v,
                    const refrag::Batch& batch) override {
         inner_.kv_append(kv, layer, k, v, batch);

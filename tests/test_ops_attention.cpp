@@ -6,10 +6,17 @@
 // scores' range. The sums themselves give gamma(entries + nb), the last division and product 3 eps. Weights
 // appear above and below the line, so everything counts twice: with E the largest of the first three,
 // |error| <= (2 E + 2 gamma(entries + 8 nb + 16)) * sum_j w_j |v_j|, and 1% for second order.
+//
+// Bound in bf16, for q * scale * log2(e), k and v that are rounded already: scores are in units of log2, and
+// are right to gamma(dim + 2) sum |q k|; their difference to the whole number that is subtracted has one
+// rounding, 2^x is right to 7.6e-5, and multiplying by powers of two is exact. Above the line each weight is
+// rounded once more, to 8 bits: 2^-8. So |error| <= (2 E + 2^-8 + 2 gamma(entries + 64)) * sum_j w_j |v_j|.
 #include <algorithm>
 #include <array>
 #include <numeric>
 
+#include "cpu/kernels.h"
+#include "failing.h"
 #include "ops_test.h"
 
 using namespace refrag_test;
@@ -25,7 +32,19 @@ struct Shape {
     int32_t heads;
     int32_t kv_heads;
     int32_t dim;
+    DType weights = DType::f32;  // of the network that the call is made for
+
+    bool bf16() const { return weights == DType::bf16 && dim % 32 == 0; }
+    float scale() const { return 1.0f / std::sqrt(static_cast<float>(dim)); }
 };
+
+// A network's shape as an instruction set would have it: with BF16 weights where it multiplies bf16.
+template <typename T>
+Shape on(Shape shape) {
+    const bool bf16 = T::isa == CpuIsa::avx512_bf16 || T::isa == CpuIsa::amx;
+    shape.weights = bf16 ? DType::bf16 : DType::f32;
+    return shape;
+}
 
 // One sequence's queries, keys and values, all rows that it will ever have.
 struct Sequence {
@@ -39,6 +58,20 @@ Sequence make_sequence(const Shape& shape, int64_t rows, uint32_t seed) {
             random_floats(rows * shape.kv_heads * shape.dim, seed + 2)};
 }
 
+float rounded(float x) {
+    return refrag::bf16_to_f32(refrag::f32_to_bf16(x));
+}
+
+// What attention multiplies: the sequence itself, or its values rounded to bf16 with q in units of log2.
+Sequence as_multiplied(const Shape& shape, Sequence x) {
+    if (!shape.bf16()) return x;
+    const float factor = shape.scale() * 0x1.715476p+0f;
+    for (float& q : x.q) q = rounded(q * factor);
+    for (float& k : x.k) k = rounded(k);
+    for (float& v : x.v) v = rounded(v);
+    return x;
+}
+
 // A paged cache in host memory. Pages lie in a shuffled order, and hold NaN until written.
 class Cache {
   public:
@@ -46,13 +79,16 @@ class Cache {
         view_.n_layers = 2;
         view_.n_kv_heads = shape.kv_heads;
         view_.head_dim = shape.dim;
+        view_.dtype = shape.bf16() ? DType::bf16 : DType::f32;
         view_.max_pages = static_cast<int32_t>((max_entries + kPageEntries - 1) / kPageEntries);
         const auto heads = static_cast<size_t>(n_slots * view_.n_layers * view_.n_kv_heads);
         length_.assign(heads, 0);
         table_.resize(heads * static_cast<size_t>(view_.max_pages));
         std::iota(table_.begin(), table_.end(), 0);
         std::shuffle(table_.begin(), table_.end(), std::mt19937(1));
-        pages_.assign(table_.size() * 2 * kPageEntries * static_cast<size_t>(shape.dim), kNan);
+        // All bits: NaN in every type.
+        pages_.resize(table_.size() * 2 * kPageEntries * static_cast<size_t>(shape.dim));
+        std::memset(pages_.data(), 0xff, pages_.size() * 4);
         view_.pages = pages_.data();
         view_.length = length_.data();
         view_.page_table = table_.data();
@@ -71,6 +107,16 @@ class Cache {
     int32_t length(int32_t slot, int32_t layer, int32_t head) const {
         return length_[static_cast<size_t>(view_.head_index(slot, layer, head))];
     }
+    // Keeps the first n entries of a slot; what is behind them stays where it is.
+    void truncate(int32_t slot, int32_t n) {
+        for (int32_t layer = 0; layer < view_.n_layers; ++layer) {
+            for (int32_t h = 0; h < view_.n_kv_heads; ++h) {
+                int32_t& length = length_[static_cast<size_t>(view_.head_index(slot, layer, h))];
+                length = std::min(length, n);
+            }
+        }
+    }
+    const Floats& pages() const { return pages_; }
     int64_t written() const {
         return std::count_if(pages_.begin(), pages_.end(), [](float x) { return !std::isnan(x); });
     }
@@ -119,8 +165,7 @@ Floats attend(Backend& backend, const Shape& shape, const std::vector<Part>& par
                  vt = view(v, rows, shape.kv_heads * shape.dim);
     if (cache != nullptr) backend.kv_append(cache->view(), kLayer, kt, vt, batch);
     Floats out(q.size(), kNan);
-    const AttentionShape s{shape.heads, shape.kv_heads, shape.dim,
-                           1.0f / std::sqrt(static_cast<float>(shape.dim))};
+    const AttentionShape s{shape.heads, shape.kv_heads, shape.dim, shape.scale(), shape.weights};
     backend.attention(view(out, rows, shape.heads * shape.dim), view(q, rows, shape.heads * shape.dim), kt,
                       vt, s, cache == nullptr ? nullptr : &cache->view(), kLayer, batch);
     return out;
@@ -128,10 +173,11 @@ Floats attend(Backend& backend, const Shape& shape, const std::vector<Part>& par
 
 // Elements of `out` (the sequence's rows [begin, begin + n)) that are further from the reference than the
 // bound.
-int64_t count_wrong(const Shape& shape, const Sequence& x, int64_t begin, int64_t n, bool causal,
+int64_t count_wrong(const Shape& shape, const Sequence& sequence, int64_t begin, int64_t n, bool causal,
                     const float* out) {
     const int64_t dim = shape.dim, group = shape.heads / shape.kv_heads;
-    const double scale = static_cast<double>(1.0f / std::sqrt(static_cast<float>(dim)));
+    const double scale = shape.bf16() ? std::log(2.0) : static_cast<double>(shape.scale());
+    const Sequence x = as_multiplied(shape, sequence);
     int64_t wrong = 0;
     for (int64_t r = begin; r < begin + n; ++r) {
         const int64_t entries = causal ? r + 1 : x.rows;
@@ -155,7 +201,10 @@ int64_t count_wrong(const Shape& shape, const Sequence& x, int64_t begin, int64_
             for (const double s : size) error = std::max(error, gamma_n(dim + 2) * s);
             error += kEps * 2.0 * range + 4.0 * kEps;
             const int64_t blocks = (entries + kPageEntries - 1) / kPageEntries;
-            const double bound = 1.01 * (2.0 * error + 2.0 * gamma_n(entries + 8 * blocks + 16));
+            if (shape.bf16()) error += kEps * 2.0 + 7.6e-5;
+            const double bound = shape.bf16()
+                                     ? 1.01 * (2.0 * error + 0x1p-8 + 2.0 * gamma_n(entries + 64))
+                                     : 1.01 * (2.0 * error + 2.0 * gamma_n(entries + 8 * blocks + 16));
             double total = 0.0;
             for (double& s : score) total += s = std::exp(s - largest);
             for (int64_t d = 0; d < dim; ++d) {
@@ -235,11 +284,13 @@ TEST_CASE("ops: rope_kv_append is rope, rope and kv_append") {
     }
 }
 
-TEST_CASE_TEMPLATE("ops: causal attention over ragged batches", T, Scalar, Avx2, Avx512) {
+TEST_CASE_TEMPLATE("ops: causal attention over ragged batches", T, Scalar, Avx2, Avx512, Avx512Bf16, Amx) {
     REQUIRE_ISA(T);
     const auto backend = make_cpu_backend(2, T::isa);
-    for (const Shape shape : {Shape{2, 2, 8}, Shape{2, 1, 48}, Shape{4, 1, 64}, Shape{8, 1, 80},
-                              Shape{2, 2, 128}, Shape{3, 3, 17}, Shape{8, 2, 16}}) {
+    for (const Shape plain :
+         {Shape{2, 2, 8}, Shape{2, 1, 48}, Shape{4, 1, 64}, Shape{8, 1, 80}, Shape{2, 2, 128},
+          Shape{3, 3, 17}, Shape{8, 2, 16}, Shape{8, 1, 32}, Shape{1, 1, 96}, Shape{2, 2, 40}}) {
+        const Shape shape = on<T>(plain);
         CAPTURE(shape.heads);
         CAPTURE(shape.kv_heads);
         CAPTURE(shape.dim);
@@ -264,13 +315,16 @@ TEST_CASE_TEMPLATE("ops: causal attention over ragged batches", T, Scalar, Avx2,
     }
 }
 
-TEST_CASE_TEMPLATE("ops: encoder attention sees its whole sequence and no other", T, Scalar, Avx2, Avx512) {
+TEST_CASE_TEMPLATE("ops: encoder attention sees its whole sequence and no other", T, Scalar, Avx2, Avx512,
+                   Avx512Bf16, Amx) {
     REQUIRE_ISA(T);
     const auto backend = make_cpu_backend(2, T::isa);
-    for (const Shape shape : {Shape{2, 2, 8}, Shape{2, 2, 64}, Shape{4, 2, 48}, Shape{2, 2, 80}}) {
+    for (const Shape plain : {Shape{2, 2, 8}, Shape{2, 2, 64}, Shape{4, 2, 48}, Shape{2, 2, 80},
+                              Shape{12, 12, 32}, Shape{4, 1, 96}}) {
+        const Shape shape = on<T>(plain);
         CAPTURE(shape.dim);
         std::vector<Sequence> x;
-        for (const int64_t rows : {1, 3, 0, 16, 18, 31, 32, 33, 65, 130}) {
+        for (const int64_t rows : {1, 3, 0, 16, 18, 31, 32, 33, 65, 130, 300}) {
             x.push_back(make_sequence(shape, rows, static_cast<uint32_t>(200 + rows)));
         }
         std::vector<Part> call;
@@ -288,9 +342,11 @@ TEST_CASE_TEMPLATE("ops: encoder attention sees its whole sequence and no other"
     }
 }
 
-TEST_CASE_TEMPLATE("ops: prefill, split prefill and decode give the same bits", T, Scalar, Avx2, Avx512) {
+TEST_CASE_TEMPLATE("ops: prefill, split prefill and decode give the same bits", T, Scalar, Avx2, Avx512,
+                   Avx512Bf16, Amx) {
     REQUIRE_ISA(T);
-    for (const Shape shape : {Shape{2, 2, 64}, Shape{8, 2, 16}, Shape{4, 1, 17}}) {
+    for (const Shape plain : {Shape{2, 2, 64}, Shape{8, 2, 16}, Shape{4, 1, 17}, Shape{8, 1, 32}}) {
+        const Shape shape = on<T>(plain);
         const int64_t rows = 135, cols = shape.heads * shape.dim;
         const Sequence x = make_sequence(shape, rows, 301), other = make_sequence(shape, 50, 302);
         Floats whole;
@@ -320,10 +376,11 @@ TEST_CASE_TEMPLATE("ops: prefill, split prefill and decode give the same bits", 
     }
 }
 
-TEST_CASE_TEMPLATE("ops: what a row does not see cannot reach it", T, Scalar, Avx2, Avx512) {
+TEST_CASE_TEMPLATE("ops: what a row does not see cannot reach it", T, Scalar, Avx2, Avx512, Avx512Bf16, Amx) {
     REQUIRE_ISA(T);
     const auto backend = make_cpu_backend(2, T::isa);
-    for (const Shape shape : {Shape{4, 2, 64}, Shape{2, 2, 17}}) {
+    for (const Shape plain : {Shape{4, 2, 64}, Shape{2, 2, 17}, Shape{8, 4, 32}}) {
+        const Shape shape = on<T>(plain);
         const int64_t rows = 70, cols = shape.heads * shape.dim, bad = 37;
         const Sequence clean = make_sequence(shape, rows, 401), other = make_sequence(shape, 20, 402);
         Cache cache(shape, 2, 96), cache_k(shape, 2, 96), cache_v(shape, 2, 96);
@@ -360,38 +417,41 @@ TEST_CASE_TEMPLATE("ops: what a row does not see cannot reach it", T, Scalar, Av
     }
 }
 
-TEST_CASE_TEMPLATE("ops: scores of -inf and +inf", T, Scalar, Avx2, Avx512) {
+TEST_CASE_TEMPLATE("ops: scores of -inf and +inf", T, Scalar, Avx2, Avx512, Avx512Bf16, Amx) {
     REQUIRE_ISA(T);
     const auto backend = make_cpu_backend(1, T::isa);
-    const Shape shape{1, 1, 8};
+    const Shape shape = on<T>({1, 1, 32});
+    const int64_t dim = shape.dim;
     Sequence x = make_sequence(shape, 70, 501);
     // Keys that overflow to a score of -inf for entries 0 .. 39: the whole first block, and part of the
     // second.
     std::fill(x.q.begin(), x.q.end(), 1e30f);
-    std::fill(x.k.begin(), x.k.begin() + 40 * 8, -1e30f);
-    std::fill(x.k.begin() + 40 * 8, x.k.end(), 0.0f);
+    std::fill(x.k.begin(), x.k.begin() + 40 * dim, -1e30f);
+    std::fill(x.k.begin() + 40 * dim, x.k.end(), 0.0f);
     Cache cache(shape, 1, 96);
     const Floats out = attend(*backend, shape, {{&x, 0, 70, 0}}, &cache);
+    const Sequence used = as_multiplied(shape, x);
     bool nan_rows = true;
     int64_t wrong = 0;
     for (int64_t r = 0; r < 70; ++r) {
-        for (int64_t d = 0; d < 8; ++d) {
-            const float got = out[static_cast<size_t>(r * 8 + d)];
+        for (int64_t d = 0; d < dim; ++d) {
+            const float got = out[static_cast<size_t>(r * dim + d)];
             if (r < 40) {
                 nan_rows = nan_rows && std::isnan(got);
                 continue;
             }
             double mean = 0.0;
             for (int64_t e = 40; e <= r; ++e)
-                mean += static_cast<double>(x.v[static_cast<size_t>(e * 8 + d)]);
+                mean += static_cast<double>(used.v[static_cast<size_t>(e * dim + d)]);
             mean /= static_cast<double>(r - 39);
-            if (!within(got, mean, gamma_n(60))) ++wrong;
+            // All weights are 1, or the same power's error.
+            if (!within(got, mean, gamma_n(60) + (shape.bf16() ? 0x1p-8 + 2.0 * 7.6e-5 : 0.0))) ++wrong;
         }
     }
     CHECK(nan_rows);
     CHECK(wrong == 0);
 
-    std::fill(x.k.begin(), x.k.begin() + 8, 1e30f);  // +inf: inf - inf
+    std::fill(x.k.begin(), x.k.begin() + dim, 1e30f);  // +inf: inf - inf
     Cache again(shape, 1, 96);
     const Floats inf_out = attend(*backend, shape, {{&x, 0, 70, 0}}, &again);
     CHECK(std::all_of(inf_out.begin(), inf_out.end(), [](float v) { return std::isnan(v); }));
@@ -403,4 +463,227 @@ TEST_CASE("ops: attention without rows") {
     const Sequence none = make_sequence(shape, 0, 601);
     CHECK(attend(*backend, shape, {{&none, 0, 0, -1}, {&none, 0, 0, -1}}, nullptr).empty());
     CHECK(attend(*backend, shape, {}, nullptr).empty());
+}
+
+// ---- bf16 ---------------------------------------------------------------------------------------------
+
+TEST_CASE_TEMPLATE("ops: a bf16 cache is for BF16 weights and whole tiles", T, Scalar, Avx2, Avx512,
+                   Avx512Bf16, Amx) {
+    REQUIRE_ISA(T);
+    const auto backend = make_cpu_backend(1, T::isa);
+    const bool bf16 = T::isa == CpuIsa::avx512_bf16 || T::isa == CpuIsa::amx;
+    for (const int32_t dim : {32, 64, 96, 128}) {
+        CHECK(backend->kv_dtype(DType::bf16, dim) == (bf16 ? DType::bf16 : DType::f32));
+        CHECK(backend->kv_dtype(DType::f32, dim) == DType::f32);
+        CHECK(backend->kv_dtype(DType::f16, dim) == DType::f32);
+    }
+    for (const int32_t dim : {8, 40, 48, 80}) CHECK(backend->kv_dtype(DType::bf16, dim) == DType::f32);
+}
+
+TEST_CASE_TEMPLATE("ops: F32 weights are attended in fp32, as without bf16 instructions", T, Avx512Bf16,
+                   Amx) {
+    REQUIRE_ISA(T);
+    const Shape shape{4, 2, 64};
+    const Sequence x = make_sequence(shape, 70, 601), chunk = make_sequence(shape, 18, 602);
+    Cache one(shape, 1, 96), two(shape, 1, 96);
+    CHECK(same_bits(
+        attend(*make_cpu_backend(1, T::isa), shape, {{&x, 0, 70, 0}, {&chunk, 0, 18, -1}}, &one),
+        attend(*make_cpu_backend(1, CpuIsa::avx512), shape, {{&x, 0, 70, 0}, {&chunk, 0, 18, -1}}, &two)));
+}
+
+TEST_CASE_TEMPLATE("ops: pages of bf16 are packed as the scalar loop does", T, Avx512Bf16, Amx) {
+    REQUIRE_ISA(T);
+    for (const int64_t dim : {32, 96}) {
+        const int64_t ldk = dim + 5, ldv = 2 * dim + 1;
+        Floats k = random_floats(kPageEntries * ldk, 611), v = random_floats(kPageEntries * ldv, 612);
+        k[3] = v[1] = kInf;
+        k[4] = v[2] = -kNan;
+        k[5] = v[3] = 3.4e38f;                                // rounds to infinity
+        k[6] = v[4] = refrag::bf16_to_f32(0x3f81) + 0x1p-8f;  // half way, to even
+        int64_t wrong = 0;
+        for (int64_t first = 0; first < kPageEntries; ++first) {
+            for (int64_t n = 1; n <= kPageEntries - first; ++n) {
+                std::vector<uint16_t> expected(static_cast<size_t>(2 * kPageEntries * dim), 0xfffe);
+                std::vector<uint16_t> got = expected;
+                refrag::scalar::pack_kv(expected.data(), first, n, k.data(), ldk, v.data(), ldv, dim);
+                refrag::cpu_kernels(T::isa).pack_kv(got.data(), first, n, k.data(), ldk, v.data(), ldv, dim);
+                if (got != expected) ++wrong;
+                const auto touched =
+                    std::count_if(got.begin(), got.end(), [](uint16_t b) { return b != 0xfffe; });
+                if (touched != 2 * n * dim) ++wrong;
+            }
+        }
+        CHECK(wrong == 0);
+    }
+}
+
+TEST_CASE_TEMPLATE("ops: a step of attention in bf16 is that of the scalar loop", T, Avx512Bf16, Amx) {
+    REQUIRE_ISA(T);
+    using refrag::kAttendEntries;
+    using refrag::kAttendRows;
+    constexpr int64_t dim = 96, pages = 5;
+    const auto bf16 = [](int64_t n, uint32_t seed) {
+        std::vector<uint16_t> x;
+        for (const float f : random_floats(n, seed, 1.5f)) x.push_back(refrag::f32_to_bf16(f));
+        return x;
+    };
+    const std::vector<uint16_t> q = bf16(kAttendRows * dim, 621),
+                                kv = bf16(pages * 2 * kPageEntries * dim, 622);
+    std::vector<const uint16_t*> k, v;
+    for (int64_t i = 0; i < pages; ++i) {
+        k.push_back(kv.data() + i * 2 * kPageEntries * dim);
+        v.push_back(k.back() + kPageEntries * dim);
+    }
+    for (const int64_t rows : {1, 15, 16, 17, 32}) {
+        CAPTURE(rows);
+        std::vector<int32_t> visible;
+        for (int64_t r = 0; r < rows; ++r) visible.push_back(static_cast<int32_t>((r * 37 + 160) % 161));
+        struct State {
+            alignas(64) float m[kAttendRows], l[kAttendRows], acc[kAttendRows * dim];
+            alignas(64) float s[kAttendRows * kAttendEntries];
+            alignas(64) uint16_t p[kAttendRows * kAttendEntries];
+        };
+        const auto run = [&](void (*attend_bf16)(const refrag::Bf16Attend&)) {
+            auto x = std::make_unique<State>();
+            std::fill_n(x->m, kAttendRows, -kInf);
+            std::fill_n(x->l, kAttendRows, 0.0f);
+            std::fill_n(x->acc, kAttendRows * dim, 0.0f);
+            refrag::Bf16Attend a{};
+            a.q = q.data();
+            a.rows = rows;
+            a.dim = dim;
+            a.k = k.data();
+            a.v = v.data();
+            a.n_pages = pages;
+            a.visible = visible.data();
+            a.m = x->m;
+            a.l = x->l;
+            a.acc = x->acc;
+            a.s = x->s;
+            a.p = x->p;
+            for (int i = 0; i < 2; ++i) attend_bf16(a);  // the same entries once more: sums twice as large
+            return x;
+        };
+        const auto expected = run(refrag::scalar::attend_bf16),
+                   got = run(refrag::cpu_kernels(T::isa).attend_bf16);
+        int64_t wrong = 0;
+        for (int64_t r = 0; r < rows; ++r) {
+            const auto row = static_cast<size_t>(r);
+            // A score next to a whole number may be rounded to it by one and beyond it by the other.
+            if (visible[row] == 0) {
+                if (got->m[r] != -kInf || got->l[r] != 0.0f) ++wrong;
+                continue;
+            }
+            if (std::fabs(got->m[r] - expected->m[r]) > 1.0f) ++wrong;
+            const double factor = std::exp2(static_cast<double>(got->m[r] - expected->m[r]));
+            const double l = static_cast<double>(got->l[r]) * factor,
+                         l2 = static_cast<double>(expected->l[r]);
+            // Sums of 96 products up to 2.25 are right to gamma(98) 216 = 1.3e-3 in each, powers to 7.6e-5:
+            // together 2 (1.3e-3 ln 2 + 7.6e-5) < 2e-3.
+            if (std::fabs(l - l2) > l2 * 2e-3) ++wrong;
+            for (int64_t d = 0; d < dim; ++d) {
+                const double x = static_cast<double>(got->acc[r * dim + d]) * factor;
+                const double x2 = static_cast<double>(expected->acc[r * dim + d]);
+                // Each rounds every power to 8 bits; |v| <= 1.5.
+                if (std::fabs(x - x2) > l2 * 1.5 * (0x1p-7 + 2e-3)) ++wrong;
+            }
+        }
+        CHECK(wrong == 0);
+    }
+}
+
+TEST_CASE_TEMPLATE("ops: entries beyond a split: one call, several, decode, any threads", T, Avx2, Avx512Bf16,
+                   Amx) {
+    REQUIRE_ISA(T);
+    for (const Shape plain : {Shape{4, 1, 64}, Shape{2, 2, 32}}) {
+        const Shape shape = on<T>(plain);
+        const int64_t cols = shape.heads * shape.dim, rows = 2100;
+        const Sequence x = make_sequence(shape, rows, 631);
+        Cache whole_cache(shape, 1, rows);
+        const Floats whole = attend(*make_cpu_backend(2, T::isa), shape, {{&x, 0, rows, 0}}, &whole_cache);
+        for (const int64_t at : {0, 1023, 1024, 2099}) {
+            CHECK(count_wrong(shape, x, at, 1, true, whole.data() + at * cols) == 0);
+        }
+        for (const int threads : {1, 2, 3, 16}) {
+            const auto backend = make_cpu_backend(threads, T::isa);
+            Cache cache(shape, 1, rows);
+            int64_t wrong = 0;
+            const std::array<int64_t, 8> ends = {1000, 1023, 1024, 1025, 1060, 2047, 2099, 2100};
+            int64_t begin = 0;
+            for (const int64_t end : ends) {
+                const Floats part = attend(*backend, shape, {{&x, begin, end - begin, 0}}, &cache);
+                if (!same_bits(part, rows_of(whole, begin, end - begin, cols))) ++wrong;
+                begin = end;
+            }
+            CHECK(wrong == 0);
+        }
+    }
+}
+
+TEST_CASE_TEMPLATE("ops: what a slot held before it was cut back cannot reach a row", T, Avx512, Avx512Bf16,
+                   Amx) {
+    REQUIRE_ISA(T);
+    const auto backend = make_cpu_backend(2, T::isa);
+    const Shape shape = on<T>({4, 2, 64});
+    const Sequence x = make_sequence(shape, 60, 641);
+    Sequence nan = x;
+    for (Floats* part : {&nan.k, &nan.v}) std::fill(part->begin(), part->end(), kNan);
+    Cache clean(shape, 1, 96), stale(shape, 1, 96);
+    const Floats expected = attend(*backend, shape, {{&x, 0, 41, 0}}, &clean);
+    attend(*backend, shape, {{&nan, 0, 60, 0}}, &stale);
+    stale.truncate(0, 0);
+    CHECK(same_bits(attend(*backend, shape, {{&x, 0, 41, 0}}, &stale), expected));
+    attend(*backend, shape, {{&nan, 41, 19, 0}}, &stale);
+    stale.truncate(0, 41);
+    for (int64_t r = 41; r < 60; ++r) {
+        CHECK(same_bits(attend(*backend, shape, {{&x, r, 1, 0}}, &stale),
+                        attend(*backend, shape, {{&x, r, 1, 0}}, &clean)));
+    }
+}
+
+TEST_CASE_TEMPLATE("ops: an infinity in a value reaches the rows that see it", T, Avx512, Avx512Bf16, Amx) {
+    REQUIRE_ISA(T);
+    const auto backend = make_cpu_backend(2, T::isa);
+    const Shape shape = on<T>({2, 1, 32});
+    const int64_t rows = 300, bad = 261, cols = shape.heads * shape.dim;
+    const Sequence clean = make_sequence(shape, rows, 651);
+    Sequence x = clean;
+    x.v[static_cast<size_t>(bad * shape.dim + 7)] = kInf;
+    Cache cache(shape, 1, rows), cache_inf(shape, 1, rows);
+    const Floats expected = attend(*backend, shape, {{&clean, 0, rows, 0}}, &cache);
+    const Floats out = attend(*backend, shape, {{&x, 0, rows, 0}}, &cache_inf);
+    bool right = true;
+    for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < cols; ++c) {
+            const auto at = static_cast<size_t>(r * cols + c);
+            const bool reads = r >= bad && c % shape.dim == 7;
+            right = right && (reads ? !std::isfinite(out[at]) : same_bits(out[at], expected[at]));
+        }
+    }
+    CHECK(right);
+}
+
+TEST_CASE_TEMPLATE("ops: a decode step's attention allocates nothing", T, Scalar, Avx512, Avx512Bf16, Amx) {
+    REQUIRE_ISA(T);
+    const auto backend = make_cpu_backend(3, T::isa);
+    const Shape shape = on<T>({4, 1, 64});
+    const int32_t entries = 2100;
+    Sequence x = make_sequence(shape, entries, 661);
+    Cache cache(shape, 2, entries + 8);
+    attend(*backend, shape, {{&x, 0, entries, 0}, {&x, 0, 40, 1}}, &cache);
+    Floats q = random_floats(2 * 256, 662), k = random_floats(2 * 64, 663), v = k, out(2 * 256);
+    const std::vector<int32_t> row_begin = {0, 1, 2}, slot = {0, 1};
+    const AttentionShape s{4, 1, 64, shape.scale(), shape.weights};
+    int64_t asked = -1;
+    for (int32_t step = 0; step < 3; ++step) {
+        const std::vector<int32_t> start = {entries + step, 40 + step};
+        const Batch batch{2, 2, 1, entries + step + 1, row_begin.data(), start.data(), slot.data(), nullptr};
+        const Tensor kt = view(k, 2, 64), vt = view(v, 2, 64), qt = view(q, 2, 256), ot = view(out, 2, 256);
+        FailingMemory memory(0);  // counts
+        backend->kv_append(cache.view(), kLayer, kt, vt, batch);
+        backend->attention(ot, qt, kt, vt, s, &cache.view(), kLayer, batch);
+        memory.disarm();
+        asked = memory.asked();
+    }
+    CHECK(asked == 0);
 }

@@ -30,9 +30,11 @@ const char* pooling_name(ChunkPooling pooling) {
     return "?";
 }
 
-// Bytes of K and V for one decoder position in the KV cache as `run` makes it (F32).
-int64_t kv_bytes_per_position(const LlamaConfig& c) {
-    return int64_t{2} * c.n_layers * c.n_kv_heads * c.head_dim * static_cast<int64_t>(sizeof(float));
+// Bytes of K and V for one decoder position in the KV cache as `run` makes it.
+int64_t kv_bytes_per_position(const Llama& decoder) {
+    const LlamaConfig& c = decoder.config();
+    const auto element = static_cast<int64_t>(dtype_bytes(decoder.kv_dtype()));
+    return 2 * element * c.n_layers * c.n_kv_heads * c.head_dim;
 }
 
 std::string join(const std::vector<std::string>& words) {
@@ -78,8 +80,8 @@ std::string as_text(const Model& model) {
              " heads, ", d.n_kv_heads, " KV heads of ", d.head_dim, ", vocabulary ", d.vocab_size,
              ", window ", d.max_seq_len, ", ", d.tied_embeddings ? "tied" : "untied", " head"));
     line("tokens", str("first ", model.bos_id() ? str(*model.bos_id()) : "none", ", end ", join(d.eos_ids)));
-    line("KV cache", str(kv_bytes_per_position(d), " bytes a position, ",
-                         kv_bytes_per_position(d) * d.max_seq_len, " for the whole window"));
+    line("KV cache", str(kv_bytes_per_position(model.decoder()), " bytes a position, ",
+                         kv_bytes_per_position(model.decoder()) * d.max_seq_len, " for the whole window"));
     line("unused", str("encoder: ", join(model.encoder().unused_tensors()),
                        "; decoder: ", join(model.decoder().unused_tensors())));
     return out;
@@ -151,7 +153,7 @@ std::string as_json(const Model& model) {
         json.null();
     }
     write_ids(json, "eos_ids", d.eos_ids);
-    json.key("kv_bytes_per_position").integer(kv_bytes_per_position(d));
+    json.key("kv_bytes_per_position").integer(kv_bytes_per_position(model.decoder()));
     write_names(json, "unused_tensors", model.decoder().unused_tensors());
     json.end_object();
     json.end_object();

@@ -9,6 +9,7 @@
 
 #include "base/function_ref.h"
 #include "base/threads.h"
+#include "cpu/attention.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/kernels.h"
 
@@ -93,6 +94,7 @@ class CpuBackend : public Backend {
     // rope.cpp
     void rope_table(Tensor cos_sin, const float* position, Tensor inv_freq) override;
     void rope(Tensor x, Tensor cos_sin) override;
+    DType kv_dtype(DType weights, int32_t head_dim) const override;
     void kv_append(const KvView& kv, int32_t layer, Tensor k, Tensor v, const Batch& batch) override;
 
     // attention.cpp
@@ -118,12 +120,16 @@ class CpuBackend : public Backend {
     void products_bf16(Tensor x, std::span<const Product> products, Then then);
     void pack_left(Tensor x);
 
+    void plan_attention(const AttentionCall& call);
+
     CpuIsa isa_;
     const CpuKernels& kernels_;
     ThreadPool threads_;
     std::mutex scratch_mutex_;      // held by ops that use scratch_
     std::vector<Scratch> scratch_;  // one for each thread of the pool
     Scratch left_;                  // x in bf16 tiles, for products_bf16
+    AttentionPlan plan_;            // with scratch_; kept for its memory
+    Scratch partial_;               // sums of split rows, for attention
 };
 
 }  // namespace refrag

@@ -159,7 +159,7 @@ std::unique_ptr<Backend> make_cpu_backend(int n_threads, CpuIsa isa) {
 }
 
 CpuBackend::CpuBackend(int n_threads, CpuIsa isa)
-    : isa_(isa), kernels_(cpu_kernels(isa)), threads_(n_threads), left_(*this) {
+    : isa_(isa), kernels_(cpu_kernels(isa)), threads_(n_threads), left_(*this), partial_(*this) {
     scratch_.reserve(static_cast<size_t>(n_threads));
     for (int i = 0; i < n_threads; ++i) scratch_.emplace_back(*this);
 }
@@ -218,7 +218,8 @@ void CpuBackend::parallel(int64_t n, double cost, FunctionRef<void(int64_t, int6
         return;
     }
     const int64_t piece = ((n + pieces - 1) / pieces + grain - 1) / grain * grain;
-    threads_.run((n + piece - 1) / piece, [&](int64_t i) { body(i * piece, std::min(n, (i + 1) * piece)); });
+    const auto task = [&](int64_t i) { body(i * piece, std::min(n, (i + 1) * piece)); };
+    threads_.run((n + piece - 1) / piece, std::ref(task));
 }
 
 }  // namespace refrag

@@ -69,6 +69,34 @@ struct Bf16Gemm {
     bool accumulate;
 };
 
+// ---- attention in bf16 ----
+//
+// A page holds 32 entries as two right operands: K with the entries as columns (2 panels of dim / 32 tiles),
+// then V with the dimensions as columns (dim / 16 panels of one tile). See attention_bf16.cpp.
+inline constexpr int64_t kAttendRows = 32;  // rows of a call
+inline constexpr int64_t kAttendPages =
+    8;  // pages of a call: the running softmax goes in steps of 256 entries
+inline constexpr int64_t kAttendEntries = kAttendPages * 32;
+
+// The running softmax of `rows` rows over `n_pages` pages of entries: m, l and acc go from what they are
+// before these entries to what they are after them. Scores are in units of log2: softmax is 2^(s - m) / l.
+struct Bf16Attend {
+    const uint16_t* q;         // left operand [rows, dim]; whole blocks of 16 rows are readable
+    int64_t rows;              // 1 .. kAttendRows
+    int64_t dim;               // a multiple of 32
+    const uint16_t* const* k;  // [n_pages] K and
+    const uint16_t* const* v;  // V of each page; entries that a row does not see must be finite in V
+    int64_t n_pages;           // 1 .. kAttendPages
+    const int32_t* visible;    // [rows] a row sees the first 0 .. 32 n_pages entries
+    float* m;     // [16 or 32] each row's shift: a whole number not below its largest score, -inf before any
+    float* l;     // [16 or 32] sum of 2^(s - m)
+    float* acc;   // [16 or 32, dim] sum of 2^(s - m) v, each power rounded to bf16
+    float* s;     // scratch, [kAttendRows, kAttendEntries]
+    uint16_t* p;  // scratch, as many elements
+    const uint16_t* const* next;  // [n_next] pages to be asked for meanwhile, 64 dim elements each
+    int64_t n_next;               // 0 .. kAttendPages
+};
+
 struct CpuKernels {
     // rows in [1, kTileRows], panels 1, 2 or kTilePanels.
     void (*gemm_tile)(DType weights, int rows, int panels, const GemmTile& tile);
@@ -106,11 +134,16 @@ struct CpuKernels {
     // out[i] = x[i] * factor.
     void (*scale)(float* out, const float* x, float factor, int64_t n);
 
-    // Null where the CPU has no bf16 instructions worth using; both or none.
+    // Null where the CPU has no bf16 instructions worth using; all or none.
     // Rounds x[rows, k] (rows <= 16) to bf16, to nearest even, into one block of the left operand; zeros for
     // rows and k beyond.
     void (*pack_bf16)(uint16_t* block, const float* x, int64_t ldx, int64_t rows, int64_t k) = nullptr;
     void (*gemm_bf16)(const Bf16Gemm& g) = nullptr;
+    // Rounds n entries (n <= 32 - first) of K and V to bf16 and puts them at entries first, first + 1, ... of
+    // a page.
+    void (*pack_kv)(uint16_t* page, int64_t first, int64_t n, const float* k, int64_t ldk, const float* v,
+                    int64_t ldv, int64_t dim) = nullptr;
+    void (*attend_bf16)(const Bf16Attend& a) = nullptr;
 };
 
 // The table of one instruction set; the CPU must support it (the scalar one always works).
@@ -143,6 +176,9 @@ void softmax_block(float* s, int64_t rows, const int32_t* visible, float scale, 
 void scale(float* out, const float* x, float factor, int64_t n);
 void pack_bf16(uint16_t* block, const float* x, int64_t ldx, int64_t rows, int64_t k);
 void gemm_bf16(const Bf16Gemm& g);
+void pack_kv(uint16_t* page, int64_t first, int64_t n, const float* k, int64_t ldk, const float* v,
+             int64_t ldv, int64_t dim);
+void attend_bf16(const Bf16Attend& a);
 }  // namespace scalar
 
 }  // namespace refrag

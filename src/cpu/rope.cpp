@@ -50,11 +50,12 @@ void CpuBackend::rope(Tensor x, Tensor cos_sin) {
 }
 
 void CpuBackend::kv_append(const KvView& kv, int32_t layer, Tensor k, Tensor v, const Batch& batch) {
-    REFRAG_DCHECK(kv.dtype == DType::f32);
+    const bool bf16 = kv.dtype == DType::bf16;
+    REFRAG_DCHECK(kv.dtype == DType::f32 || (bf16 && kernels_.pack_kv != nullptr));
     REFRAG_DCHECK(k.cols == static_cast<int64_t>(kv.n_kv_heads) * kv.head_dim && v.cols == k.cols);
     REFRAG_DCHECK(k.rows == batch.n_rows && v.rows == batch.n_rows);
     const int64_t dim = kv.head_dim;
-    const int64_t page_floats = 2 * kPageEntries * dim;
+    const int64_t page_elements = 2 * kPageEntries * dim;
     const int64_t n_heads = kv.n_kv_heads;
     // One item is one head of one sequence: items touch different pages and lengths.
     const int64_t items = batch.n_seq * n_heads;
@@ -66,12 +67,23 @@ void CpuBackend::kv_append(const KvView& kv, int32_t layer, Tensor k, Tensor v, 
             if (batch.slot[s] < 0) continue;
             const int64_t head = kv.head_index(batch.slot[s], layer, static_cast<int32_t>(h));
             int64_t entry = kv.length[head];
-            for (int64_t r = batch.row_begin[s]; r < batch.row_begin[s + 1]; ++r, ++entry) {
+            for (int64_t r = batch.row_begin[s], n = 0; r < batch.row_begin[s + 1]; r += n, entry += n) {
+                const int64_t first = entry % kPageEntries;
+                n = std::min<int64_t>(kPageEntries - first, batch.row_begin[s + 1] - r);
                 REFRAG_DCHECK(entry / kPageEntries < kv.max_pages);
                 const int64_t page = kv.page_table[head * kv.max_pages + entry / kPageEntries];
-                float* to = static_cast<float*>(kv.pages) + page * page_floats + entry % kPageEntries * dim;
-                std::copy_n(k.f32() + r * k.cols + h * dim, dim, to);
-                std::copy_n(v.f32() + r * v.cols + h * dim, dim, to + kPageEntries * dim);
+                const float* const from_k = k.f32() + r * k.cols + h * dim;
+                const float* const from_v = v.f32() + r * v.cols + h * dim;
+                if (bf16) {
+                    kernels_.pack_kv(static_cast<uint16_t*>(kv.pages) + page * page_elements, first, n,
+                                     from_k, k.cols, from_v, v.cols, dim);
+                    continue;
+                }
+                float* to = static_cast<float*>(kv.pages) + page * page_elements + first * dim;
+                for (int64_t i = 0; i < n; ++i, to += dim) {
+                    std::copy_n(from_k + i * k.cols, dim, to);
+                    std::copy_n(from_v + i * v.cols, dim, to + kPageEntries * dim);
+                }
             }
             kv.length[head] = static_cast<int32_t>(entry);
         }

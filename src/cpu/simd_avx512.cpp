@@ -29,10 +29,14 @@ namespace avx512 {
 namespace avx512_bf16 {
 void pack_bf16(uint16_t* block, const float* x, int64_t ldx, int64_t rows, int64_t k);
 void gemm_bf16(const Bf16Gemm& g);
+void pack_kv(uint16_t* page, int64_t first, int64_t n, const float* k, int64_t ldk, const float* v,
+             int64_t ldv, int64_t dim);
+void attend_bf16(const Bf16Attend& a);
 }  // namespace avx512_bf16
 namespace amx {
 void gemm_bf16(const Bf16Gemm& g);
-}
+void attend_bf16(const Bf16Attend& a);
+}  // namespace amx
 
 namespace {
 
@@ -43,18 +47,20 @@ constexpr CpuKernels kLoops = {
     avx512::transpose_keys, avx512::softmax_block, avx512::scale,
 };
 
-constexpr CpuKernels with_bf16(void (*gemm)(const Bf16Gemm&)) {
+constexpr CpuKernels with_bf16(void (*gemm)(const Bf16Gemm&), void (*attend)(const Bf16Attend&)) {
     CpuKernels kernels = kLoops;
     kernels.pack_bf16 = avx512_bf16::pack_bf16;
     kernels.gemm_bf16 = gemm;
+    kernels.pack_kv = avx512_bf16::pack_kv;
+    kernels.attend_bf16 = attend;
     return kernels;
 }
 
 }  // namespace
 
 const CpuKernels kAvx512Kernels = kLoops;
-const CpuKernels kAvx512Bf16Kernels = with_bf16(avx512_bf16::gemm_bf16);
-const CpuKernels kAmxKernels = with_bf16(amx::gemm_bf16);
+const CpuKernels kAvx512Bf16Kernels = with_bf16(avx512_bf16::gemm_bf16, avx512_bf16::attend_bf16);
+const CpuKernels kAmxKernels = with_bf16(amx::gemm_bf16, amx::attend_bf16);
 
 }  // namespace refrag
 

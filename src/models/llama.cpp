@@ -83,7 +83,7 @@ Tensor Llama::forward(const BatchPlan& plan, const std::vector<int32_t>& source,
     Backend& b = backend_;
     const int64_t rows = plan.n_rows();
     const AttentionShape shape{c.n_heads, c.n_kv_heads, c.head_dim,
-                               1.0f / std::sqrt(static_cast<float>(c.head_dim))};
+                               1.0f / std::sqrt(static_cast<float>(c.head_dim)), layers_[0].k->dtype()};
     const int64_t q_dim = static_cast<int64_t>(c.n_heads) * c.head_dim;
     const int64_t kv_dim = static_cast<int64_t>(c.n_kv_heads) * c.head_dim;
 
@@ -130,7 +130,12 @@ Tensor Llama::logits(Tensor hidden, Arena& arena) const {
 }
 
 KvCache Llama::make_kv_cache(int32_t n_slots, int64_t max_entries) const {
-    return KvCache(backend_, n_slots, config_.n_layers, config_.n_kv_heads, config_.head_dim, max_entries);
+    return KvCache(backend_, n_slots, config_.n_layers, config_.n_kv_heads, config_.head_dim, max_entries,
+                   kv_dtype());
+}
+
+DType Llama::kv_dtype() const {
+    return backend_.kv_dtype(layers_[0].k->dtype(), config_.head_dim);
 }
 
 }  // namespace refrag

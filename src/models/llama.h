@@ -38,6 +38,7 @@ class Llama {
     Tensor logits(Tensor hidden, Arena& arena) const;
 
     KvCache make_kv_cache(int32_t n_slots, int64_t max_entries) const;
+    DType kv_dtype() const;  // of the caches it makes
     Backend& backend() const { return backend_; }
 
   private:

@@ -84,7 +84,7 @@ std::vector<float> Policy::logits(Tensor chunk_emb, Tensor question_emb, Arena& 
     const int64_t dim = config_.dim;
     const int32_t head_dim = config_.dim / config_.n_heads;
     const AttentionShape shape{config_.n_heads, config_.n_heads, head_dim,
-                               1.0f / std::sqrt(static_cast<float>(head_dim))};
+                               1.0f / std::sqrt(static_cast<float>(head_dim)), layers_[0].k->dtype()};
 
     const ArenaScope scratch(arena);
     BatchPlan plan;

@@ -86,8 +86,8 @@ Tensor Roberta::run(const BatchPlan& plan, const Batch& batch,
     Backend& b = backend_;
     const int64_t rows = plan.n_rows();
     const int32_t head_dim = c.dim / c.n_heads;
-    const AttentionShape shape{c.n_heads, c.n_heads, head_dim,
-                               1.0f / std::sqrt(static_cast<float>(head_dim))};
+    const AttentionShape shape{c.n_heads, c.n_heads, head_dim, 1.0f / std::sqrt(static_cast<float>(head_dim)),
+                               layers_[0].k->dtype()};
 
     std::vector<int32_t> ids;
     std::vector<int32_t> position_ids;  // pad_id + 1, pad_id + 2, ... within each chunk

@@ -64,12 +64,13 @@ struct Batch {
 
 inline constexpr int32_t kPageEntries = 32;  // KV entries to a page
 
-// The paged KV cache as ops see it. A page belongs to one (slot, layer, KV head) and holds kPageEntries
-// entries: K [32, head_dim], then V [32, head_dim]. Entry e of a head is entry e % 32 of its page e / 32.
-// Entries are in sequence order, K already rotated.
+// The paged KV cache as ops see it. A page belongs to one (slot, layer, KV head) and holds K and V of
+// kPageEntries entries in 2 * 32 * head_dim elements: in F32, K [32, head_dim], then V [32, head_dim]; in
+// other dtypes the order within a page is the backend's own affair. Entry e of a head is entry e % 32 of its
+// page e / 32. Entries are in sequence order, K already rotated.
 struct KvView {
-    void* pages = nullptr;                // [n_pages][2][32][head_dim]
-    DType dtype = DType::f32;             // F32 (both backends) or BF16 / F16 (CUDA)
+    void* pages = nullptr;                // [n_pages][2 * 32 * head_dim]
+    DType dtype = DType::f32;             // F32, or what Backend::kv_dtype() says
     int32_t* length = nullptr;            // [n_slots, n_layers, n_kv_heads] entries held
     const int32_t* page_table = nullptr;  // [n_slots, n_layers, n_kv_heads, max_pages] page numbers
     int32_t n_layers = 0;
@@ -87,6 +88,8 @@ struct AttentionShape {
     int32_t n_kv_heads = 0;  // divides n_heads; query head h reads KV head h / (n_heads / n_kv_heads)
     int32_t head_dim = 0;
     float scale = 0.0f;  // scores are q.k * scale
+    DType weights =
+        DType::f32;  // of the network: with BF16, sequences without a cache may be computed in bf16
 };
 
 enum class Pooling { cls, mean };
@@ -176,6 +179,9 @@ class Backend : public MemorySource {
     // Rotates every head of x [n_rows, n_heads * head_dim] in place (rotate-half):
     // x'[m] = x[m] cos - x[half + m] sin; x'[half + m] = x[half + m] cos + x[m] sin.
     virtual void rope(Tensor x, Tensor cos_sin) = 0;
+    // What the KV cache of a decoder with `weights` should hold: F32, or a smaller type that attention
+    // computes in.
+    virtual DType kv_dtype(DType /*weights*/, int32_t /*head_dim*/) const { return DType::f32; }
     // For each sequence with slot >= 0 and each KV head: writes its rows of k and v (k already rotated) at
     // entries length, length + 1, ... of (slot, layer, KV head) and raises length by the number of rows.
     // Pages are already in the table. k, v [n_rows, n_kv_heads * head_dim]. Two sequences of a batch never
@@ -192,7 +198,9 @@ class Backend : public MemorySource {
     // kv_append: a cached sequence's own rows are the last entries of its slot, and in k, v as well; a
     // backend may read them from either place. q, out [n_rows, n_heads * head_dim]; k, v [n_rows, n_kv_heads
     // * head_dim]. kv is null if and only if every sequence has slot = -1. Every row sees itself, so no row
-    // is fully masked; a row whose scores are all -inf gives NaN, as the formula does.
+    // is fully masked; a row whose scores are all -inf gives NaN, as the formula does. In bf16 (a BF16 cache,
+    // or shape.weights where there is none) q * scale, k, v and the softmax's exponentials are rounded to
+    // bf16 (nearest even) before they are multiplied; sums stay fp32.
     virtual void attention(Tensor out, Tensor q, Tensor k, Tensor v, const AttentionShape& shape,
                            const KvView* kv, int32_t layer, const Batch& batch) = 0;
 

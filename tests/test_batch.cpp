@@ -359,7 +359,8 @@ TEST_CASE_FIXTURE(Fixture, "an engine that cannot be is refused") {
     CHECK(contains(error_of([&] { const Engine engine(model, 1, -1); }), "found -1"));
     for (const int32_t n_slots : {1, 3}) {
         const Engine sized(model, n_slots, 70);
-        CHECK(sized.kv_bytes() == Generator::cache_bytes(model.decoder(), n_slots, 70));
+        CHECK(sized.kv_bytes() ==
+              Generator::cache_bytes(model.decoder().config(), model.decoder().kv_dtype(), n_slots, 70));
     }
     Engine engine(model, 1);
     const auto message = [&](auto&& change) {

@@ -29,7 +29,7 @@ namespace {
 LlamaConfig small_decoder() {
     LlamaConfig c = decoder_shape("llama-160m");
     c.dim = 32;
-    c.hidden_dim = 48;
+    c.hidden_dim = 64;
     c.n_layers = 2;
     c.n_heads = 4;
     c.n_kv_heads = 2;
@@ -148,7 +148,7 @@ TEST_CASE("counted operations equal a count matrix by matrix and row by row") {
     }
     CHECK(policy_flops(p, 10, n) == policy);
     CHECK(projector_flops(10, 32, n) == linear(n, 32, 10) + linear(n, 32, 32));
-    CHECK(kv_entry_bytes(c) * 32 == Generator::cache_bytes(c, 1, 32));
+    CHECK(kv_entry_bytes(c, DType::f32) * 32 == Generator::cache_bytes(c, DType::f32, 1, 32));
 }
 
 TEST_CASE(
@@ -168,7 +168,7 @@ TEST_CASE(
     CHECK(last_total == n.matrix * 2);
     CHECK(last_done == last_total);
     CHECK(random_weight_bytes(parts) == n.matrix * 2 + n.vector * 4);
-    // Every dimension but the head's is a multiple of the packing's 16 columns: 10464 = 654 * 16.
+    // Nothing is padded: rows are multiples of the packing's 16 columns (10464 = 654 * 16), columns of 32.
     CHECK(model->decoder().step_bytes() == (count_weights(parts.decoder).matrix - 10464u * 32u) * 2);
     LlamaConfig narrow = small_decoder();
     narrow.vocab_size = 100;
@@ -224,15 +224,17 @@ TEST_CASE("a sweep gives every combination a row, with exact positions and ratio
                     CHECK(f.positions > 1 + expected + 16 - (row.full || context == 64 ? 1 : 16));
                     CHECK(f.repeats == 2);
                     CHECK(f.spread.has_value());
-                    CHECK(f.kv_bytes ==
-                          Generator::cache_bytes(model->decoder().config(), batch, f.positions + 5));
+                    CHECK(f.kv_bytes == Generator::cache_bytes(model->decoder().config(),
+                                                               model->decoder().kv_dtype(), batch,
+                                                               f.positions + 5));
                     CHECK(*row.ttft_ratio == base.ttft_ms / f.ttft_ms);
                     CHECK(*row.ttit_ratio == base.ttit_ms / f.ttit_ms);
                     CHECK(*row.throughput_ratio == f.tokens_per_s / base.tokens_per_s);
                     CHECK(*row.flop_ratio == base.flops / f.flops);
                     const double step = static_cast<double>(model->decoder().step_bytes()) +
                                         batch * (static_cast<double>(f.positions) + 2.5) *
-                                            static_cast<double>(kv_entry_bytes(model->decoder().config()));
+                                            static_cast<double>(kv_entry_bytes(model->decoder().config(),
+                                                                               model->decoder().kv_dtype()));
                     CHECK(f.decode_gbs * f.ttit_ms * 1e6 == doctest::Approx(step).epsilon(1e-12));
                     CHECK(f.flops >= prefill_flops(model->decoder().config(), f.positions));
                 }
@@ -293,11 +295,12 @@ TEST_CASE("options of a sweep that make no sense are refused by name, and memory
     options.contexts = {512, 4096};
     options.batches = {1, 4};
     const ModelParts parts = random_model_parts(small_decoder(), small_encoder());
-    const BenchMemory memory = bench_memory(parts.decoder, parts.encoder, parts.config, options);
-    CHECK(memory.kv_bytes >= Generator::cache_bytes(parts.decoder, 4, 4096 + 1 + 16 + 256));
-    CHECK(memory.kv_bytes < Generator::cache_bytes(parts.decoder, 4, 4096 + 400));
+    const BenchMemory memory = bench_memory(parts.decoder, DType::f32, parts.encoder, parts.config, options);
+    CHECK(memory.kv_bytes >= Generator::cache_bytes(parts.decoder, DType::f32, 4, 4096 + 1 + 16 + 256));
+    CHECK(memory.kv_bytes < Generator::cache_bytes(parts.decoder, DType::f32, 4, 4096 + 400));
     options.full = false;  // the longest is k = 32, p = 0.1: 128 chunks, 13 of them expanded
-    const BenchMemory less = bench_memory(parts.decoder, parts.encoder, parts.config, options);
-    CHECK(less.kv_bytes >= Generator::cache_bytes(parts.decoder, 4, 128 + 13 * 31 + 1 + 16 + 256));
+    const BenchMemory less = bench_memory(parts.decoder, DType::f32, parts.encoder, parts.config, options);
+    CHECK(less.kv_bytes >=
+          Generator::cache_bytes(parts.decoder, DType::f32, 4, 128 + 13 * 31 + 1 + 16 + 256));
     CHECK(less.kv_bytes < memory.kv_bytes / 2);
 }

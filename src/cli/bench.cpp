@@ -43,8 +43,9 @@ void read_words(const char* option, const std::vector<std::string>& words, const
 }
 
 void check_memory(const BenchCommand& command, const std::string& what, uint64_t weight_bytes,
-                  const LlamaConfig& decoder, const RobertaConfig& encoder, const RefragConfig& config) {
-    const BenchMemory memory = bench_memory(decoder, encoder, config, command.bench);
+                  const LlamaConfig& decoder, DType kv, const RobertaConfig& encoder,
+                  const RefragConfig& config) {
+    const BenchMemory memory = bench_memory(decoder, kv, encoder, config, command.bench);
     const uint64_t needed = weight_bytes + memory.kv_bytes + memory.workspace_bytes;
     const uint64_t available = available_memory_bytes();
     const auto shown = [](uint64_t bytes) {
@@ -62,14 +63,15 @@ std::unique_ptr<Model> make_model(const BenchCommand& command, Backend& backend,
     if (!command.model_dir.empty()) {
         name = command.model_dir;
         std::unique_ptr<Model> model = load_model(backend, command.model_dir);
-        check_memory(command, command.model_dir, 0, model->decoder().config(), model->encoder().config(),
-                     model->config());
+        check_memory(command, command.model_dir, 0, model->decoder().config(), model->decoder().kv_dtype(),
+                     model->encoder().config(), model->config());
         return model;
     }
     name = str(command.shape, " with ", command.encoder_shape, ", random weights");
     ModelParts parts = random_model_parts(decoder_shape(command.shape), encoder_shape(command.encoder_shape));
     check_memory(command, str(command.shape, " with ", command.encoder_shape), random_weight_bytes(parts),
-                 parts.decoder, parts.encoder, parts.config);
+                 parts.decoder, backend.kv_dtype(DType::bf16, parts.decoder.head_dim), parts.encoder,
+                 parts.config);
     Progress progress("making random weights", ProgressUnit::bytes);
     return make_random_model(backend, std::move(parts), command.bench.seed, progress.sink());
 }

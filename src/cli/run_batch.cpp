@@ -80,7 +80,8 @@ uint64_t physical_memory_bytes() {
 // Fewer parallel requests, with a warning, where their KV cache would take more than half of the machine's
 // memory: they are for speed alone.
 int32_t affordable_parallel(const Model& model, int32_t wanted, int64_t context) {
-    const uint64_t each = Generator::cache_bytes(model.decoder(), 1, context);
+    const uint64_t each =
+        Generator::cache_bytes(model.decoder().config(), model.decoder().kv_dtype(), 1, context);
     const uint64_t memory = physical_memory_bytes();
     const auto mib = [](uint64_t bytes) { return bytes >> 20; };
     REFRAG_CHECK(each <= memory, Status::out_of_memory, "the KV cache of one request of ", context,

@@ -4,7 +4,6 @@
 // for the whole group. What a row computes depends on its own entries alone (see attention_f32.cpp and
 // attention_bf16.cpp), so the cutting is free to follow the number of threads.
 #include <algorithm>
-#include <functional>
 
 #include "cpu/backend_impl.h"
 
@@ -153,12 +152,12 @@ void CpuBackend::attention(Tensor out, Tensor q, Tensor k, Tensor v, const Atten
                 attend_f32(kernels_, call, item, scratch);
         }
     };
-    threads_.run_on(static_cast<int64_t>(plan_.task_begin.size()) - 1, std::ref(task));
+    threads_.run_on(static_cast<int64_t>(plan_.task_begin.size()) - 1, task);
     const auto join = [&](int64_t index, int thread) {
         join_bf16(kernels_, call, plan_.joins[static_cast<size_t>(index)], partial,
                   scratch_[static_cast<size_t>(thread)].get(floats));
     };
-    threads_.run_on(static_cast<int64_t>(plan_.joins.size()), std::ref(join));
+    threads_.run_on(static_cast<int64_t>(plan_.joins.size()), join);
 }
 
 }  // namespace refrag

@@ -219,7 +219,7 @@ void CpuBackend::parallel(int64_t n, double cost, FunctionRef<void(int64_t, int6
     }
     const int64_t piece = ((n + pieces - 1) / pieces + grain - 1) / grain * grain;
     const auto task = [&](int64_t i) { body(i * piece, std::min(n, (i + 1) * piece)); };
-    threads_.run((n + piece - 1) / piece, std::ref(task));
+    threads_.run((n + piece - 1) / piece, task);
 }
 
 }  // namespace refrag

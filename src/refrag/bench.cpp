@@ -260,10 +260,12 @@ class Group {
         f.prefill_gflops = prefill / median(column(&Sample::prefill_ms)) * 1e-6;
         // A step sees on average half of the answer.
         const double entries = static_cast<double>(c.positions) + options_.output_tokens / 2.0;
-        const double step_bytes = static_cast<double>(model_.decoder().step_bytes()) +
-                                  entries * static_cast<double>(kv_entry_bytes(decoder)) * batch_;
+        const double step_bytes =
+            static_cast<double>(model_.decoder().step_bytes()) +
+            entries * static_cast<double>(kv_entry_bytes(decoder, model_.decoder().kv_dtype())) * batch_;
         f.decode_gbs = step_bytes / f.ttit_ms * 1e-6;
-        f.kv_bytes = Generator::cache_bytes(decoder, batch_, c.positions + options_.output_tokens);
+        f.kv_bytes = Generator::cache_bytes(decoder, model_.decoder().kv_dtype(), batch_,
+                                            c.positions + options_.output_tokens);
         f.flops = source.flops;
         f.repeats = static_cast<int32_t>(source.samples.size());
         if (f.repeats > 1) f.spread = std::max(spread(&Sample::ttft_ms), spread(&Sample::ttit_ms));
@@ -306,8 +308,8 @@ void check_bench_options(const BenchOptions& options) {
     check(options.row_seconds >= 0.0, "at least 0 seconds a row", options.row_seconds);
 }
 
-BenchMemory bench_memory(const LlamaConfig& decoder, const RobertaConfig& encoder, const RefragConfig& config,
-                         const BenchOptions& options) {
+BenchMemory bench_memory(const LlamaConfig& decoder, DType kv, const RobertaConfig& encoder,
+                         const RefragConfig& config, const BenchOptions& options) {
     constexpr int64_t kTemplate = 64;  // BOS and template pieces; more of them than any model here has
     const int64_t context = *std::max_element(options.contexts.begin(), options.contexts.end());
     const int32_t batch = *std::max_element(options.batches.begin(), options.batches.end());
@@ -325,7 +327,7 @@ BenchMemory bench_memory(const LlamaConfig& decoder, const RobertaConfig& encode
     rows += options.question_tokens + kTemplate;
     rows = std::min<int64_t>(rows, decoder.max_seq_len);
     BenchMemory memory;
-    memory.kv_bytes = Generator::cache_bytes(decoder, batch, rows + options.output_tokens);
+    memory.kv_bytes = Generator::cache_bytes(decoder, kv, batch, rows + options.output_tokens);
     memory.workspace_bytes =
         workspace_bytes(decoder, encoder, config.policy, batch, rows, n_chunks * int64_t{batch});
     return memory;

@@ -74,13 +74,13 @@ using BenchProgress = std::function<void(int64_t done, int64_t total)>;
 // Status::usage naming the first option that makes no sense.
 void check_bench_options(const BenchOptions& options);
 
-// Memory of the sweep beside the weights, from above: the largest cache and the workspace.
+// Memory of the sweep beside the weights, from above: the largest cache (of dtype `kv`) and the workspace.
 struct BenchMemory {
     uint64_t kv_bytes = 0;
     uint64_t workspace_bytes = 0;
 };
-BenchMemory bench_memory(const LlamaConfig& decoder, const RobertaConfig& encoder, const RefragConfig& config,
-                         const BenchOptions& options);
+BenchMemory bench_memory(const LlamaConfig& decoder, DType kv, const RobertaConfig& encoder,
+                         const RefragConfig& config, const BenchOptions& options);
 
 // Rows by batch, context, then full before refrag, k, p, cached before text.
 std::vector<BenchRow> run_bench(const Model& model, const BenchOptions& options,

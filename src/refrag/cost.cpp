@@ -101,8 +101,8 @@ double projector_flops(int32_t d_enc, int32_t d_dec, int64_t n) {
     return 2.0 * static_cast<double>(n) * d_dec * (static_cast<double>(d_enc) + d_dec);
 }
 
-uint64_t kv_entry_bytes(const LlamaConfig& config) {
-    return Generator::cache_bytes(config, 1, kPageEntries) / kPageEntries;
+uint64_t kv_entry_bytes(const LlamaConfig& config, DType kv) {
+    return Generator::cache_bytes(config, kv, 1, kPageEntries) / kPageEntries;
 }
 
 uint64_t workspace_bytes(const LlamaConfig& decoder, const RobertaConfig& encoder, const PolicyConfig& policy,

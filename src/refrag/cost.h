@@ -33,8 +33,8 @@ WeightCount count_weights(const RobertaConfig& config, ChunkPooling pooling);
 // Of all four networks.
 WeightCount count_weights(const ModelParts& parts);
 
-// Bytes of K and V of one entry in all layers, as Generator's cache holds them.
-uint64_t kv_entry_bytes(const LlamaConfig& config);
+// Bytes of K and V of one entry in all layers, in a cache of dtype `kv`.
+uint64_t kv_entry_bytes(const LlamaConfig& config, DType kv);
 
 // Memory that a Generator's steps take beside the cache, and the encoder and heads for one request: scratch
 // of kPrefillRows rows, logits, chunk embeddings. An estimate from above, for refusing what cannot fit.

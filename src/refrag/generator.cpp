@@ -28,11 +28,9 @@ Generator::Generator(const Llama& decoder, int32_t n_slots, int64_t max_context)
       arena_(decoder.backend()),
       sequences_(static_cast<size_t>(n_slots)) {}
 
-uint64_t Generator::cache_bytes(const Llama& decoder, int32_t n_slots, int64_t max_context) {
-    const LlamaConfig& config = decoder.config();
+uint64_t Generator::cache_bytes(const LlamaConfig& config, DType kv, int32_t n_slots, int64_t max_context) {
     const auto pages = static_cast<uint64_t>((max_context + kPageEntries - 1) / kPageEntries);
-    const uint64_t page_bytes =
-        2 * kPageEntries * static_cast<uint64_t>(config.head_dim) * dtype_bytes(decoder.kv_dtype());
+    const uint64_t page_bytes = 2 * kPageEntries * static_cast<uint64_t>(config.head_dim) * dtype_bytes(kv);
     const auto heads = static_cast<uint64_t>(config.n_layers) * static_cast<uint64_t>(config.n_kv_heads);
     return static_cast<uint64_t>(n_slots) * heads * pages * page_bytes;
 }

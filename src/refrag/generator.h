@@ -37,8 +37,8 @@ class Generator {
     // Status::usage unless 1 <= n_slots <= max_parallel and 1 <= max_context <= the decoder's window.
     Generator(const Llama& decoder, int32_t n_slots, int64_t max_context);
 
-    // What the cache of such a generator takes; no argument is checked.
-    static uint64_t cache_bytes(const Llama& decoder, int32_t n_slots, int64_t max_context);
+    // What the cache of such a generator takes, `kv` being the decoder's kv_dtype(); no argument is checked.
+    static uint64_t cache_bytes(const LlamaConfig& config, DType kv, int32_t n_slots, int64_t max_context);
 
     // Begins a sequence in a free slot and returns the slot. source: the prompt's rows (Llama::forward), 1 to
     // max_context of them; slot rows are numbered 0, 1, ... in the order of the prompt. slots: their values

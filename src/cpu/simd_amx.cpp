@@ -44,10 +44,28 @@ struct alignas(64) TileConfig {
 };
 constexpr TileConfig whole_tiles;
 
+// A stretch of the right operand's next two panels, to be asked for meanwhile: weights come from memory or
+// the last cache level, and tile loads do not announce themselves.
+struct Ahead {
+    const uint16_t* panels;  // the first of them
+    int64_t stride;          // from it to the other
+    int64_t line;            // the stretch in cache lines, counted through both panels
+    int64_t end;
+    int64_t lines;  // of one panel
+
+    REFRAG_AMX void ask(int64_t n) {
+        for (const int64_t stop = std::min(end, line + n); line < stop; ++line) {
+            const uint16_t* panel = panels + (line >= lines ? stride : 0);
+            _mm_prefetch(reinterpret_cast<const char*>(panel) + line % lines * 64, _MM_HINT_T1);
+        }
+    }
+};
+
 // Sums of R x P blocks (R, P in 1, 2), as R * P tiles at `sums`.
 template <int R, int P>
 REFRAG_AMX void add_piece(const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t b_stride,
-                          int64_t k_tiles, float* sums, bool begin) {
+                          int64_t k_tiles, float* sums, bool begin, Ahead ahead) {
+    const int64_t ask = k_tiles > 0 ? (ahead.end - ahead.line + k_tiles - 1) / k_tiles : 0;
     if (begin) {
         _tile_zero(0);
         if constexpr (P == 2) _tile_zero(1);
@@ -60,6 +78,7 @@ REFRAG_AMX void add_piece(const uint16_t* a, int64_t a_stride, const uint16_t* b
         if constexpr (R == 2 && P == 2) _tile_loadd(3, sums + 3 * tile_floats, tile_row_bytes);
     }
     for (int64_t k = 0; k < k_tiles; ++k, a += kTileElements, b += kTileElements) {
+        ahead.ask(ask);
         _tile_loadd(6, b, tile_row_bytes);
         _tile_loadd(4, a, tile_row_bytes);
         _tile_dpbf16ps(0, 4, 6);
@@ -80,12 +99,12 @@ REFRAG_AMX void add_piece(const uint16_t* a, int64_t a_stride, const uint16_t* b
 }
 
 REFRAG_AMX void add_piece(int row_blocks, int panels, const uint16_t* a, int64_t a_stride, const uint16_t* b,
-                          int64_t b_stride, int64_t k_tiles, float* sums, bool begin) {
+                          int64_t b_stride, int64_t k_tiles, float* sums, bool begin, const Ahead& ahead) {
     if (row_blocks == 2)
-        return panels == 2 ? add_piece<2, 2>(a, a_stride, b, b_stride, k_tiles, sums, begin)
-                           : add_piece<2, 1>(a, a_stride, b, b_stride, k_tiles, sums, begin);
-    return panels == 2 ? add_piece<1, 2>(a, a_stride, b, b_stride, k_tiles, sums, begin)
-                       : add_piece<1, 1>(a, a_stride, b, b_stride, k_tiles, sums, begin);
+        return panels == 2 ? add_piece<2, 2>(a, a_stride, b, b_stride, k_tiles, sums, begin, ahead)
+                           : add_piece<2, 1>(a, a_stride, b, b_stride, k_tiles, sums, begin, ahead);
+    return panels == 2 ? add_piece<1, 2>(a, a_stride, b, b_stride, k_tiles, sums, begin, ahead)
+                       : add_piece<1, 1>(a, a_stride, b, b_stride, k_tiles, sums, begin, ahead);
 }
 
 // One tile of sums between its place in c and its own: the first rows and columns of it.
@@ -113,6 +132,13 @@ REFRAG_AMX void gemm_bf16(const Bf16Gemm& g) {
         const int64_t piece = row_blocks > 2 ? piece_tiles : std::max<int64_t>(g.k_tiles, 1);
         for (int64_t p = 0; p < n_panels; p += 2) {
             const int panels = n_panels - p > 1 ? 2 : 1;
+            // Few rows read the weights as fast as they come: asking would only cost.
+            const int64_t asked = row_blocks >= 8 ? std::clamp<int64_t>(n_panels - p - 2, 0, 2) : 0;
+            Ahead ahead{asked > 0 ? g.b + (p + 2) * g.b_stride : nullptr, g.b_stride, 0, 0,
+                        g.k_tiles * kTileElements / 32};
+            const int64_t lines = asked * ahead.lines;
+            const int64_t calls = (row_blocks + 1) / 2 * ((g.k_tiles + piece - 1) / piece);
+            int64_t call = 0;
             for (int64_t k = 0; k < g.k_tiles; k += piece) {
                 const bool first = k == 0, last = k + piece >= g.k_tiles;
                 for (int64_t r = 0; r < row_blocks; r += 2) {
@@ -134,9 +160,11 @@ REFRAG_AMX void gemm_bf16(const Bf16Gemm& g) {
                             read_sums(tile, c, g.ldc, n_rows, columns);
                         });
                     }
+                    ahead.line = lines * call / calls;
+                    ahead.end = lines * ++call / calls;
                     add_piece(n, panels, g.a + (chunk / block_rows + r) * g.a_stride + k * kTileElements,
                               g.a_stride, g.b + p * g.b_stride + k * kTileElements, g.b_stride,
-                              std::min(piece, g.k_tiles - k), tiles, first && !g.accumulate);
+                              std::min(piece, g.k_tiles - k), tiles, first && !g.accumulate, ahead);
                     if (last) {
                         each_tile([&](const float* tile, float* c, int64_t n_rows, __mmask16 columns) {
                             write_sums(c, g.ldc, tile, n_rows, columns);

@@ -129,7 +129,7 @@ TEST_CASE("counted operations equal a count matrix by matrix and row by row") {
     }
     CHECK(prefill_flops(c, n) == decoder);
     CHECK(head_flops(c) == linear(1, 10464, 32));
-    // TARGETS' decoder at 16384 tokens, by hand: 12 * (2 * 16384 * 7077888 + 2 * 768 * 16384 * 16385).
+    // The 160M decoder at 16384 tokens, by hand: 12 * (2 * 16384 * 7077888 + 2 * 768 * 16384 * 16385).
     CHECK(prefill_flops(decoder_shape("llama-160m"), 16384) == 7731243122688.0);
 
     const RobertaConfig e = small_encoder();

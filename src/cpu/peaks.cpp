@@ -45,7 +45,6 @@ struct ProductLoop {
 
 // Chains of multiply-adds at once: 2 units of 4 or 5 cycles each need 10; the rest is for good measure.
 constexpr int kChains = 24;
-constexpr int kNarrowChains = 12;  // of AVX2, which has 16 registers
 
 // The scalar build's way: multiplications and additions as the compiler vectorises them.
 float fp32_scalar(int64_t n) {
@@ -60,6 +59,8 @@ float fp32_scalar(int64_t n) {
 }
 
 #if defined(__x86_64__)
+
+constexpr int kNarrowChains = 12;  // of AVX2, which has 16 registers
 
 __attribute__((target("avx2,fma"))) float fp32_avx2(int64_t n) {
     __m256 sum[kNarrowChains];

@@ -25,7 +25,8 @@ struct BenchOptions {
     bool full = true;                 // without, there are no ratios
     bool refrag = true;
     // cached: passages held as ids and chunk embeddings, so they are neither tokenised nor encoded; the full
-    // context from ids. text: raw passages, nothing held, everything included.
+    // context from ids. text: raw passages, nothing held, everything included. With an encoder vocabulary of
+    // its own a passage is tokenised for it too, in full rows as well: 2 ms for 16384 tokens on a busy core.
     bool cached = true;
     bool text = true;
     int32_t question_tokens = 16;

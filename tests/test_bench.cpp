@@ -124,7 +124,7 @@ TEST_CASE("counted operations equal a count matrix by matrix and row by row") {
     const auto linear = [](double rows, double out, double in) { return 2.0 * rows * out * in; };
     for (int layer = 0; layer < c.n_layers; ++layer) {
         decoder += linear(n, 32, 32) + 2 * linear(n, 16, 32) + linear(n, 32, 32);  // q, k and v, o
-        decoder += 2 * linear(n, 48, 32) + linear(n, 32, 48);                      // gate and up, down
+        decoder += 2 * linear(n, 64, 32) + linear(n, 32, 64);                      // gate and up, down
         for (int row = 0; row < n; ++row) decoder += 4.0 * (linear(1, row + 1, 8) + linear(1, 8, row + 1));
     }
     CHECK(prefill_flops(c, n) == decoder);

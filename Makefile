@@ -8,7 +8,7 @@
 #   make format               clang-format over all sources
 #   make tidy                 clang-tidy over src/
 #   make fuzz-run SECONDS=60  builds the fuzz targets with clang and runs each from its corpus (make fuzz: builds only)
-#   make bench                build/bench_ops, bench_prefill and bench_tokenizer: ops, a whole decoder, tokenizers
+#   make bench                build/bench_ops and bench_tokenizer: single ops, tokenizers (`refrag bench` times whole models)
 #
 # CONFIG=debug keeps REFRAG_DCHECK and -O1; CONFIG=release (default) is -O2 -DNDEBUG.
 
@@ -102,15 +102,11 @@ $(BUILD)/bench_ops: $(BUILD)/obj/bench/bench_ops.o $(BUILD)/librefrag.a
 	$(call say,LINK,$@)
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-$(BUILD)/bench_prefill: $(BUILD)/obj/bench/bench_prefill.o $(BUILD)/librefrag.a
-	$(call say,LINK,$@)
-	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
-
 $(BUILD)/bench_tokenizer: $(BUILD)/obj/bench/bench_tokenizer.o $(BUILD)/librefrag.a
 	$(call say,LINK,$@)
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-bench: $(BUILD)/bench_ops $(BUILD)/bench_prefill $(BUILD)/bench_tokenizer
+bench: $(BUILD)/bench_ops $(BUILD)/bench_tokenizer
 
 $(BUILD)/obj/%.o: %.cpp VERSION
 	$(call say,CXX ,$<)

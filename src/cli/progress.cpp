@@ -65,7 +65,7 @@ std::string render_progress(const std::string& what, ProgressUnit unit, int64_t 
     return str(name, " [", std::string(filled, '#'), std::string(bar - filled, '.'), "]", counts);
 }
 
-Progress::Progress(std::string what, ProgressUnit unit)
+Progress::Progress(const std::string& what, ProgressUnit unit)
     : what_(printable(what)), unit_(unit), terminal_(isatty(STDERR_FILENO) != 0) {
     if (terminal_) show(0, 0);
 }

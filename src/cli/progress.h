@@ -19,7 +19,7 @@ std::string render_progress(const std::string& what, ProgressUnit unit, int64_t 
 
 class Progress {
   public:
-    explicit Progress(std::string what, ProgressUnit unit = ProgressUnit::items);
+    explicit Progress(const std::string& what, ProgressUnit unit = ProgressUnit::items);
     ~Progress();
     Progress(const Progress&) = delete;
     Progress& operator=(const Progress&) = delete;

@@ -28,7 +28,7 @@ Roberta::Roberta(Backend& backend, const std::string& dir, ChunkPooling pooling,
 
 Roberta::Roberta(Backend& backend, RobertaConfig config, ChunkPooling pooling, bool normalize,
                  WeightSource& weights)
-    : backend_(backend), config_(std::move(config)), pooling_(pooling), normalize_(normalize) {
+    : backend_(backend), config_(config), pooling_(pooling), normalize_(normalize) {
     load(weights);
 }
 

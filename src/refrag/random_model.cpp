@@ -21,16 +21,16 @@ struct DecoderShape {
     const char* name;
     int32_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size;
     float norm_eps;
+    bool tied;
     double rope_theta;
     double rope_factor;  // of llama3 scaling; 0: none
-    bool tied;
 };
 constexpr DecoderShape kDecoders[] = {
-    {"llama-160m", 768, 2048, 12, 12, 12, 32000, 1e-6f, 10000.0, 0.0, false},
-    {"tinyllama-1.1b", 2048, 5632, 22, 32, 4, 32000, 1e-5f, 10000.0, 0.0, false},
-    {"llama-3.2-3b", 3072, 8192, 28, 24, 8, 128256, 1e-5f, 500000.0, 32.0, true},
-    {"llama-2-7b", 4096, 11008, 32, 32, 32, 32000, 1e-5f, 10000.0, 0.0, false},
-    {"llama-3.1-8b", 4096, 14336, 32, 32, 8, 128256, 1e-5f, 500000.0, 8.0, false},
+    {"llama-160m", 768, 2048, 12, 12, 12, 32000, 1e-6f, false, 10000.0, 0.0},
+    {"tinyllama-1.1b", 2048, 5632, 22, 32, 4, 32000, 1e-5f, false, 10000.0, 0.0},
+    {"llama-3.2-3b", 3072, 8192, 28, 24, 8, 128256, 1e-5f, true, 500000.0, 32.0},
+    {"llama-2-7b", 4096, 11008, 32, 32, 32, 32000, 1e-5f, false, 10000.0, 0.0},
+    {"llama-3.1-8b", 4096, 14336, 32, 32, 8, 128256, 1e-5f, false, 500000.0, 8.0},
 };
 
 struct EncoderShape {
@@ -212,8 +212,9 @@ WordTexts::WordTexts(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {
             word.size() >= 2 && word[0] == ' ' &&
             std::all_of(word.begin() + 1, word.end(), [](char c) { return c >= 'a' && c <= 'z'; });
         // One token in a row of them; what the first of a text becomes is text()'s business.
-        if (letters &&
-            tokenizer.encode_ids(word + word + word).size() == tokenizer.encode_ids(word + word).size() + 1) {
+        if (!letters) continue;
+        const std::string twice = str(word, word), thrice = str(twice, word);
+        if (tokenizer.encode_ids(thrice).size() == tokenizer.encode_ids(twice).size() + 1) {
             words_.push_back(word);
         }
     }

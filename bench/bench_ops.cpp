@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/int8.h"
 #include "base/threads.h"
 #include "bench/peaks.h"
 #include "cpu/cpu_backend.h"
@@ -39,9 +40,15 @@ Buffer filled(Backend& backend, int64_t n) {
     return buffer;
 }
 
+// Bytes of a row as make_matrix takes it; of I8, scales included.
+size_t row_bytes(DType dtype, int64_t in_dim) {
+    return dtype == DType::i8 ? int8_row_bytes(in_dim) : static_cast<size_t>(in_dim) * dtype_bytes(dtype);
+}
+
+// Every 16 bits are an F16 or a BF16 number of about 1, or two bytes.
 std::unique_ptr<Matrix> weights(Backend& backend, DType dtype, int64_t out_dim, int64_t in_dim) {
     return backend.make_matrix(dtype, out_dim, in_dim, [&](int64_t, int64_t n, void* dst) {
-        const int64_t halves = n * in_dim * static_cast<int64_t>(dtype_bytes(dtype)) / 2;
+        const auto halves = n * static_cast<int64_t>(row_bytes(dtype, in_dim)) / 2;
         for (int64_t i = 0; i < halves; ++i) {
             static_cast<uint16_t*>(dst)[i] = static_cast<uint16_t>(0x3c00 + i * 7919 % 512);
         }
@@ -53,10 +60,11 @@ void bench_linear(Backend& backend, Machine& machine, double budget) {
         "\n| linear: out x in | weights | rows | GFLOP/s | fp32 peak | share | weights GB/s | read GB/s | "
         "share |\n");
     std::printf("|---|---|---|---|---|---|---|---|---|\n");
-    const std::pair<int64_t, int64_t> shapes[] = {{768, 768}, {2048, 768}, {768, 2048}, {32000, 768}};
+    const std::pair<int64_t, int64_t> shapes[] = {
+        {768, 768}, {2048, 768}, {768, 2048}, {32000, 768}, {2048, 5632}};
     for (const auto& shape : shapes) {
         const int64_t out_dim = shape.first, in_dim = shape.second;
-        for (const DType dtype : {DType::f32, DType::bf16}) {
+        for (const DType dtype : {DType::f32, DType::bf16, DType::i8}) {
             const auto w = weights(backend, dtype, out_dim, in_dim);
             for (const int64_t rows : {1, 16, 64, 512, 2048}) {
                 const Buffer x = filled(backend, rows * in_dim), out = filled(backend, rows * out_dim);
@@ -66,7 +74,8 @@ void bench_linear(Backend& backend, Machine& machine, double budget) {
                 });
                 const double elements = static_cast<double>(out_dim) * static_cast<double>(in_dim);
                 const double gflops = 2e-9 * elements * static_cast<double>(rows) / s;
-                const double gbs = 1e-9 * elements * static_cast<double>(dtype_bytes(dtype)) / s;
+                const double gbs =
+                    1e-9 * static_cast<double>(out_dim) * static_cast<double>(row_bytes(dtype, in_dim)) / s;
                 std::printf("| %lld x %lld | %s | %lld | %.1f | %.0f | %.2f | %.1f | %.1f | %.2f |\n",
                             static_cast<long long>(out_dim), static_cast<long long>(in_dim),
                             dtype_name(dtype), static_cast<long long>(rows), gflops, peak, gflops / peak, gbs,

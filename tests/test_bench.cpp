@@ -168,6 +168,13 @@ TEST_CASE(
     CHECK(last_total == n.matrix * 2);
     CHECK(last_done == last_total);
     CHECK(random_weight_bytes(parts) == n.matrix * 2 + n.vector * 4);
+    // The decoder's dimensions are multiples of 32: two bytes become 17 / 16.
+    const auto int8 = make_random_model(*backend, parts, 1, {}, WeightFormat::int8);
+    CHECK(int8->parameters() == model->parameters());
+    CHECK(int8->decoder().weight_bytes() ==
+          model->decoder().weight_bytes() - count_weights(parts.decoder).layer_matrix * 15 / 16);
+    CHECK(random_weight_bytes(parts, WeightFormat::int8) ==
+          random_weight_bytes(parts) - n.layer_matrix * 15 / 16);
     // Nothing is padded: rows are multiples of the packing's 16 columns (10464 = 654 * 16), columns of 32.
     CHECK(model->decoder().step_bytes() == (count_weights(parts.decoder).matrix - 10464u * 32u) * 2);
     LlamaConfig narrow = small_decoder();

@@ -373,3 +373,40 @@ TEST_CASE_TEMPLATE("ops: embed takes rows from the table and from the slots", T,
         }
     }
 }
+
+TEST_CASE_TEMPLATE("ops: bf16 products of few rows are those of many, whatever the bits", T, Avx512Bf16,
+                   Amx) {
+    REQUIRE_ISA(T);
+    const refrag::CpuKernels& kernels = refrag::cpu_kernels(T::isa);
+    constexpr int64_t rows = 16, n_cols = 16 * 7 + 3, k_tiles = 5;
+    constexpr int64_t stride = k_tiles * refrag::kTileElements, panels = 8;
+    std::mt19937 random(91);
+    // Any bits at all: denormals, infinities and NaNs among them; then small numbers, whose products are
+    // denormal, and sums that begin denormal.
+    for (const int mode : {0, 1}) {
+        std::vector<uint16_t> a(stride), b(panels * stride);
+        const auto value = [&](float scale) {
+            return mode == 0 ? static_cast<uint16_t>(random())
+                             : refrag::f32_to_bf16(scale * (static_cast<float>(random() % 2048) - 1024));
+        };
+        for (uint16_t& x : a) x = value(1e-21f);
+        for (uint16_t& x : b) x = value(1e-21f);
+        Floats before = random_floats(rows * n_cols, 92, mode == 0 ? 1.0f : 1e-38f);
+        for (const bool accumulate : {false, true}) {
+            Floats many = before;
+            const auto multiply = [&](Floats& c, int64_t n) {
+                kernels.gemm_bf16(
+                    {a.data(), stride, b.data(), stride, c.data(), n_cols, n, n_cols, k_tiles, accumulate});
+            };
+            multiply(many, rows);
+            for (const int64_t n : {1, 2, 3}) {
+                CAPTURE(mode);
+                CAPTURE(n);
+                Floats few = before;
+                multiply(few, n);
+                CHECK(same_bits(Floats(few.begin(), few.begin() + n * n_cols),
+                                Floats(many.begin(), many.begin() + n * n_cols)));
+            }
+        }
+    }
+}

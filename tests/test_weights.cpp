@@ -93,8 +93,10 @@ void spoil_each(Workshop& shop, const std::vector<std::string>& unused, const st
         tensors = shop.original;
         TestTensor& other = tensor_named(tensors, tensor.name);
         other.dtype = tensor.dtype == "F32" ? "I32" : "I16";
-        CHECK(shop.load(tensors, load) == str(shop.path(), ": tensor \"", tensor.name,
-                                              "\": expected dtype F32, F16 or BF16, found ", other.dtype));
+        CHECK(shop.load(tensors, load) ==
+              str(shop.path(), ": tensor \"", tensor.name, "\": expected dtype ",
+                  tensor.shape.size() == 2 ? "F32, F16, BF16 or I8" : "F32, F16 or BF16", ", found ",
+                  other.dtype));
     }
     CHECK(spoiled > 10);
 }

@@ -9,7 +9,8 @@
 
 namespace refrag {
 
-enum class DType { f32, f16, bf16, i32 };
+// I8 is for weight matrices alone, whose scales lie beside the values (base/int8.h).
+enum class DType { f32, f16, bf16, i32, i8 };
 
 inline size_t dtype_bytes(DType dtype) {
     switch (dtype) {
@@ -19,6 +20,8 @@ inline size_t dtype_bytes(DType dtype) {
         case DType::f16:
         case DType::bf16:
             return 2;
+        case DType::i8:
+            return 1;
     }
     fail(Status::runtime, "unknown dtype ", static_cast<int>(dtype));
 }
@@ -33,6 +36,8 @@ inline const char* dtype_name(DType dtype) {
             return "BF16";
         case DType::i32:
             return "I32";
+        case DType::i8:
+            return "I8";
     }
     return "?";
 }

@@ -62,18 +62,23 @@ void check_memory(const BenchCommand& command, const std::string& what, uint64_t
 std::unique_ptr<Model> make_model(const BenchCommand& command, Backend& backend, std::string& name) {
     if (!command.model_dir.empty()) {
         name = command.model_dir;
-        std::unique_ptr<Model> model = load_model(backend, command.model_dir);
+        std::unique_ptr<Model> model = load_model(backend, command.model_dir, command.device);
         check_memory(command, command.model_dir, 0, model->decoder().config(), model->decoder().kv_dtype(),
                      model->encoder().config(), model->config());
         return model;
     }
-    name = str(command.shape, " with ", command.encoder_shape, ", random weights");
+    const WeightFormat format = parse_weight_format("--weights", command.device.weights);
+    name = str(command.shape, " with ", command.encoder_shape, ", random weights",
+               format == WeightFormat::int8 ? " in int8" : "");
     ModelParts parts = random_model_parts(decoder_shape(command.shape), encoder_shape(command.encoder_shape));
-    check_memory(command, str(command.shape, " with ", command.encoder_shape), random_weight_bytes(parts),
-                 parts.decoder, backend.kv_dtype(DType::bf16, parts.decoder.head_dim), parts.encoder,
-                 parts.config);
+    // Keys and values follow the layers' weights, as Llama::kv_dtype.
+    check_memory(
+        command, str(command.shape, " with ", command.encoder_shape), random_weight_bytes(parts, format),
+        parts.decoder,
+        backend.kv_dtype(format == WeightFormat::int8 ? DType::i8 : DType::bf16, parts.decoder.head_dim),
+        parts.encoder, parts.config);
     Progress progress("making random weights", ProgressUnit::bytes);
-    return make_random_model(backend, std::move(parts), command.bench.seed, progress.sink());
+    return make_random_model(backend, std::move(parts), command.bench.seed, progress.sink(), format);
 }
 
 // Rows whose rounds differ much say more about what else runs here than about refrag.

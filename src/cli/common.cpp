@@ -33,6 +33,10 @@ void add_device_options(CLI::App& app, DeviceOptions& options) {
         ->type_name("N");
     app.add_flag("--deterministic", options.deterministic,
                  "One accumulation order whatever the batch or split (the CPU always computes so)");
+    app.add_option("--weights", options.weights,
+                   "Layers' matrices: as stored, or quantised to 8 bits with a scale for every 32 weights")
+        ->capture_default_str()
+        ->type_name("auto|int8");
 }
 
 std::unique_ptr<Backend> make_backend(const DeviceOptions& options) {
@@ -43,9 +47,10 @@ std::unique_ptr<Backend> make_backend(const DeviceOptions& options) {
     return make_cpu_backend(options.threads);
 }
 
-std::unique_ptr<Model> load_model(Backend& backend, const std::string& dir) {
+std::unique_ptr<Model> load_model(Backend& backend, const std::string& dir, const DeviceOptions& options) {
+    const WeightFormat format = parse_weight_format("--weights", options.weights);
     Progress progress("loading " + dir, ProgressUnit::bytes);
-    return std::make_unique<Model>(backend, dir, progress.sink());
+    return std::make_unique<Model>(backend, dir, progress.sink(), format);
 }
 
 void write_stdout(std::string_view text) {

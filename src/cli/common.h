@@ -21,20 +21,21 @@ struct DeviceOptions {
     std::string device = "auto";  // auto, cpu, cuda
     int threads = 0;              // 0: all CPUs this process may use
     bool deterministic = false;
+    std::string weights = "auto";  // auto, int8
 };
 
 // -m/--model (required, or REFRAG_MODEL).
 void add_model_option(CLI::App& app, std::string& model_dir);
 // --policy; the caller parses the word.
 CLI::Option* add_policy_option(CLI::App& app, std::string& policy);
-// --device, -t/--threads, --deterministic.
+// --device, -t/--threads, --deterministic, --weights.
 void add_device_options(CLI::App& app, DeviceOptions& options);
 
 // Status::usage for a word that is no device, Status::runtime for a device that is not here.
 std::unique_ptr<Backend> make_backend(const DeviceOptions& options);
 
 // Loads a model directory, with a progress bar on a terminal.
-std::unique_ptr<Model> load_model(Backend& backend, const std::string& dir);
+std::unique_ptr<Model> load_model(Backend& backend, const std::string& dir, const DeviceOptions& options);
 
 // Writes to standard output and throws Status::runtime when it cannot take it (a full disk, a closed pipe).
 void write_stdout(std::string_view text);

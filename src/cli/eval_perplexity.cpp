@@ -51,7 +51,7 @@ void eval_perplexity(EvalPerplexityOptions& options) {
     options.perplexity.policy = parse_select_policy(options.policy);
     const std::string text = read_file(options.text, kMaxTextBytes);
     const std::unique_ptr<Backend> backend = make_backend(options.device);
-    const std::unique_ptr<Model> model = load_model(*backend, options.model_dir);
+    const std::unique_ptr<Model> model = load_model(*backend, options.model_dir, options.device);
     std::vector<PerplexityRow> rows;
     {
         Progress progress("evaluating");

@@ -86,7 +86,7 @@ void eval_qa(EvalQaOptions& options) {
     options.qa.policy = parse_select_policy(options.policy);
     const QaData data = read_qa_data(options.data);
     const std::unique_ptr<Backend> backend = make_backend(options.device);
-    const std::unique_ptr<Model> model = load_model(*backend, options.model_dir);
+    const std::unique_ptr<Model> model = load_model(*backend, options.model_dir, options.device);
     std::vector<QaRow> rows;
     std::string predictions;
     int64_t answers = 0;

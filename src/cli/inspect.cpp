@@ -65,6 +65,9 @@ std::string as_text(const Model& model) {
     line("parameters", str(model.parameters(), " (encoder ", model.encoder().parameters(), ", projector ",
                            model.projector().parameters(), ", policy ", model.policy().parameters(),
                            ", decoder ", model.decoder().parameters(), ")"));
+    line("weights", str(model.weight_bytes(), " bytes in memory (encoder ", model.encoder().weight_bytes(),
+                        ", projector ", model.projector().weight_bytes(), ", policy ",
+                        model.policy().weight_bytes(), ", decoder ", model.decoder().weight_bytes(), ")"));
     line("chunks", str("k = ", r.chunk_len, " decoder tokens (trained for ", join(r.chunk_lens),
                        "), expand fraction ", r.expand_fraction));
     line("encoder",
@@ -108,11 +111,13 @@ std::string as_json(const Model& model) {
     json.key("model").string(model.dir());
     json.key("device").string(model.backend().description());
     json.key("parameters").integer(static_cast<int64_t>(model.parameters()));
+    json.key("weight_bytes").integer(static_cast<int64_t>(model.weight_bytes()));
     json.key("chunk_len").integer(r.chunk_len);
     write_ids(json, "chunk_lens", r.chunk_lens);
     json.key("expand_fraction").number(r.expand_fraction);
     json.key("encoder").begin_object();
     json.key("parameters").integer(static_cast<int64_t>(model.encoder().parameters()));
+    json.key("weight_bytes").integer(static_cast<int64_t>(model.encoder().weight_bytes()));
     json.key("dim").integer(e.dim);
     json.key("hidden_dim").integer(e.hidden_dim);
     json.key("n_layers").integer(e.n_layers);
@@ -126,9 +131,11 @@ std::string as_json(const Model& model) {
     json.end_object();
     json.key("projector").begin_object();
     json.key("parameters").integer(static_cast<int64_t>(model.projector().parameters()));
+    json.key("weight_bytes").integer(static_cast<int64_t>(model.projector().weight_bytes()));
     json.end_object();
     json.key("policy").begin_object();
     json.key("parameters").integer(static_cast<int64_t>(model.policy().parameters()));
+    json.key("weight_bytes").integer(static_cast<int64_t>(model.policy().weight_bytes()));
     json.key("dim").integer(r.policy.dim);
     json.key("hidden_dim").integer(r.policy.hidden_dim);
     json.key("n_layers").integer(r.policy.n_layers);
@@ -137,6 +144,7 @@ std::string as_json(const Model& model) {
     json.end_object();
     json.key("decoder").begin_object();
     json.key("parameters").integer(static_cast<int64_t>(model.decoder().parameters()));
+    json.key("weight_bytes").integer(static_cast<int64_t>(model.decoder().weight_bytes()));
     json.key("dim").integer(d.dim);
     json.key("hidden_dim").integer(d.hidden_dim);
     json.key("n_layers").integer(d.n_layers);
@@ -162,7 +170,7 @@ std::string as_json(const Model& model) {
 
 void inspect(const InspectOptions& options) {
     const std::unique_ptr<Backend> backend = make_backend(options.device);
-    const std::unique_ptr<Model> model = load_model(*backend, options.model_dir);
+    const std::unique_ptr<Model> model = load_model(*backend, options.model_dir, options.device);
     write_stdout(options.json ? as_json(*model) : as_text(*model));
 }
 

@@ -50,7 +50,7 @@ void run_questions(const RunOptions& options) {
     for (Passage& passage : read_passages(options.passages)) passages.emplace_back(std::move(passage));
 
     const std::unique_ptr<Backend> backend = make_backend(options.device);
-    const std::unique_ptr<Model> model = load_model(*backend, options.model_dir);
+    const std::unique_ptr<Model> model = load_model(*backend, options.model_dir, options.device);
     warn_chunk_len(*model, options.chunk_len);
     Session session(*model, options.context);
     JsonWriter explain(1);

@@ -167,7 +167,7 @@ void run_batch(const RunOptions& options) {
     std::vector<Job> jobs = read_jobs(options);
 
     const std::unique_ptr<Backend> backend = make_backend(options.device);
-    const std::unique_ptr<Model> model = load_model(*backend, options.model_dir);
+    const std::unique_ptr<Model> model = load_model(*backend, options.model_dir, options.device);
     warn_chunk_len(*model, options.chunk_len);
     const int64_t window = model->decoder().config().max_seq_len;
     REFRAG_CHECK(options.context <= window, Status::usage, "context size: expected at most ", window,

@@ -35,7 +35,8 @@ int32_t splits_of(int64_t entries) {
 }  // namespace
 
 DType CpuBackend::kv_dtype(DType weights, int32_t head_dim) const {
-    const bool bf16 = kernels_.attend_bf16 != nullptr && weights == DType::bf16 && head_dim % kTileK == 0;
+    const bool bf16 =
+        kernels_.attend_bf16 != nullptr && rounding_of(weights) == DType::bf16 && head_dim % kTileK == 0;
     return bf16 ? DType::bf16 : DType::f32;
 }
 
@@ -133,7 +134,9 @@ void CpuBackend::attention(Tensor out, Tensor q, Tensor k, Tensor v, const Atten
                   (kv->head_dim == shape.head_dim &&
                    (kv->dtype == DType::f32 || kv->dtype == kv_dtype(kv->dtype, kv->head_dim))));
     if (batch.n_rows == 0) return;
-    const AttentionCall call{out, q, k, v, shape, kv, layer, batch};
+    AttentionShape as_rounded = shape;
+    as_rounded.weights = rounding_of(shape.weights);
+    const AttentionCall call{out, q, k, v, as_rounded, kv, layer, batch};
 
     const std::lock_guard<std::mutex> lock(scratch_mutex_);
     plan_attention(call);

@@ -15,6 +15,10 @@
 
 namespace refrag {
 
+// The k and the panels of one task of a packed product.
+inline constexpr int64_t kTaskK = 1024;
+inline constexpr int64_t kMaxTaskPanels = 16;
+
 // fp32 scratch that one thread of the pool owns during a task; grows, never shrinks.
 class Scratch {
   public:
@@ -30,31 +34,63 @@ class Scratch {
     Buffer buffer_;
 };
 
-class CpuMatrix : public Matrix {
+// A weight matrix in panels of 16 output columns, whatever its dtype.
+class PackedMatrix : public Matrix {
+  public:
+    PackedMatrix(DType dtype, int64_t out_dim, int64_t in_dim)
+        : Matrix(dtype, out_dim, in_dim), n_panels_((out_dim + kPanel - 1) / kPanel) {}
+    int64_t n_panels() const { return n_panels_; }
+    // Writes row n of the file's matrix, as RowReader gives it, into its panel; or reads it, widened.
+    virtual void pack_row(int64_t n, const void* row) = 0;
+    virtual void add_row_to(float* out, int64_t n) const = 0;   // out += row n
+    virtual void copy_row_to(float* out, int64_t n) const = 0;  // out = row n
+
+  private:
+    int64_t n_panels_;
+};
+
+// F32, F16 and BF16 weights.
+class CpuMatrix : public PackedMatrix {
   public:
     // Panels are as long as in_dim up to a multiple of `k_multiple` (even), zeros beyond it.
     CpuMatrix(MemorySource& source, DType dtype, int64_t out_dim, int64_t in_dim, int64_t k_multiple = 2);
     size_t device_bytes() const override { return buffer_.bytes(); }
 
-    int64_t n_panels() const { return n_panels_; }
     // Elements from one panel to the next.
     int64_t panel_stride() const { return panel_stride_; }
     // The panel's element (k, 0), k even.
     std::byte* panel(int64_t index, int64_t k = 0) const;
-    // Writes row n of the file's matrix, in_dim elements, into its panel; or reads it, widened.
-    void pack_row(int64_t n, const void* row);
-    void add_row_to(float* out, int64_t n) const;   // out += row n
-    void copy_row_to(float* out, int64_t n) const;  // out = row n
+    void pack_row(int64_t n, const void* row) override;
+    void add_row_to(float* out, int64_t n) const override;
+    void copy_row_to(float* out, int64_t n) const override;
 
   private:
-    int64_t n_panels_;
     int64_t panel_stride_;
+    Buffer buffer_;
+};
+
+// I8 weights, see gemm_int8.cpp.
+class Int8Matrix : public PackedMatrix {
+  public:
+    Int8Matrix(MemorySource& source, int64_t out_dim, int64_t in_dim);
+    size_t device_bytes() const override { return buffer_.bytes(); }
+
+    int64_t n_groups() const { return int8_groups(in_dim()); }
+    // The panel's block that begins at k, a multiple of 32; the blocks of later k follow it.
+    Int8Block* panel(int64_t index, int64_t k = 0) const {
+        return static_cast<Int8Block*>(buffer_.data()) + index * n_groups() + k / kInt8Group;
+    }
+    void pack_row(int64_t n, const void* row) override;
+    void add_row_to(float* out, int64_t n) const override;
+    void copy_row_to(float* out, int64_t n) const override;
+
+  private:
     Buffer buffer_;
 };
 
 class CpuBackend : public Backend {
   public:
-    CpuBackend(int n_threads, CpuIsa isa);
+    CpuBackend(int n_threads, CpuIsa isa, CpuInt8 int8);
 
     void* allocate(size_t bytes) override;
     void release(void* data) noexcept override;
@@ -113,21 +149,35 @@ class CpuBackend : public Backend {
 
     // What is done with a block of a product's results while it is in the cache.
     enum class Then { nothing, gelu, silu_mul };
-    // True if W is multiplied by gemm_bf16.
-    bool uses_bf16(const Matrix& w) const {
-        return kernels_.gemm_bf16 != nullptr && w.dtype() == DType::bf16;
+    // The dtype of weights whose products round activations as those of `weights` do: attention rounds
+    // likewise.
+    DType rounding_of(DType weights) const {
+        return weights == DType::i8 && int8_ != CpuInt8::widen ? DType::bf16 : weights;
     }
-    void products_bf16(Tensor x, std::span<const Product> products, Then then);
-    void pack_left(Tensor x);
+    // What x is made into before it meets W: bf16 tiles, groups of bytes, or nothing (linear_act).
+    enum class Left { as_is, bf16, int8 };
+    Left left_for(const Matrix& w) const;
+    // The part of a product that one task computes.
+    struct Part {
+        int64_t row, n_rows, column, n_cols;
+    };
+    void products_packed(Tensor x, Left left, std::span<const Product> products, Then then);
+    void pack_bf16(Tensor x);
+    void multiply_bf16(const Product& product, const Part& part);
+    // gemm_int8.cpp
+    void pack_int8(Tensor x);
+    void multiply_int8(const Product& product, const Part& part);
+    void multiply_int8_bf16(const Product& product, const Part& part, int thread);
 
     void plan_attention(const AttentionCall& call);
 
     CpuIsa isa_;
+    CpuInt8 int8_;
     const CpuKernels& kernels_;
     ThreadPool threads_;
     std::mutex scratch_mutex_;      // held by ops that use scratch_
     std::vector<Scratch> scratch_;  // one for each thread of the pool
-    Scratch left_;                  // x in bf16 tiles, for products_bf16
+    Scratch left_;                  // x as products_packed has it made
     AttentionPlan plan_;            // with scratch_; kept for its memory
     Scratch partial_;               // sums of split rows, for attention
 };

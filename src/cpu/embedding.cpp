@@ -12,7 +12,7 @@ constexpr double kPackedReadCost = 4.0;
 }  // namespace
 
 void CpuBackend::embed(Tensor out, const Matrix& table, const int32_t* source, Tensor slots) {
-    const auto& matrix = dynamic_cast<const CpuMatrix&>(table);
+    const auto& matrix = dynamic_cast<const PackedMatrix&>(table);
     const int64_t dim = out.cols;
     REFRAG_DCHECK(table.in_dim() == dim);
     parallel(out.rows, kPackedReadCost * static_cast<double>(dim), [&](int64_t begin, int64_t end) {
@@ -31,7 +31,7 @@ void CpuBackend::embed(Tensor out, const Matrix& table, const int32_t* source, T
 }
 
 void CpuBackend::add_embed(Tensor x, const Matrix& table, const int32_t* ids) {
-    const auto& matrix = dynamic_cast<const CpuMatrix&>(table);
+    const auto& matrix = dynamic_cast<const PackedMatrix&>(table);
     REFRAG_DCHECK(table.in_dim() == x.cols);
     parallel(x.rows, kPackedReadCost * static_cast<double>(x.cols), [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) {

@@ -21,6 +21,8 @@ constexpr int64_t kBlockK = 1024;
 constexpr int64_t kBlockRows = 192;
 // From this many rows on, widening 2-byte weights once into scratch beats widening them in every tile.
 constexpr int64_t kWidenRows = 4 * kTileRows;
+// Inner-dimension block of I8 weights for few rows: 4 panels of it, widened, are 16 KiB.
+constexpr int64_t kFewRowsInt8K = 64;
 constexpr size_t kReadBlockBytes = size_t{4} << 20;
 
 // The place of element (k, column) within a panel.
@@ -38,6 +40,7 @@ float widened(DType dtype, const void* data, int64_t i) {
         case DType::f16:
             return f16_to_f32(static_cast<const uint16_t*>(data)[i]);
         case DType::i32:
+        case DType::i8:
             break;
     }
     return 0.0f;
@@ -85,6 +88,7 @@ void scalar::gemm_tile(DType weights, int rows, int panels, const GemmTile& t) {
         case DType::bf16:
             return tile<DType::bf16>(rows, panels, t);
         case DType::i32:
+        case DType::i8:
             break;
     }
 }
@@ -100,17 +104,16 @@ void scalar::widen_panel(float* out, const void* panel, DType weights, int64_t k
 // ---- weights ------------------------------------------------------------------------------------------
 
 CpuMatrix::CpuMatrix(MemorySource& source, DType dtype, int64_t out_dim, int64_t in_dim, int64_t k_multiple)
-    : Matrix(dtype, out_dim, in_dim),
-      n_panels_((out_dim + kPanel - 1) / kPanel),
+    : PackedMatrix(dtype, out_dim, in_dim),
       panel_stride_((in_dim + k_multiple - 1) / k_multiple * k_multiple * kPanel),
-      buffer_(source, static_cast<size_t>(n_panels_ * panel_stride_) * dtype_bytes(dtype)) {
+      buffer_(source, static_cast<size_t>(n_panels() * panel_stride_) * dtype_bytes(dtype)) {
     // Columns beyond out_dim and k beyond in_dim are read by vector loads, though they reach no result.
     if (buffer_.bytes() == 0) return;
     const size_t panel_bytes = static_cast<size_t>(panel_stride_) * dtype_bytes(dtype);
     if (in_dim % k_multiple != 0) {
         std::memset(buffer_.data(), 0, buffer_.bytes());
     } else if (out_dim % kPanel != 0) {
-        std::memset(panel(n_panels_ - 1), 0, panel_bytes);
+        std::memset(panel(n_panels() - 1), 0, panel_bytes);
     }
 }
 
@@ -148,11 +151,17 @@ std::unique_ptr<Matrix> CpuBackend::make_matrix(DType dtype, int64_t out_dim, in
     REFRAG_CHECK(out_dim >= 0 && in_dim >= 0, Status::runtime, "a weight matrix cannot be [", out_dim, ", ",
                  in_dim, "]");
     const bool tiles = kernels_.gemm_bf16 != nullptr && dtype == DType::bf16;
-    auto matrix = std::make_unique<CpuMatrix>(*this, dtype, out_dim, in_dim, tiles ? kTileK : 2);
+    std::unique_ptr<PackedMatrix> matrix;
+    if (dtype == DType::i8) {
+        matrix = std::make_unique<Int8Matrix>(*this, out_dim, in_dim);
+    } else {
+        matrix = std::make_unique<CpuMatrix>(*this, dtype, out_dim, in_dim, tiles ? kTileK : 2);
+    }
     if (out_dim == 0 || in_dim == 0) return matrix;
 
     // Rows come in blocks of whole panels, a few megabytes at a time.
-    const size_t row_bytes = static_cast<size_t>(in_dim) * dtype_bytes(dtype);
+    const size_t row_bytes =
+        dtype == DType::i8 ? int8_row_bytes(in_dim) : static_cast<size_t>(in_dim) * dtype_bytes(dtype);
     const int64_t block_panels =
         std::max<int64_t>(1, static_cast<int64_t>(kReadBlockBytes / row_bytes) / kPanel);
     const int64_t block_rows = std::min(block_panels * kPanel, out_dim);
@@ -173,22 +182,26 @@ std::unique_ptr<Matrix> CpuBackend::make_matrix(DType dtype, int64_t out_dim, in
 // ---- products -----------------------------------------------------------------------------------------
 
 void CpuBackend::linear(Tensor out, Tensor x, const Matrix& w, Tensor bias) {
-    if (!uses_bf16(w)) return linear_act(out, x, w, bias, false);
+    const Left left = left_for(w);
+    if (left == Left::as_is) return linear_act(out, x, w, bias, false);
     const Product product{out, &w, bias};
-    products_bf16(x, {&product, 1}, Then::nothing);
+    products_packed(x, left, {&product, 1}, Then::nothing);
 }
 
 void CpuBackend::linear_gelu(Tensor out, Tensor x, const Matrix& w, Tensor bias) {
-    if (!uses_bf16(w)) return linear_act(out, x, w, bias, true);
+    const Left left = left_for(w);
+    if (left == Left::as_is) return linear_act(out, x, w, bias, true);
     const Product product{out, &w, bias};
-    products_bf16(x, {&product, 1}, Then::gelu);
+    products_packed(x, left, {&product, 1}, Then::gelu);
 }
 
 // A task is a block of rows times a group of 4 panels. The weights' block [kBlockK x 64] stays in the first
 // cache levels while the rows pass; bf16 and f16 weights are widened into scratch first when many rows
-// follow.
+// follow, I8 weights always: by pieces that stay in the first cache level when the rows are few.
 void CpuBackend::linear_act(Tensor out, Tensor x, const Matrix& w, Tensor bias, bool with_gelu) {
-    const auto& matrix = dynamic_cast<const CpuMatrix&>(w);
+    const auto& matrix = dynamic_cast<const PackedMatrix&>(w);
+    const auto* const stored = dynamic_cast<const CpuMatrix*>(&w);
+    const auto* const int8 = dynamic_cast<const Int8Matrix*>(&w);
     const int64_t rows = x.rows, in_dim = w.in_dim(), out_dim = w.out_dim();
     REFRAG_DCHECK(x.cols == in_dim && out.cols == out_dim && out.rows == rows);
     REFRAG_DCHECK(bias.empty() || bias.size() == out_dim);
@@ -197,8 +210,10 @@ void CpuBackend::linear_act(Tensor out, Tensor x, const Matrix& w, Tensor bias, 
     const float* const x_data = x.f32();
     const float* const bias_data = bias.empty() ? nullptr : bias.f32();
 
-    const bool widen = w.dtype() != DType::f32 && rows >= kWidenRows;
-    const int64_t block_k = rows > kTileRows ? kBlockK : std::max<int64_t>(in_dim, 1);
+    const bool widen = int8 != nullptr || (w.dtype() != DType::f32 && rows >= kWidenRows);
+    const int64_t block_k = rows > kTileRows  ? kBlockK
+                            : int8 != nullptr ? kFewRowsInt8K
+                                              : std::max<int64_t>(in_dim, 1);
     const int64_t n_groups = (matrix.n_panels() + kTilePanels - 1) / kTilePanels;
     const int64_t n_blocks = (rows + kBlockRows - 1) / kBlockRows;
 
@@ -223,8 +238,12 @@ void CpuBackend::linear_act(Tensor out, Tensor x, const Matrix& w, Tensor bias, 
             if (widen) {
                 wide = scratch_[static_cast<size_t>(thread)].get(kTilePanels * kBlockK * kPanel);
                 for (int64_t p = panel_begin; p < panel_end; ++p) {
-                    kernels_.widen_panel(wide + (p - panel_begin) * kBlockK * kPanel,
-                                         matrix.panel(p, k_begin), w.dtype(), k);
+                    float* const to = wide + (p - panel_begin) * block_k * kPanel;
+                    if (int8 != nullptr) {
+                        kernels_.widen_int8(to, int8->panel(p, k_begin), k);
+                    } else {
+                        kernels_.widen_panel(to, stored->panel(p, k_begin), w.dtype(), k);
+                    }
                 }
             }
             for (int64_t r = row_begin; r < row_end; r += kTileRows) {
@@ -236,9 +255,9 @@ void CpuBackend::linear_act(Tensor out, Tensor x, const Matrix& w, Tensor bias, 
                     t.a = x_data + r * in_dim + k_begin;
                     t.lda = in_dim;
                     t.ldb = kPanel;
-                    t.b = widen ? static_cast<const void*>(wide + (p - panel_begin) * kBlockK * kPanel)
-                                : matrix.panel(p, k_begin);
-                    t.panel_stride = widen ? kBlockK * kPanel : matrix.panel_stride();
+                    t.b = widen ? static_cast<const void*>(wide + (p - panel_begin) * block_k * kPanel)
+                                : stored->panel(p, k_begin);
+                    t.panel_stride = widen ? block_k * kPanel : stored->panel_stride();
                     t.c = out_data + r * out_dim + p * kPanel;
                     t.ldc = out_dim;
                     t.k = k;

@@ -12,12 +12,10 @@
 namespace refrag {
 namespace {
 
-// A task's rows and k: 512 KB of x, which stay in the second cache level while the task's panels pass.
+// A task's rows: 512 KB of x at kTaskK, which stay in the second cache level while the task's panels pass.
 constexpr int64_t kTaskRows = 256;
-constexpr int64_t kTaskK = 1024;
-constexpr int64_t kMaxTaskPanels = 16;
 // Multiply-adds below which waking other threads costs more than it saves.
-constexpr double kMinParallelWork = 1e6;
+constexpr double kMinParallelWork = 2.5e5;
 
 }  // namespace
 
@@ -51,21 +49,30 @@ void scalar::gemm_bf16(const Bf16Gemm& g) {
 
 // ---- products -----------------------------------------------------------------------------------------
 
+CpuBackend::Left CpuBackend::left_for(const Matrix& w) const {
+    if (w.in_dim() == 0) return Left::as_is;  // the kernels expect something to add up
+    if (w.dtype() == DType::bf16 && kernels_.gemm_bf16 != nullptr) return Left::bf16;
+    if (w.dtype() != DType::i8 || int8_ == CpuInt8::widen) return Left::as_is;
+    return int8_ == CpuInt8::bf16 ? Left::bf16 : Left::int8;
+}
+
 void CpuBackend::linears(Tensor x, std::span<const Product> products) {
-    const bool all =
-        std::all_of(products.begin(), products.end(), [&](const Product& p) { return uses_bf16(*p.w); });
-    if (!all) return Backend::linears(x, products);
-    products_bf16(x, products, Then::nothing);
+    const Left left = products.empty() ? Left::as_is : left_for(*products[0].w);
+    const bool all = std::all_of(products.begin(), products.end(),
+                                 [&](const Product& p) { return left_for(*p.w) == left; });
+    if (!all || left == Left::as_is) return Backend::linears(x, products);
+    products_packed(x, left, products, Then::nothing);
 }
 
 void CpuBackend::linear_silu_mul(Tensor x, const Product& gate, const Product& up) {
-    if (!uses_bf16(*gate.w) || !uses_bf16(*up.w)) return Backend::linear_silu_mul(x, gate, up);
+    const Left left = left_for(*gate.w);
+    if (left == Left::as_is || left_for(*up.w) != left) return Backend::linear_silu_mul(x, gate, up);
     const Product both[] = {gate, up};
-    products_bf16(x, both, Then::silu_mul);
+    products_packed(x, left, both, Then::silu_mul);
 }
 
 // x in blocks of 16 rows, each tile_k_ceil(x.cols) / 32 tiles, at left_.
-void CpuBackend::pack_left(Tensor x) {
+void CpuBackend::pack_bf16(Tensor x) {
     const int64_t stride = tile_k_ceil(x.cols) * kPanel;
     const int64_t n_blocks = (x.rows + kPanel - 1) / kPanel;
     auto* const left = reinterpret_cast<uint16_t*>(left_.get(n_blocks * stride / 2));
@@ -78,8 +85,30 @@ void CpuBackend::pack_left(Tensor x) {
     parallel(n_blocks, static_cast<double>(kPanel * x.cols), pack);
 }
 
+void CpuBackend::multiply_bf16(const Product& product, const Part& part) {
+    const auto& w = static_cast<const CpuMatrix&>(*product.w);  // NOLINT: made by make_matrix, as linear's
+    const int64_t in_dim = w.in_dim(), left_stride = tile_k_ceil(in_dim) * kPanel;
+    const auto* const left = reinterpret_cast<const uint16_t*>(left_.get(0));
+    Bf16Gemm g{};
+    g.a_stride = left_stride;
+    g.b_stride = w.panel_stride();
+    g.ldc = product.out.cols;
+    g.c = product.out.f32() + part.row * g.ldc + part.column;
+    g.rows = part.n_rows;
+    g.n_cols = part.n_cols;
+    int64_t k = 0;
+    do {
+        g.a = left + part.row / kPanel * left_stride + k * kPanel;
+        g.b = reinterpret_cast<const uint16_t*>(w.panel(part.column / kPanel, k));
+        g.k_tiles = tile_k_ceil(std::min(kTaskK, in_dim - k)) / kTileK;
+        g.accumulate = k > 0;
+        kernels_.gemm_bf16(g);
+        k += kTaskK;
+    } while (k < in_dim);
+}
+
 // With Then::silu_mul there are two products of the same shape, and a task computes both parts of a block.
-void CpuBackend::products_bf16(Tensor x, std::span<const Product> products, Then then) {
+void CpuBackend::products_packed(Tensor x, Left left, std::span<const Product> products, Then then) {
     const int64_t rows = x.rows, in_dim = x.cols;
     const bool paired = then == Then::silu_mul;
     REFRAG_DCHECK(!paired || (products.size() == 2 && products[0].w->out_dim() == products[1].w->out_dim()));
@@ -92,9 +121,14 @@ void CpuBackend::products_bf16(Tensor x, std::span<const Product> products, Then
     if (rows == 0 || n_panels == 0) return;
 
     const std::lock_guard<std::mutex> lock(scratch_mutex_);
-    pack_left(x);
-    const auto* const left = reinterpret_cast<const uint16_t*>(left_.get(0));
-    const int64_t left_stride = tile_k_ceil(in_dim) * kPanel;
+    if (left == Left::int8) {
+        pack_int8(x);
+    } else {
+        pack_bf16(x);
+        const bool widens = std::any_of(products.begin(), products.end(),
+                                        [](const Product& p) { return p.w->dtype() == DType::i8; });
+        for (Scratch& s : scratch_) s.get(widens ? kMaxTaskPanels * kTaskK * kPanel / 2 : 0);
+    }
 
     // Some tasks for each thread even out their speeds; whole tasks are best for the caches.
     const int64_t n_blocks = (rows + kTaskRows - 1) / kTaskRows;
@@ -105,28 +139,20 @@ void CpuBackend::products_bf16(Tensor x, std::span<const Product> products, Then
     int64_t n_groups = 0;
     for (const Product& p : products.first(paired ? 1 : products.size())) n_groups += groups_of(p);
 
-    const auto compute = [&](const Product& p, int64_t row, int64_t n_rows, int64_t column, int64_t n_cols) {
-        const auto& w = static_cast<const CpuMatrix&>(*p.w);  // NOLINT: made by make_matrix, as linear's
-        Bf16Gemm g{};
-        g.a_stride = left_stride;
-        g.b_stride = w.panel_stride();
-        g.ldc = p.out.cols;
-        g.c = p.out.f32() + row * g.ldc + column;
-        g.rows = n_rows;
-        g.n_cols = n_cols;
-        int64_t k = 0;
-        do {
-            g.a = left + row / kPanel * left_stride + k * kPanel;
-            g.b = reinterpret_cast<const uint16_t*>(w.panel(column / kPanel, k));
-            g.k_tiles = tile_k_ceil(std::min(kTaskK, in_dim - k)) / kTileK;
-            g.accumulate = k > 0;
-            kernels_.gemm_bf16(g);
-            k += kTaskK;
-        } while (k < in_dim);
+    const auto compute = [&](const Product& p, const Part& part, int thread) {
+        if (left == Left::int8) {
+            multiply_int8(p, part);
+        } else if (p.w->dtype() == DType::i8) {
+            multiply_int8_bf16(p, part, thread);
+        } else {
+            multiply_bf16(p, part);
+        }
         if (p.bias.empty()) return;
-        for (int64_t r = 0; r < n_rows; ++r) kernels_.add(g.c + r * g.ldc, p.bias.f32() + column, n_cols);
+        for (int64_t r = part.row; r < part.row + part.n_rows; ++r) {
+            kernels_.add(p.out.f32() + r * p.out.cols + part.column, p.bias.f32() + part.column, part.n_cols);
+        }
     };
-    const auto task = [&](int64_t index, int /*thread*/) {
+    const auto task = [&](int64_t index, int thread) {
         const int64_t row = index / n_groups * kTaskRows;
         const int64_t n_rows = std::min(kTaskRows, rows - row);
         int64_t column_group = index % n_groups;
@@ -134,8 +160,8 @@ void CpuBackend::products_bf16(Tensor x, std::span<const Product> products, Then
         while (column_group >= groups_of(*p)) column_group -= groups_of(*p++);
         const int64_t column = column_group * group_cols;
         const int64_t n_cols = std::min(group_cols, p->out.cols - column);
-        compute(*p, row, n_rows, column, n_cols);
-        if (paired) compute(products[1], row, n_rows, column, n_cols);
+        compute(*p, {row, n_rows, column, n_cols}, thread);
+        if (paired) compute(products[1], {row, n_rows, column, n_cols}, thread);
         if (then == Then::nothing) return;
         for (int64_t r = row; r < row + n_rows; ++r) {
             float* const at = p->out.f32() + r * p->out.cols + column;

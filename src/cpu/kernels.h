@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "base/dtype.h"
+#include "base/int8.h"
 #include "cpu/cpu_backend.h"
 
 namespace refrag {
@@ -97,11 +98,64 @@ struct Bf16Attend {
     int64_t n_next;               // 0 .. kAttendPages
 };
 
+// ---- weights of 8 bits ----
+//
+// 32 k (a group of base/int8.h) of a panel of 16 columns. Weights are kept as q + 128, k by fours, as
+// AVX-512's dot product of unsigned by signed bytes takes them.
+struct Int8Block {
+    uint8_t q[kInt8Group / 4][kPanel][4];  // of k, column: q[k / 4][column][k % 4]
+    uint16_t scale[kPanel];                // F16
+};
+inline constexpr uint8_t kInt8Zero = 128;  // what q = 0 is kept as
+
+// 32 activations x of a row, as products of bytes take them: x is about q * scale, scale = max |x| / 127, q
+// rounded to nearest even. Where an x is NaN or infinite, scale is NaN and q = 0; where all |x| are below
+// 2^-100, both are 0.
+struct Int8Group {
+    int8_t q[kInt8Group];
+    float scale;
+    int32_t start;  // -128 sum q: what the sum over weights that are kept as q + 128 begins with
+};
+
+// c[r, n] = (accumulate ? c[r, n] : 0) + sum over groups of (sum_k q_a[r, k] q_b[k, n]) * (scale_a scale_b).
+// The sums of a group are exact, and so is their conversion to fp32; then one multiply-add for each group, in
+// ascending order whatever the rows, the columns, and calls that the groups are cut into.
+struct Int8Gemm {
+    const Int8Group* a;  // row r, group g: a[r * a_stride + g]
+    int64_t a_stride;
+    const Int8Block* b;  // panel p, group g: b[p * b_stride + g]
+    int64_t b_stride;
+    float* c;  // [rows, ldc]
+    int64_t ldc;
+    int64_t rows;
+    int64_t n_cols;
+    int64_t n_groups;
+    bool accumulate;
+};
+
+// c[r, n] = sum_k a[r, k] bf16(q_b[k, n] scale_b), as Bf16Gemm computes it with the weights widened before,
+// for few rows.
+inline constexpr int64_t kInt8Bf16Rows = 2 * kPanel;
+struct Int8Bf16Gemm {
+    const uint16_t* a;  // left operand; from one block of 16 rows to the next: a_stride
+    int64_t a_stride;
+    const Int8Block* b;  // panel p, block k: b[p * b_stride + k]
+    int64_t b_stride;
+    float* c;  // [rows, ldc]
+    int64_t ldc;
+    int64_t rows;  // 1 .. kInt8Bf16Rows
+    int64_t n_cols;
+    int64_t k_tiles;
+};
+
 struct CpuKernels {
     // rows in [1, kTileRows], panels 1, 2 or kTilePanels.
     void (*gemm_tile)(DType weights, int rows, int panels, const GemmTile& tile);
     // out[k, 16] = the first k rows of a panel of 16 columns, widened. F32, F16 or BF16; k begins even.
     void (*widen_panel)(float* out, const void* panel, DType weights, int64_t k);
+
+    // out[k, 16] = the first k rows of the blocks' weights, q * scale, exact in fp32.
+    void (*widen_int8)(float* out, const Int8Block* blocks, int64_t k);
 
     // Element by element, in place.
     void (*add)(float* x, const float* y, int64_t n);
@@ -144,6 +198,16 @@ struct CpuKernels {
     void (*pack_kv)(uint16_t* page, int64_t first, int64_t n, const float* k, int64_t ldk, const float* v,
                     int64_t ldv, int64_t dim) = nullptr;
     void (*attend_bf16)(const Bf16Attend& a) = nullptr;
+    // The blocks' weights, q * scale rounded to bf16 (to nearest, ties away from 0), as tiles of the right
+    // operand.
+    void (*widen_int8_bf16)(uint16_t* tiles, const Int8Block* blocks, int64_t n_blocks) = nullptr;
+    // May be null alone: widen_int8_bf16 and gemm_bf16 do the same.
+    void (*gemm_int8_bf16)(const Int8Bf16Gemm& g) = nullptr;
+
+    // Null where the CPU has no dot products of bytes (or CpuInt8 says so); both or none.
+    // x[n], n >= 0, into int8_groups(n) groups; zeros beyond n.
+    void (*quantize_groups)(Int8Group* out, const float* x, int64_t n) = nullptr;
+    void (*gemm_int8)(const Int8Gemm& g) = nullptr;
 };
 
 // The table of one instruction set; the CPU must support it (the scalar one always works).
@@ -160,6 +224,7 @@ extern const CpuKernels kAmxKernels;         // AVX-512's loops, and AMX tiles f
 namespace scalar {
 void gemm_tile(DType weights, int rows, int panels, const GemmTile& tile);
 void widen_panel(float* out, const void* panel, DType weights, int64_t k);
+void widen_int8(float* out, const Int8Block* blocks, int64_t k);
 void add(float* x, const float* y, int64_t n);
 void gelu(float* x, int64_t n);
 void tanh(float* x, int64_t n);
@@ -179,6 +244,9 @@ void gemm_bf16(const Bf16Gemm& g);
 void pack_kv(uint16_t* page, int64_t first, int64_t n, const float* k, int64_t ldk, const float* v,
              int64_t ldv, int64_t dim);
 void attend_bf16(const Bf16Attend& a);
+void widen_int8_bf16(uint16_t* tiles, const Int8Block* blocks, int64_t n_blocks);
+void quantize_groups(Int8Group* out, const float* x, int64_t n);
+void gemm_int8(const Int8Gemm& g);
 }  // namespace scalar
 
 }  // namespace refrag

@@ -6,21 +6,9 @@
 // meanwhile.
 #if defined(__x86_64__)
 
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic pop
-#endif
-
 #include <algorithm>
 
-#include "cpu/kernels.h"
-
-#define REFRAG_AMX __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16")))
+#include "cpu/simd_amx.h"
 
 namespace refrag::amx {
 namespace {
@@ -31,18 +19,6 @@ constexpr int64_t piece_tiles = 8;
 // Rows whose sums wait between pieces: 32 KB of them.
 constexpr int64_t chunk_rows = 256;
 constexpr int64_t tile_floats = block_rows * kPanel;
-constexpr int64_t tile_row_bytes = 64;
-
-// All eight tiles: 16 rows of 64 bytes. In memory as a whole, since the intrinsic tells the compiler of its
-// first bytes only.
-struct alignas(64) TileConfig {
-    uint8_t palette = 1;
-    uint8_t start_row = 0;
-    uint8_t reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-constexpr TileConfig whole_tiles;
 
 // A stretch of the right operand's next two panels, to be asked for meanwhile: weights come from memory or
 // the last cache level, and tile loads do not announce themselves.
@@ -122,6 +98,7 @@ REFRAG_AMX void write_sums(float* c, int64_t ldc, const float* tile, int64_t row
 }  // namespace
 
 REFRAG_AMX void gemm_bf16(const Bf16Gemm& g) {
+    if (g.rows <= vector_rows && g.k_tiles <= vector_k_tiles) return gemm_bf16_vectors(g);
     alignas(64) float sums[chunk_rows * 2 * kPanel];
     _tile_loadconfig(&whole_tiles);
     const int64_t n_panels = (g.n_cols + kPanel - 1) / kPanel;

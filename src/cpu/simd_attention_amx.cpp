@@ -2,24 +2,11 @@
 // computed, and simd_attention_bf16.cpp for the softmax between the two products.
 #if defined(__x86_64__)
 
+#include "cpu/simd_amx.h"
 #include "cpu/simd_attention_bf16.h"
-
-#define REFRAG_AMX __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16")))
 
 namespace refrag::amx {
 namespace {
-
-constexpr int64_t tile_row_bytes = 64;
-
-// All eight tiles: 16 rows of 64 bytes.
-struct alignas(64) TileConfig {
-    uint8_t palette = 1;
-    uint8_t start_row = 0;
-    uint8_t reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-constexpr TileConfig whole_tiles;
 
 // Scores of R blocks of 16 rows with one page.
 template <int R>

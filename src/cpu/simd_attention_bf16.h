@@ -2,19 +2,10 @@
 // products. Included by simd_attention_bf16.cpp and simd_attention_amx.cpp only.
 #pragma once
 
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic pop
-#endif
-
 #include <cstdint>
 
 #include "cpu/kernels.h"
+#include "cpu/x86_intrinsics.h"
 #include "ops/backend.h"
 
 #define REFRAG_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))

@@ -27,9 +27,9 @@ namespace avx2 {
 }  // namespace avx2
 
 const CpuKernels kAvx2Kernels = {
-    avx2::gemm_tile,      avx2::widen_panel,   avx2::add,          avx2::gelu, avx2::tanh, avx2::silu_mul,
-    avx2::rms_norm,       avx2::layer_norm,    avx2::l2_normalize, avx2::rope, avx2::max,  avx2::sum_exp,
-    avx2::transpose_keys, avx2::softmax_block, avx2::scale,
+    avx2::gemm_tile, avx2::widen_panel,    avx2::widen_int8,    avx2::add,          avx2::gelu, avx2::tanh,
+    avx2::silu_mul,  avx2::rms_norm,       avx2::layer_norm,    avx2::l2_normalize, avx2::rope, avx2::max,
+    avx2::sum_exp,   avx2::transpose_keys, avx2::softmax_block, avx2::scale,
 };
 
 }  // namespace refrag

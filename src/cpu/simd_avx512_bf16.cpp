@@ -4,21 +4,13 @@
 // columns is one vector. See Bf16Gemm for the operands.
 #if defined(__x86_64__)
 
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic pop
-#endif
-
 #include <algorithm>
 #include <cstring>
 
 #include "cpu/kernels.h"
+#include "cpu/simd_int8_bf16.h"
 #include "cpu/simd_unroll.h"
+#include "cpu/x86_intrinsics.h"
 
 #define REFRAG_BF16 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
 
@@ -124,6 +116,10 @@ REFRAG_BF16 void pack_bf16(uint16_t* block, const float* x, int64_t ldx, int64_t
             _mm512_storeu_si512(block + r * kTileK, pairs);
         }
     }
+}
+
+REFRAG_BF16 void widen_int8_bf16(uint16_t* tiles, const Int8Block* blocks, int64_t n_blocks) {
+    for (int64_t b = 0; b < n_blocks; ++b) widen_block(tiles + b * kTileElements, blocks[b]);
 }
 
 REFRAG_BF16 void gemm_bf16(const Bf16Gemm& g) {

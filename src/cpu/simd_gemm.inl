@@ -142,6 +142,7 @@ REFRAG_SIMD void gemm_tile(DType weights, int rows, int panels, const GemmTile& 
         case DType::bf16:
             return tile_of<Bf16Weights>(rows, panels, t);
         case DType::i32:
+        case DType::i8:
             break;
     }
 }
@@ -169,6 +170,25 @@ REFRAG_SIMD void widen_panel(float* out, const void* panel, DType weights, int64
         case DType::bf16:
             return widen<Bf16Weights>(out, panel, k);
         case DType::i32:
+        case DType::i8:
             break;
+    }
+}
+
+// (q + 128) s - 128 s is exact: 8 bits by 11, and one rounding that has nothing to round.
+REFRAG_SIMD void widen_int8(float* out, const Int8Block* blocks, int64_t k) {
+    for (; k > 0; k -= kInt8Group, out += kInt8Group * kPanel, ++blocks) {
+        const int64_t fours = (k < kInt8Group ? k + 3 : kInt8Group) / 4;
+        for (int v = 0; v < kPanelVecs; ++v) {
+            const Vec scale = load_f16(blocks->scale + v * kLanes);
+            const Vec zero_point = mul(scale, set1(-static_cast<float>(kInt8Zero)));
+            for (int64_t i = 0; i < fours; ++i) {
+                Vec w[4];
+                load_bytes4(blocks->q[i][v * kLanes], w);
+                for (int64_t j = 0; j < 4 && i * 4 + j < k; ++j) {
+                    store(out + (i * 4 + j) * kPanel + v * kLanes, fma(w[j], scale, zero_point));
+                }
+            }
+        }
     }
 }

@@ -144,6 +144,16 @@ REFRAG_SIMD_INLINE void load_bf16_pairs(const uint16_t* p, Vec& first, Vec& seco
     second = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
 }
 
+// 8 times 4 unsigned bytes: x[j] has the j-th byte of each.
+REFRAG_SIMD_INLINE void load_bytes4(const uint8_t* p, Vec (&x)[4]) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+                  low = _mm256_set1_epi32(0xff);
+    x[0] = _mm256_cvtepi32_ps(_mm256_and_si256(bytes, low));
+    x[1] = _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(bytes, 8), low));
+    x[2] = _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(bytes, 16), low));
+    x[3] = _mm256_cvtepi32_ps(_mm256_srli_epi32(bytes, 24));
+}
+
 // Transposes an 8 x 8 block held in 8 vectors.
 REFRAG_SIMD_INLINE void transpose(Vec (&x)[8]) {
     Vec y[8];

@@ -2,20 +2,10 @@
 // Included by simd_avx512.cpp only. vec_avx2.h is the same list for 8 floats.
 #pragma once
 
-// g++ 12's own header initialises its "undefined" vectors with themselves, and then warns about it.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic pop
-#endif
-
 #include <cstdint>
 
 #include "cpu/simd_unroll.h"
+#include "cpu/x86_intrinsics.h"
 
 #define REFRAG_SIMD __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")))
 #define REFRAG_SIMD_INLINE REFRAG_SIMD inline __attribute__((always_inline))
@@ -150,6 +140,15 @@ REFRAG_SIMD_INLINE void load_bf16_pairs(const uint16_t* p, Vec& first, Vec& seco
     const __m512i pairs = _mm512_loadu_si512(p);
     first = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
     second = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+
+// 16 times 4 unsigned bytes: x[j] has the j-th byte of each.
+REFRAG_SIMD_INLINE void load_bytes4(const uint8_t* p, Vec (&x)[4]) {
+    const __m512i bytes = _mm512_loadu_si512(p), low = _mm512_set1_epi32(0xff);
+    x[0] = _mm512_cvtepi32_ps(_mm512_and_si512(bytes, low));
+    x[1] = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(bytes, 8), low));
+    x[2] = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(bytes, 16), low));
+    x[3] = _mm512_cvtepi32_ps(_mm512_srli_epi32(bytes, 24));
 }
 
 // Transposes a 16 x 16 block held in 16 vectors.

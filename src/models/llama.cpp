@@ -7,9 +7,9 @@
 
 namespace refrag {
 
-Llama::Llama(Backend& backend, const std::string& dir, const LoadedBytes& loaded)
+Llama::Llama(Backend& backend, const std::string& dir, const LoadedBytes& loaded, WeightFormat format)
     : backend_(backend), config_(load_llama_config(dir)) {
-    WeightLoader weights(backend, dir, "model.", loaded);
+    WeightLoader weights(backend, dir, "model.", loaded, format);
     load(weights);
 }
 
@@ -19,13 +19,15 @@ Llama::Llama(Backend& backend, LlamaConfig config, WeightSource& weights)
 }
 
 void Llama::load(WeightSource& weights) {
-    const uint64_t given_before = weights.parameters();
+    const uint64_t given_before = weights.parameters(), held_before = weights.held_bytes();
     const LlamaConfig& c = config_;
-    embedding_ = weights.matrix("embed_tokens.weight", c.vocab_size, c.dim);
+    // A tied table is multiplied by as well.
+    embedding_ = c.tied_embeddings ? weights.layer_matrix("embed_tokens.weight", c.vocab_size, c.dim)
+                                   : weights.matrix("embed_tokens.weight", c.vocab_size, c.dim);
     layers_.reserve(static_cast<size_t>(c.n_layers));
     for (int32_t i = 0; i < c.n_layers; ++i) layers_.push_back(load_layer(weights, i));
     norm_ = weights.vector("norm.weight", c.dim);
-    if (!c.tied_embeddings) head_ = weights.matrix("lm_head.weight", c.vocab_size, c.dim);
+    if (!c.tied_embeddings) head_ = weights.layer_matrix("lm_head.weight", c.vocab_size, c.dim);
     inv_freq_ = DeviceVector(backend_, c.inverse_frequencies());
     // Older checkpoints carry the RoPE table; a tied head is sometimes written out as a copy of the
     // embedding.
@@ -33,6 +35,7 @@ void Llama::load(WeightSource& weights) {
     if (c.tied_embeddings) known.emplace_back("lm_head.weight");
     unused_ = weights.finish(known);
     parameters_ = weights.parameters() - given_before;
+    weight_bytes_ = weights.held_bytes() - held_before;
 }
 
 Llama::Layer Llama::load_layer(WeightSource& weights, int32_t index) const {
@@ -44,14 +47,14 @@ Llama::Layer Llama::load_layer(WeightSource& weights, int32_t index) const {
     const int64_t kv_dim = static_cast<int64_t>(c.n_kv_heads) * c.head_dim;
     Layer layer;
     layer.input_norm = weights.vector(prefix + "input_layernorm.weight", c.dim);
-    layer.q = weights.matrix(attn + "q_proj.weight", q_dim, c.dim);
-    layer.k = weights.matrix(attn + "k_proj.weight", kv_dim, c.dim);
-    layer.v = weights.matrix(attn + "v_proj.weight", kv_dim, c.dim);
-    layer.o = weights.matrix(attn + "o_proj.weight", c.dim, q_dim);
+    layer.q = weights.layer_matrix(attn + "q_proj.weight", q_dim, c.dim);
+    layer.k = weights.layer_matrix(attn + "k_proj.weight", kv_dim, c.dim);
+    layer.v = weights.layer_matrix(attn + "v_proj.weight", kv_dim, c.dim);
+    layer.o = weights.layer_matrix(attn + "o_proj.weight", c.dim, q_dim);
     layer.ffn_norm = weights.vector(prefix + "post_attention_layernorm.weight", c.dim);
-    layer.gate = weights.matrix(mlp + "gate_proj.weight", c.hidden_dim, c.dim);
-    layer.up = weights.matrix(mlp + "up_proj.weight", c.hidden_dim, c.dim);
-    layer.down = weights.matrix(mlp + "down_proj.weight", c.dim, c.hidden_dim);
+    layer.gate = weights.layer_matrix(mlp + "gate_proj.weight", c.hidden_dim, c.dim);
+    layer.up = weights.layer_matrix(mlp + "up_proj.weight", c.hidden_dim, c.dim);
+    layer.down = weights.layer_matrix(mlp + "down_proj.weight", c.dim, c.hidden_dim);
     if (c.attention_bias) {
         layer.q_bias = weights.vector(attn + "q_proj.bias", q_dim);
         layer.k_bias = weights.vector(attn + "k_proj.bias", kv_dim);

@@ -17,12 +17,14 @@ namespace refrag {
 class Llama {
   public:
     // Loads DIR/config.json and DIR/model*.safetensors.
-    Llama(Backend& backend, const std::string& dir, const LoadedBytes& loaded = {});
+    Llama(Backend& backend, const std::string& dir, const LoadedBytes& loaded = {},
+          WeightFormat format = WeightFormat::as_stored);
     // The same network with weights from elsewhere.
     Llama(Backend& backend, LlamaConfig config, WeightSource& weights);
 
     const LlamaConfig& config() const { return config_; }
     uint64_t parameters() const { return parameters_; }
+    uint64_t weight_bytes() const { return weight_bytes_; }  // in the backend's memory
     // Bytes of weights that a decode step reads: every matrix but the embedding, of which it reads one row,
     // and the head (the embedding where tied).
     uint64_t step_bytes() const;
@@ -66,6 +68,7 @@ class Llama {
     DeviceVector norm_;      // [dim]
     DeviceVector inv_freq_;  // [head_dim / 2]
     uint64_t parameters_ = 0;
+    uint64_t weight_bytes_ = 0;
     std::vector<std::string> unused_;
 };
 

@@ -39,7 +39,7 @@ Policy::Policy(Backend& backend, const PolicyConfig& config, int32_t d_enc, Weig
 }
 
 void Policy::load(WeightSource& weights, int32_t d_enc) {
-    const uint64_t given_before = weights.parameters();
+    const uint64_t given_before = weights.parameters(), held_before = weights.held_bytes();
     const PolicyConfig& config = config_;
     const int64_t dim = config.dim;
     in_proj_ = weights.matrix("in_proj.weight", dim, d_enc);
@@ -72,6 +72,7 @@ void Policy::load(WeightSource& weights, int32_t d_enc) {
     if (config.sees_question) question_type_ = weights.vector("question_type", dim);
     weights.finish({});
     parameters_ = weights.parameters() - given_before;
+    weight_bytes_ = weights.held_bytes() - held_before;
 }
 
 std::vector<float> Policy::logits(Tensor chunk_emb, Tensor question_emb, Arena& arena) const {

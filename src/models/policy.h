@@ -23,6 +23,7 @@ class Policy {
 
     const PolicyConfig& config() const { return config_; }
     uint64_t parameters() const { return parameters_; }
+    uint64_t weight_bytes() const { return weight_bytes_; }  // in the backend's memory
 
     // One logit for each row of chunk_emb [n_chunks, d_enc], read back to the host. question_emb [n_pieces,
     // d_enc] is empty when there is no question or the policy does not see it. Chunks are at positions 0 ..
@@ -51,6 +52,7 @@ class Policy {
     DeviceVector head_bias_;
     DeviceVector question_type_;  // [dim]; empty unless sees_question
     uint64_t parameters_ = 0;
+    uint64_t weight_bytes_ = 0;
 };
 
 }  // namespace refrag

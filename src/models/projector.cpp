@@ -18,13 +18,14 @@ Projector::Projector(Backend& backend, int32_t d_enc, int32_t d_dec, WeightSourc
 }
 
 void Projector::load(WeightSource& weights, int32_t d_enc) {
-    const uint64_t given_before = weights.parameters();
+    const uint64_t given_before = weights.parameters(), held_before = weights.held_bytes();
     fc1_ = weights.matrix("fc1.weight", d_dec_, d_enc);
     fc1_bias_ = weights.vector("fc1.bias", d_dec_);
     fc2_ = weights.matrix("fc2.weight", d_dec_, d_dec_);
     fc2_bias_ = weights.vector("fc2.bias", d_dec_);
     weights.finish({});
     parameters_ = weights.parameters() - given_before;
+    weight_bytes_ = weights.held_bytes() - held_before;
 }
 
 void Projector::forward(Tensor out, Tensor chunk_emb, Arena& arena) const {

@@ -20,6 +20,7 @@ class Projector {
     // out [n, d_dec] and chunk_emb [n, d_enc] in backend memory.
     void forward(Tensor out, Tensor chunk_emb, Arena& arena) const;
     uint64_t parameters() const { return parameters_; }
+    uint64_t weight_bytes() const { return weight_bytes_; }  // in the backend's memory
 
   private:
     void load(WeightSource& weights, int32_t d_enc);
@@ -29,6 +30,7 @@ class Projector {
     std::unique_ptr<Matrix> fc1_, fc2_;
     DeviceVector fc1_bias_, fc2_bias_;
     uint64_t parameters_ = 0;
+    uint64_t weight_bytes_ = 0;
 };
 
 }  // namespace refrag

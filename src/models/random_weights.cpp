@@ -48,23 +48,40 @@ void random_row(uint64_t tensor_seed, int64_t row, int64_t in_dim, uint16_t* out
     }
 }
 
-RandomWeights::RandomWeights(Backend& backend, uint64_t seed, LoadedBytes loaded)
-    : backend_(backend), seed_(seed), loaded_(std::move(loaded)) {}
+RandomWeights::RandomWeights(Backend& backend, uint64_t seed, LoadedBytes loaded, WeightFormat format)
+    : backend_(backend), seed_(seed), loaded_(std::move(loaded)), format_(format) {}
 
 std::unique_ptr<Matrix> RandomWeights::matrix(std::string_view name, int64_t out_dim, int64_t in_dim) {
+    std::unique_ptr<Matrix> made = make(name, out_dim, in_dim, WeightFormat::as_stored);
+    held_bytes_ += made->device_bytes();
+    return made;
+}
+
+std::unique_ptr<Matrix> RandomWeights::layer_matrix(std::string_view name, int64_t out_dim, int64_t in_dim) {
+    std::unique_ptr<Matrix> made = make(name, out_dim, in_dim, format_);
+    held_bytes_ += made->device_bytes();
+    return made;
+}
+
+std::unique_ptr<Matrix> RandomWeights::make(std::string_view name, int64_t out_dim, int64_t in_dim,
+                                            WeightFormat format) {
     parameters_ += static_cast<uint64_t>(out_dim * in_dim);
     const uint64_t tensor_seed = mixed(seed_ ^ hash_of(name));
-    return backend_.make_matrix(DType::bf16, out_dim, in_dim, [&](int64_t begin, int64_t n, void* dst) {
+    const auto read = [&](int64_t begin, int64_t n, void* dst) {
         auto* out = static_cast<uint16_t*>(dst);
         for (int64_t row = begin; row < begin + n; ++row) {
             random_row(tensor_seed, row, in_dim, out + (row - begin) * in_dim);
         }
         if (loaded_) loaded_(static_cast<uint64_t>(n * in_dim) * sizeof(uint16_t));
-    });
+    };
+    if (format == WeightFormat::as_stored) return backend_.make_matrix(DType::bf16, out_dim, in_dim, read);
+    return make_int8_matrix(backend_, DType::bf16, out_dim, in_dim, read,
+                            [](int64_t, int64_t) { fail(Status::runtime, "random weights are small"); });
 }
 
 DeviceVector RandomWeights::vector(std::string_view name, int64_t n) {
     parameters_ += static_cast<uint64_t>(n);
+    held_bytes_ += static_cast<uint64_t>(n) * sizeof(float);
     // "input_layernorm.weight", "attention.output.LayerNorm.weight", "layers.0.norm1.weight", ...
     const bool scale = name.ends_with(".weight");
     return DeviceVector(backend_, std::vector<float>(static_cast<size_t>(n), scale ? 1.0f : 0.0f));

@@ -20,9 +20,9 @@ BatchPlan plan_of(std::span<const std::vector<int32_t>> sequences) {
 }  // namespace
 
 Roberta::Roberta(Backend& backend, const std::string& dir, ChunkPooling pooling, bool normalize,
-                 const LoadedBytes& loaded)
+                 const LoadedBytes& loaded, WeightFormat format)
     : backend_(backend), config_(load_roberta_config(dir)), pooling_(pooling), normalize_(normalize) {
-    WeightLoader weights(backend, dir, "roberta.", loaded);
+    WeightLoader weights(backend, dir, "roberta.", loaded, format);
     load(weights);
 }
 
@@ -33,7 +33,7 @@ Roberta::Roberta(Backend& backend, RobertaConfig config, ChunkPooling pooling, b
 }
 
 void Roberta::load(WeightSource& weights) {
-    const uint64_t given_before = weights.parameters();
+    const uint64_t given_before = weights.parameters(), held_before = weights.held_bytes();
     const RobertaConfig& c = config_;
     word_ = weights.matrix("embeddings.word_embeddings.weight", c.vocab_size, c.dim);
     position_ = weights.matrix("embeddings.position_embeddings.weight", c.max_positions, c.dim);
@@ -46,13 +46,14 @@ void Roberta::load(WeightSource& weights) {
                                       "lm_head.dense.weight",      "lm_head.dense.bias",
                                       "lm_head.layer_norm.weight", "lm_head.layer_norm.bias"};
     if (pooling_ == ChunkPooling::pooler) {
-        pooler_ = weights.matrix("pooler.dense.weight", c.dim, c.dim);
+        pooler_ = weights.layer_matrix("pooler.dense.weight", c.dim, c.dim);
         pooler_bias_ = weights.vector("pooler.dense.bias", c.dim);
     } else {
         known.insert(known.end(), {"pooler.dense.weight", "pooler.dense.bias"});
     }
     unused_ = weights.finish(known);
     parameters_ = weights.parameters() - given_before;
+    weight_bytes_ = weights.held_bytes() - held_before;
 }
 
 Roberta::Layer Roberta::load_layer(WeightSource& weights, int32_t index) const {
@@ -61,19 +62,19 @@ Roberta::Layer Roberta::load_layer(WeightSource& weights, int32_t index) const {
     const std::string self = prefix + "attention.self.";
     const std::string attn = prefix + "attention.output.";
     Layer layer;
-    layer.q = weights.matrix(self + "query.weight", d, d);
-    layer.k = weights.matrix(self + "key.weight", d, d);
-    layer.v = weights.matrix(self + "value.weight", d, d);
-    layer.o = weights.matrix(attn + "dense.weight", d, d);
+    layer.q = weights.layer_matrix(self + "query.weight", d, d);
+    layer.k = weights.layer_matrix(self + "key.weight", d, d);
+    layer.v = weights.layer_matrix(self + "value.weight", d, d);
+    layer.o = weights.layer_matrix(attn + "dense.weight", d, d);
     layer.q_bias = weights.vector(self + "query.bias", d);
     layer.k_bias = weights.vector(self + "key.bias", d);
     layer.v_bias = weights.vector(self + "value.bias", d);
     layer.o_bias = weights.vector(attn + "dense.bias", d);
     layer.attn_norm = weights.vector(attn + "LayerNorm.weight", d);
     layer.attn_norm_bias = weights.vector(attn + "LayerNorm.bias", d);
-    layer.fc1 = weights.matrix(prefix + "intermediate.dense.weight", config_.hidden_dim, d);
+    layer.fc1 = weights.layer_matrix(prefix + "intermediate.dense.weight", config_.hidden_dim, d);
     layer.fc1_bias = weights.vector(prefix + "intermediate.dense.bias", config_.hidden_dim);
-    layer.fc2 = weights.matrix(prefix + "output.dense.weight", d, config_.hidden_dim);
+    layer.fc2 = weights.layer_matrix(prefix + "output.dense.weight", d, config_.hidden_dim);
     layer.fc2_bias = weights.vector(prefix + "output.dense.bias", d);
     layer.ffn_norm = weights.vector(prefix + "output.LayerNorm.weight", d);
     layer.ffn_norm_bias = weights.vector(prefix + "output.LayerNorm.bias", d);

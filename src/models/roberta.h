@@ -21,13 +21,14 @@ class Roberta {
   public:
     // Loads DIR/config.json and DIR/model*.safetensors; the pooler's weights only for ChunkPooling::pooler.
     Roberta(Backend& backend, const std::string& dir, ChunkPooling pooling, bool normalize,
-            const LoadedBytes& loaded = {});
+            const LoadedBytes& loaded = {}, WeightFormat format = WeightFormat::as_stored);
     // The same network with weights from elsewhere.
     Roberta(Backend& backend, RobertaConfig config, ChunkPooling pooling, bool normalize,
             WeightSource& weights);
 
     const RobertaConfig& config() const { return config_; }
     uint64_t parameters() const { return parameters_; }
+    uint64_t weight_bytes() const { return weight_bytes_; }  // in the backend's memory
     const std::vector<std::string>& unused_tensors() const { return unused_; }
 
     // Chunk embeddings c_i [sequences.size(), dim] into `out` (backend memory). A sequence is its token ids,
@@ -65,6 +66,7 @@ class Roberta {
     std::unique_ptr<Matrix> pooler_;  // [dim, dim]
     DeviceVector pooler_bias_;
     uint64_t parameters_ = 0;
+    uint64_t weight_bytes_ = 0;
     std::vector<std::string> unused_;
 };
 

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "base/finite.h"
+#include "base/int8.h"
 #include "io/file.h"
 
 namespace refrag {
@@ -18,6 +19,15 @@ std::string shape_text(const std::vector<int64_t>& shape) {
     std::string text = "[";
     for (size_t i = 0; i < shape.size(); ++i) text += str(i == 0 ? "" : ", ", shape[i]);
     return text + "]";
+}
+
+// "F32, F16 or BF16".
+std::string one_of(std::initializer_list<std::string_view> words) {
+    std::string text;
+    for (const auto* word = words.begin(); word != words.end(); ++word) {
+        text += str(word == words.begin() ? "" : word + 1 == words.end() ? " or " : ", ", *word);
+    }
+    return text;
 }
 
 // Value i of a stored tensor, widened.
@@ -51,13 +61,14 @@ DeviceVector::DeviceVector(Backend& backend, const std::vector<float>& values)
 }
 
 WeightLoader::WeightLoader(Backend& backend, const std::string& path, std::string optional_prefix,
-                           LoadedBytes loaded)
+                           LoadedBytes loaded, WeightFormat format)
     : backend_(backend),
       path_(path),
       shown_(printable(path)),
       prefix_(std::move(optional_prefix)),
       files_(WeightFiles::open(path)),
-      loaded_(std::move(loaded)) {
+      loaded_(std::move(loaded)),
+      format_(format) {
     if (prefix_.empty()) return;
     for (const TensorEntry& entry : files_.tensors()) {
         const bool twice = entry.name.starts_with(prefix_) &&
@@ -72,41 +83,97 @@ bool WeightLoader::has(std::string_view name) const {
            (!prefix_.empty() && files_.find(prefix_ + std::string(name)) != nullptr);
 }
 
-const TensorEntry& WeightLoader::find(std::string_view name, const std::vector<int64_t>& shape) {
+const TensorEntry& WeightLoader::find(std::string_view name, const std::vector<int64_t>& shape,
+                                      std::initializer_list<std::string_view> dtypes) {
     const TensorEntry* entry = files_.find(prefix_ + std::string(name));
     if (entry == nullptr) entry = files_.find(name);
     REFRAG_CHECK(entry != nullptr, Status::bad_input, shown_, ": tensor \"", name,
                  "\" is missing, expected shape ", shape_text(shape));
     REFRAG_CHECK(entry->shape == shape, Status::bad_input, shown_, ": tensor \"", entry->name,
                  "\": expected shape ", shape_text(shape), ", found ", entry->shape_text());
-    REFRAG_CHECK(entry->dtype.has_value() && *entry->dtype != DType::i32, Status::bad_input, shown_,
-                 ": tensor \"", printable(entry->name), "\": expected dtype F32, F16 or BF16, found ",
-                 entry->dtype_name);
+    REFRAG_CHECK(std::find(dtypes.begin(), dtypes.end(), entry->dtype_name) != dtypes.end(),
+                 Status::bad_input, shown_, ": tensor \"", printable(entry->name), "\": expected dtype ",
+                 one_of(dtypes), ", found ", entry->dtype_name);
     used_.insert(entry->name);
-    parameters_ += static_cast<uint64_t>(entry->n_values());
     return *entry;
 }
 
 std::unique_ptr<Matrix> WeightLoader::matrix(std::string_view name, int64_t out_dim, int64_t in_dim) {
-    const TensorEntry& entry = find(name, {out_dim, in_dim});
+    std::unique_ptr<Matrix> made = make(name, out_dim, in_dim, WeightFormat::as_stored);
+    held_bytes_ += made->device_bytes();
+    return made;
+}
+
+std::unique_ptr<Matrix> WeightLoader::layer_matrix(std::string_view name, int64_t out_dim, int64_t in_dim) {
+    std::unique_ptr<Matrix> made = make(name, out_dim, in_dim, format_);
+    held_bytes_ += made->device_bytes();
+    return made;
+}
+
+std::unique_ptr<Matrix> WeightLoader::make(std::string_view name, int64_t out_dim, int64_t in_dim,
+                                           WeightFormat format) {
+    const TensorEntry& entry = find(name, {out_dim, in_dim}, {"F32", "F16", "BF16", "I8"});
+    parameters_ += static_cast<uint64_t>(entry.n_values());
+    if (!entry.dtype) return make_stored_int8(entry, name, out_dim, in_dim);
+    const auto read = [&](int64_t row, int64_t n, void* dst) { read_rows(entry, in_dim, row, n, dst); };
+    if (format == WeightFormat::as_stored) {
+        return backend_.make_matrix(*entry.dtype, out_dim, in_dim, read);
+    }
+    return make_int8_matrix(backend_, *entry.dtype, out_dim, in_dim, read, [&](int64_t row, int64_t column) {
+        fail(Status::bad_input, printable(files_.paths()[entry.file]), ": tensor \"", printable(entry.name),
+             "\": expected values of at most ", kInt8Largest,
+             " in size for int8 weights, found a larger one ", "at element [", row, ", ", column, "]");
+    });
+}
+
+void WeightLoader::read_rows(const TensorEntry& entry, int64_t in_dim, int64_t row, int64_t n,
+                             void* dst) const {
     const size_t value_bytes = dtype_bytes(*entry.dtype);
-    return backend_.make_matrix(*entry.dtype, out_dim, in_dim, [&](int64_t row, int64_t n, void* dst) {
-        const int64_t end = (row + n) * in_dim;
-        for (int64_t begin = row * in_dim; begin < end; begin += kPieceValues) {
-            const int64_t n_values = std::min(end - begin, kPieceValues);
-            const size_t bytes = static_cast<size_t>(n_values) * value_bytes;
-            files_.read_part(entry, static_cast<uint64_t>(begin) * value_bytes, dst, bytes);
-            check_finite(entry, *entry.dtype, dst, begin, n_values);
-            dst = static_cast<std::byte*>(dst) + bytes;
-            if (loaded_) loaded_(bytes);
+    const int64_t end = (row + n) * in_dim;
+    for (int64_t begin = row * in_dim; begin < end; begin += kPieceValues) {
+        const int64_t n_values = std::min(end - begin, kPieceValues);
+        const size_t bytes = static_cast<size_t>(n_values) * value_bytes;
+        files_.read_part(entry, static_cast<uint64_t>(begin) * value_bytes, dst, bytes);
+        check_finite(entry, *entry.dtype, dst, begin, n_values);
+        dst = static_cast<std::byte*>(dst) + bytes;
+        if (loaded_) loaded_(bytes);
+    }
+}
+
+// Values and scales lie in two tensors; a backend takes them row by row.
+std::unique_ptr<Matrix> WeightLoader::make_stored_int8(const TensorEntry& entry, std::string_view name,
+                                                       int64_t out_dim, int64_t in_dim) {
+    const int64_t groups = int8_groups(in_dim);
+    const TensorEntry& scales = find(str(name, "_scale"), {out_dim, groups}, {"F16"});
+    const size_t scale_bytes = static_cast<size_t>(groups) * sizeof(uint16_t);
+    const auto value_bytes = static_cast<size_t>(in_dim);
+    const int64_t piece_rows = std::max<int64_t>(1, kPieceValues / std::max<int64_t>(in_dim, 1));
+    std::vector<std::byte> piece;  // rows of values, then of scales
+    return backend_.make_matrix(DType::i8, out_dim, in_dim, [&](int64_t row, int64_t n, void* dst) {
+        piece.resize(static_cast<size_t>(std::min(piece_rows, out_dim)) * (value_bytes + scale_bytes));
+        auto* to = static_cast<std::byte*>(dst);
+        for (int64_t begin = row; begin < row + n; begin += piece_rows) {
+            const auto rows = static_cast<size_t>(std::min(piece_rows, row + n - begin));
+            std::byte* const first_scale = piece.data() + rows * value_bytes;
+            const auto at = static_cast<uint64_t>(begin);
+            files_.read_part(entry, at * value_bytes, piece.data(), rows * value_bytes);
+            files_.read_part(scales, at * scale_bytes, first_scale, rows * scale_bytes);
+            check_scales(scales, first_scale, begin * groups, static_cast<int64_t>(rows) * groups);
+            for (size_t r = 0; r < rows; ++r, to += int8_row_bytes(in_dim)) {
+                std::memcpy(to, first_scale + r * scale_bytes, scale_bytes);
+                std::memcpy(to + scale_bytes, piece.data() + r * value_bytes, value_bytes);
+            }
+            if (loaded_) loaded_(rows * (value_bytes + scale_bytes));
         }
     });
 }
 
 DeviceVector WeightLoader::vector(std::string_view name, int64_t n) {
-    const TensorEntry& entry = find(name, {n});
+    const TensorEntry& entry = find(name, {n}, {"F32", "F16", "BF16"});
+    parameters_ += static_cast<uint64_t>(entry.n_values());
     const std::vector<float> values = files_.read_f32(entry);  // widening keeps NaN and infinities
     check_finite(entry, DType::f32, values.data(), 0, n);
+    held_bytes_ += values.size() * sizeof(float);
     return DeviceVector(backend_, values);
 }
 
@@ -114,14 +181,28 @@ void WeightLoader::check_finite(const TensorEntry& entry, DType dtype, const voi
                                 int64_t n) const {
     const size_t found = first_non_finite(dtype, values, static_cast<size_t>(n));
     if (found == static_cast<size_t>(n)) return;
+    const float value = value_at(dtype, values, found);
+    refuse_value(entry, "finite values", name_of_non_finite(value), begin + static_cast<int64_t>(found));
+}
+
+void WeightLoader::check_scales(const TensorEntry& entry, const void* scales, int64_t begin,
+                                int64_t n) const {
+    for (int64_t i = 0; i < n; ++i) {
+        const float scale = value_at(DType::f16, scales, static_cast<size_t>(i));
+        if (std::isfinite(scale) && scale >= 0) continue;
+        refuse_value(entry, "finite scales of 0 or more",
+                     std::isfinite(scale) ? str(scale) : name_of_non_finite(scale), begin + i);
+    }
+}
+
+void WeightLoader::refuse_value(const TensorEntry& entry, const char* expected, const std::string& found,
+                                int64_t index) const {
     // Its place as an index into the tensor, [row, column] or [i].
-    int64_t index = begin + static_cast<int64_t>(found);
     std::vector<int64_t> place(entry.shape.size());
     for (size_t axis = place.size(); axis-- > 0; index /= entry.shape[axis])
         place[axis] = index % entry.shape[axis];
     fail(Status::bad_input, printable(files_.paths()[entry.file]), ": tensor \"", printable(entry.name),
-         "\": expected finite values, found ", name_of_non_finite(value_at(dtype, values, found)),
-         " at element ", shape_text(place));
+         "\": expected ", expected, ", found ", found, " at element ", shape_text(place));
 }
 
 std::vector<std::string> WeightLoader::finish(const std::vector<std::string>& known_unused) const {

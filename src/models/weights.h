@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "io/safetensors.h"
+#include "models/int8_weights.h"
 #include "ops/backend.h"
 
 namespace refrag {
@@ -39,13 +41,17 @@ class WeightSource {
     virtual ~WeightSource() = default;
     // W [out_dim, in_dim].
     virtual std::unique_ptr<Matrix> matrix(std::string_view name, int64_t out_dim, int64_t in_dim) = 0;
+    // The same for a network's many large products: quantised where the source was asked for that.
+    virtual std::unique_ptr<Matrix> layer_matrix(std::string_view name, int64_t out_dim, int64_t in_dim) = 0;
     // [n] in F32.
     virtual DeviceVector vector(std::string_view name, int64_t n) = 0;
     // Called when the network has all it needs. Every tensor that nothing asked for must be one of
     // `known_unused` (a name, or a suffix beginning with '*'); returns those, sorted.
     virtual std::vector<std::string> finish(const std::vector<std::string>& known_unused) const = 0;
-    // Values given so far, to all networks that share this source.
+    // Values given so far, to all networks that share this source, and the bytes that they take in the
+    // backend's memory.
     virtual uint64_t parameters() const = 0;
+    virtual uint64_t held_bytes() const = 0;
 };
 
 class WeightLoader : public WeightSource {
@@ -53,24 +59,38 @@ class WeightLoader : public WeightSource {
     // `path`: a directory with model.safetensors (or shards and their index), or one .safetensors file.
     // `optional_prefix`: names may carry it or not ("model.", "roberta."); "" for none.
     WeightLoader(Backend& backend, const std::string& path, std::string optional_prefix,
-                 LoadedBytes loaded = {});
+                 LoadedBytes loaded = {}, WeightFormat format = WeightFormat::as_stored);
 
     bool has(std::string_view name) const;
-    // In the file's dtype (F32, BF16, F16).
+    // In the file's dtype: F32, BF16, F16; or I8, whose scales are the tensor NAME_scale, F16
+    // [out_dim, in_dim / 32 rounded up] (weights_tools/quantize.py).
     std::unique_ptr<Matrix> matrix(std::string_view name, int64_t out_dim, int64_t in_dim) override;
+    std::unique_ptr<Matrix> layer_matrix(std::string_view name, int64_t out_dim, int64_t in_dim) override;
     DeviceVector vector(std::string_view name, int64_t n) override;
     // A tensor of any other name is refused. Prefixes are stripped before names are compared.
     std::vector<std::string> finish(const std::vector<std::string>& known_unused) const override;
 
     uint64_t parameters() const override { return parameters_; }
+    uint64_t held_bytes() const override { return held_bytes_; }
     const std::string& path() const { return path_; }
 
   private:
-    const TensorEntry& find(std::string_view name, const std::vector<int64_t>& shape);
+    // The tensor of this name, which must have this shape and one of these dtypes, counted as used.
+    const TensorEntry& find(std::string_view name, const std::vector<int64_t>& shape,
+                            std::initializer_list<std::string_view> dtypes);
+    std::unique_ptr<Matrix> make(std::string_view name, int64_t out_dim, int64_t in_dim, WeightFormat format);
+    std::unique_ptr<Matrix> make_stored_int8(const TensorEntry& entry, std::string_view name, int64_t out_dim,
+                                             int64_t in_dim);
+    // Rows of a matrix of floats, checked.
+    void read_rows(const TensorEntry& entry, int64_t in_dim, int64_t row, int64_t n, void* dst) const;
     // Refuses NaN and infinities among n values of `dtype`, the first of which is the tensor's element
     // `begin`.
     void check_finite(const TensorEntry& entry, DType dtype, const void* values, int64_t begin,
                       int64_t n) const;
+    // The same for n F16 scales, which may not be negative either.
+    void check_scales(const TensorEntry& entry, const void* scales, int64_t begin, int64_t n) const;
+    [[noreturn]] void refuse_value(const TensorEntry& entry, const char* expected, const std::string& found,
+                                   int64_t index) const;
 
     Backend& backend_;
     std::string path_;
@@ -78,8 +98,10 @@ class WeightLoader : public WeightSource {
     std::string prefix_;
     WeightFiles files_;
     LoadedBytes loaded_;
+    WeightFormat format_;
     std::unordered_set<std::string> used_;
     uint64_t parameters_ = 0;
+    uint64_t held_bytes_ = 0;
 };
 
 }  // namespace refrag

@@ -32,7 +32,7 @@ class Matrix {
     virtual ~Matrix() = default;
     Matrix(const Matrix&) = delete;
     Matrix& operator=(const Matrix&) = delete;
-    DType dtype() const { return dtype_; }  // as stored in the file: F32, BF16 or F16
+    DType dtype() const { return dtype_; }  // as make_matrix was given it: F32, BF16, F16 or I8
     int64_t out_dim() const { return out_dim_; }
     int64_t in_dim() const { return in_dim_; }
     virtual size_t device_bytes() const = 0;
@@ -44,7 +44,8 @@ class Matrix {
 };
 
 // Delivers rows [row_begin, row_begin + n_rows) of a matrix in file order and file dtype into `dst`
-// (n_rows * in_dim elements). May throw; the matrix is then not made.
+// (n_rows * in_dim elements; of I8, n_rows rows as base/int8.h lays them out). May throw; the matrix is then
+// not made.
 using RowReader = std::function<void(int64_t row_begin, int64_t n_rows, void* dst)>;
 
 // One ragged batch: the rows of all sequences stacked. Arrays lie in this backend's memory.
@@ -130,7 +131,9 @@ class Backend : public MemorySource {
     // ---- matrix products ------------------------------------------------------------------------------
     // out[r, n] = sum_k x[r, k] * W[n, k] + bias[n]; x [rows, in_dim], out [rows, out_dim], bias [1, out_dim]
     // F32 or empty. Sums in fp32. With BF16 weights a backend may round x to bf16 first (nearest even), as
-    // bf16 hardware takes it; otherwise products are those of x and the widened weights.
+    // bf16 hardware takes it; otherwise products are those of x and the widened weights. With I8 weights it
+    // may round both to bf16 (to nearest), or x to whole multiples of max |x| / 127 for every 32 of a row,
+    // where a row with a NaN or an infinity gives NaN.
     virtual void linear(Tensor out, Tensor x, const Matrix& w, Tensor bias) = 0;
     // linear() for each product, so that what a backend prepares of x is prepared once.
     virtual void linears(Tensor x, std::span<const Product> products) {

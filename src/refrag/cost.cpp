@@ -43,6 +43,9 @@ WeightCount count_weights(const LlamaConfig& config) {
         add_vectors(n, 2, config.dim);
     }
     add_vectors(n, 1, config.dim);
+    n.layer_matrix = n.matrix;
+    if (!config.tied_embeddings)
+        n.layer_matrix -= static_cast<uint64_t>(config.vocab_size) * static_cast<uint64_t>(config.dim);
     return n;
 }
 
@@ -51,8 +54,10 @@ WeightCount count_weights(const RobertaConfig& config, ChunkPooling pooling) {
     const int64_t rows = int64_t{config.vocab_size} + config.max_positions + config.type_vocab_size;
     add_linear(n, rows, config.dim, false);
     add_vectors(n, 2, config.dim);
+    const uint64_t tables = n.matrix;
     for (int32_t i = 0; i < config.n_layers; ++i) add_encoder_layer(n, config.dim, config.hidden_dim);
     if (pooling == ChunkPooling::pooler) add_linear(n, config.dim, config.dim, true);
+    n.layer_matrix = n.matrix - tables;
     return n;
 }
 
@@ -61,6 +66,7 @@ WeightCount count_weights(const ModelParts& parts) {
     const WeightCount encoder = count_weights(parts.encoder, parts.config.pooling);
     n.matrix += encoder.matrix;
     n.vector += encoder.vector;
+    n.layer_matrix += encoder.layer_matrix;
     const int64_t d_enc = parts.encoder.dim, d_dec = parts.decoder.dim;
     add_linear(n, d_dec, d_enc, true);  // the projector
     add_linear(n, d_dec, d_dec, true);

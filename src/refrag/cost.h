@@ -27,6 +27,7 @@ double projector_flops(int32_t d_enc, int32_t d_dec, int64_t n);
 struct WeightCount {
     uint64_t matrix = 0;
     uint64_t vector = 0;
+    uint64_t layer_matrix = 0;  // of `matrix`: what WeightFormat::int8 quantises
 };
 WeightCount count_weights(const LlamaConfig& config);
 WeightCount count_weights(const RobertaConfig& config, ChunkPooling pooling);

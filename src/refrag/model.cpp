@@ -98,7 +98,7 @@ class LoadCounter {
 
 }  // namespace
 
-Model::Model(Backend& backend, const std::string& dir, const LoadProgress& progress)
+Model::Model(Backend& backend, const std::string& dir, const LoadProgress& progress, WeightFormat format)
     : backend_(backend),
       dir_(dir),
       config_(load_refrag_config(dir)),
@@ -107,8 +107,9 @@ Model::Model(Backend& backend, const std::string& dir, const LoadProgress& progr
     const std::string decoder_dir = path_join(dir, "decoder");
     LoadCounter counter(dir, progress);
     const LoadedBytes loaded = counter.sink();
-    decoder_ = std::make_unique<Llama>(backend, decoder_dir, loaded);
-    encoder_ = std::make_unique<Roberta>(backend, encoder_dir, config_.pooling, config_.normalize, loaded);
+    decoder_ = std::make_unique<Llama>(backend, decoder_dir, loaded, format);
+    encoder_ =
+        std::make_unique<Roberta>(backend, encoder_dir, config_.pooling, config_.normalize, loaded, format);
     check_vocabulary(decoder_dir, tokenizer_, decoder_->config().vocab_size);
     REFRAG_CHECK(!decoder_->config().eos_ids.empty(), Status::bad_input, printable(decoder_dir),
                  ": neither generation_config.json nor config.json has eos_token_id");
@@ -162,6 +163,11 @@ EncoderVocabulary Model::encoder_vocabulary() const {
 
 uint64_t Model::parameters() const {
     return encoder_->parameters() + projector_->parameters() + policy_->parameters() + decoder_->parameters();
+}
+
+uint64_t Model::weight_bytes() const {
+    return encoder_->weight_bytes() + projector_->weight_bytes() + policy_->weight_bytes() +
+           decoder_->weight_bytes();
 }
 
 }  // namespace refrag

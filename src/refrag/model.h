@@ -36,7 +36,11 @@ class Model {
   public:
     // Loads DIR as the model directory's README describes it; everything is checked against everything else.
     // `backend` must outlive the model. Status::bad_input for whatever is wrong in the files.
-    Model(Backend& backend, const std::string& dir, const LoadProgress& progress = {});
+    // With WeightFormat::int8 the matrices of the decoder's and the encoder's layers and the decoder's head
+    // are kept in 8 bits (8.5 with their scales); look-up tables and the two heads, which are small, stay as
+    // stored.
+    Model(Backend& backend, const std::string& dir, const LoadProgress& progress = {},
+          WeightFormat format = WeightFormat::as_stored);
     // The networks' tensors are asked of `weights` in the order decoder, encoder, projector, policy.
     Model(Backend& backend, ModelParts parts, WeightSource& weights);
 
@@ -59,6 +63,7 @@ class Model {
     int32_t d_enc() const { return encoder_->config().dim; }
 
     uint64_t parameters() const;
+    uint64_t weight_bytes() const;  // in the backend's memory
 
   private:
     Backend& backend_;

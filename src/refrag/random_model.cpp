@@ -185,13 +185,15 @@ ModelParts random_model_parts(LlamaConfig decoder, RobertaConfig encoder) {
     return {std::move(config), std::move(decoder), encoder, tokenizer, tokenizer, kBos};
 }
 
-uint64_t random_weight_bytes(const ModelParts& parts) {
+uint64_t random_weight_bytes(const ModelParts& parts, WeightFormat format) {
     const WeightCount n = count_weights(parts);
-    return n.matrix * sizeof(uint16_t) + n.vector * sizeof(float);
+    const uint64_t floats = n.matrix * sizeof(uint16_t) + n.vector * sizeof(float);
+    // A byte each, and an F16 scale for 32 of them, instead of two bytes.
+    return format == WeightFormat::as_stored ? floats : floats - n.layer_matrix + n.layer_matrix / 16;
 }
 
 std::unique_ptr<Model> make_random_model(Backend& backend, ModelParts parts, uint64_t seed,
-                                         const LoadProgress& progress) {
+                                         const LoadProgress& progress, WeightFormat format) {
     const uint64_t total = count_weights(parts).matrix * sizeof(uint16_t);
     uint64_t done = 0;
     LoadedBytes loaded;
@@ -201,7 +203,7 @@ std::unique_ptr<Model> make_random_model(Backend& backend, ModelParts parts, uin
             progress(done, total);
         };
     }
-    RandomWeights weights(backend, seed, loaded);
+    RandomWeights weights(backend, seed, loaded, format);
     return std::make_unique<Model>(backend, std::move(parts), weights);
 }
 

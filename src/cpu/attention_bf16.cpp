@@ -216,8 +216,11 @@ class Block {
     const Sums& split(int32_t index) {
         sums_.begin();
         const int64_t end = std::min(n_entries(), (int64_t{index} + 1) * kSplitEntries);
-        for (int64_t e = int64_t{index} * kSplitEntries; e < end; e += kAttendEntries) {
-            step(e, std::min(kAttendEntries, end - e), end);
+        const int64_t last = std::min(n_entries(), int64_t{item_.split_end} * kSplitEntries);
+        const int64_t first = int64_t{index} * kSplitEntries;
+        if (index == item_.split_begin && cached_) ask_for(first, std::min(end, first + kAttendEntries));
+        for (int64_t e = first; e < end; e += kAttendEntries) {
+            step(e, std::min(kAttendEntries, end - e), last);
         }
         return sums_;
     }
@@ -240,7 +243,7 @@ class Block {
         }
     }
 
-    // Entries [e, e + n), n <= kAttendEntries, of which more follow up to `end`.
+    // Entries [e, e + n), n <= kAttendEntries; more follow, in this split or the next, up to `end`.
     void step(int64_t e, int64_t n, int64_t end) {
         const int64_t n_pages = (n + kPageEntries - 1) / kPageEntries;
         const uint16_t* k[kAttendPages];
@@ -321,6 +324,14 @@ class Block {
             std::copy_n(in.l + r, end - r, whole.l + r);
             std::copy_n(in.acc + r * dim_, (end - r) * dim_, whole.acc + r * dim_);
             r = end;
+        }
+    }
+
+    // Nothing came before them during which they could have been brought.
+    void ask_for(int64_t begin, int64_t end) const {
+        for (int64_t e = begin; e < end; e += kPageEntries) {
+            const uint16_t* const at = page(e);
+            for (int64_t i = 0; i < 2 * kPageEntries * dim_; i += 32) __builtin_prefetch(at + i, 0, 2);
         }
     }
 

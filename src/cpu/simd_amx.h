@@ -28,4 +28,8 @@ inline constexpr int64_t vector_rows = 2;
 inline constexpr int64_t vector_k_tiles = 32;
 void gemm_bf16_vectors(const Bf16Gemm& g);
 
+// attend_bf16 of as few rows, of heads up to vector_dim.
+inline constexpr int64_t vector_dim = 256;
+void attend_bf16_vectors(const Bf16Attend& a);
+
 }  // namespace refrag::amx

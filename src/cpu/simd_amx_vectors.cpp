@@ -1,16 +1,10 @@
 // Products of one or two rows of bf16 as AMX computes them, on vector units: weights pass once, as fast as
 // memory gives them, and tile loads take them at .9 of that. Empty on other processors than x86-64.
-//
-// What a tile product adds to a sum, by Intel's definition: of 32 k, the even ones and the odd ones are added
-// up apart, each product by a fused multiply-add from 0 on; then the two, and then that to the sum. All of it
-// rounds to nearest, takes subnormal numbers as 0 and makes none.
 #if defined(__x86_64__)
 
 #include <algorithm>
-#include <cstring>
 
-#include "cpu/simd_amx.h"
-#include "cpu/simd_unroll.h"
+#include "cpu/simd_amx_vectors.h"
 
 namespace refrag::amx {
 namespace {
@@ -20,8 +14,6 @@ constexpr int64_t max_panels = 4;
 // How many tiles of each panel ahead weights are asked for; beyond a panel's end come the panels that are
 // next.
 constexpr int64_t ahead_tiles = 2;
-constexpr int64_t pairs = kTileK / 2;
-constexpr unsigned flush_subnormals = 0x8040;  // FTZ and DAZ of MXCSR
 
 // x[row][k] widened, of rows that follow each other.
 template <int R, int P>
@@ -37,40 +29,11 @@ REFRAG_AMX void multiply(const Bf16Gemm& g, const float* x, const uint16_t* b, f
                                      : _mm512_setzero_ps();
         }
     }
-    const __m512i odd = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
     for (int64_t k = 0; k < g.k_tiles; ++k, b += kTileElements, x += kTileK) {
         const int64_t next = k + ahead_tiles - g.k_tiles;
         const uint16_t* const ahead =
             b + ahead_tiles * kTileElements + (next < 0 ? 0 : P * g.b_stride - g.k_tiles * kTileElements);
-        __m512 even_sum[R][P], odd_sum[R][P];
-        REFRAG_UNROLL
-        for (int r = 0; r < R; ++r) {
-            REFRAG_UNROLL
-            for (int p = 0; p < P; ++p) even_sum[r][p] = odd_sum[r][p] = _mm512_setzero_ps();
-        }
-        for (int64_t i = 0; i < pairs; ++i) {
-            REFRAG_UNROLL
-            for (int p = 0; p < P; ++p) {
-                const int64_t line = p * g.b_stride + i * 2 * kPanel;
-                _mm_prefetch(reinterpret_cast<const char*>(ahead + line), _MM_HINT_T1);
-                const __m512i w = _mm512_loadu_si512(b + line);
-                const __m512 w_even = _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
-                const __m512 w_odd = _mm512_castsi512_ps(_mm512_and_si512(w, odd));
-                REFRAG_UNROLL
-                for (int r = 0; r < R; ++r) {
-                    const float* const pair = x + r * g.k_tiles * kTileK + 2 * i;
-                    even_sum[r][p] = _mm512_fmadd_ps(_mm512_set1_ps(pair[0]), w_even, even_sum[r][p]);
-                    odd_sum[r][p] = _mm512_fmadd_ps(_mm512_set1_ps(pair[1]), w_odd, odd_sum[r][p]);
-                }
-            }
-        }
-        REFRAG_UNROLL
-        for (int r = 0; r < R; ++r) {
-            REFRAG_UNROLL
-            for (int p = 0; p < P; ++p) {
-                sum[r][p] = _mm512_add_ps(sum[r][p], _mm512_add_ps(even_sum[r][p], odd_sum[r][p]));
-            }
-        }
+        add_tile<R, P>(sum, x, g.k_tiles * kTileK, b, g.b_stride, ahead);
     }
     REFRAG_UNROLL
     for (int p = 0; p < P; ++p) {
@@ -105,17 +68,9 @@ REFRAG_AMX __attribute__((noinline)) void multiply_all(const Bf16Gemm& g, const 
 
 void gemm_bf16_vectors(const Bf16Gemm& g) {
     alignas(64) float x[vector_rows * vector_k_tiles * kTileK];
-    for (int64_t r = 0; r < g.rows; ++r) {
-        for (int64_t k = 0; k < g.k_tiles; ++k) {
-            const uint16_t* const from = g.a + k * kTileElements + r * kTileK;
-            float* const to = x + (r * g.k_tiles + k) * kTileK;
-            for (int64_t i = 0; i < kTileK; ++i) to[i] = bf16_to_f32(from[i]);
-        }
-    }
-    const unsigned before = _mm_getcsr();
-    _mm_setcsr(before | flush_subnormals);
+    for (int64_t r = 0; r < g.rows; ++r) widen_row(x + r * g.k_tiles * kTileK, g.a, r, g.k_tiles);
+    const FlushSubnormals flush;
     g.rows == 1 ? multiply_all<1>(g, x) : multiply_all<2>(g, x);
-    _mm_setcsr(before);
 }
 
 }  // namespace refrag::amx

@@ -89,6 +89,7 @@ REFRAG_AMX void attend(const Bf16Attend& a) {
 }  // namespace
 
 REFRAG_AMX void attend_bf16(const Bf16Attend& a) {
+    if (a.rows <= vector_rows && a.dim <= vector_dim) return attend_bf16_vectors(a);
     _tile_loadconfig(&whole_tiles);
     if (a.rows > kPanel)
         attend<2>(a);

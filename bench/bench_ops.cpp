@@ -1,13 +1,11 @@
-// Speed of the CPU backend's ops, each beside a limit of the machine measured around it: fp32 multiply-adds a
-// second (registers only) and bytes read a second (a buffer larger than the caches). Markdown tables on
-// stdout.
+// Speed of the CPU backend's ops, each beside a limit of the machine: products beside the peak of their type,
+// the rest beside the bytes it reads a second (src/cpu/peaks.h). Markdown tables on stdout.
 //
 // On a shared machine the limits themselves move: read the shares, not the absolute figures. Every figure is
-// the best of several repetitions; the limits are taken again before every table row.
+// the best of several repetitions; the limits are measured again before every table.
 //
 //   bench_ops [threads] [seconds per figure]
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -19,15 +17,40 @@
 
 #include "base/int8.h"
 #include "base/threads.h"
-#include "bench/peaks.h"
 #include "cpu/cpu_backend.h"
+#include "cpu/peaks.h"
 
 namespace {
 
 using namespace refrag;
-using namespace refrag::bench;
 
-// ---- tables -------------------------------------------------------------------------------------------
+double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Seconds of the fastest call of `body` within `budget` seconds, at least three calls.
+double best_seconds(double budget, const std::function<void()>& body) {
+    double best = 1e30;
+    const double end = now() + budget;
+    for (int i = 0; i < 3 || now() < end; ++i) {
+        const double begin = now();
+        body();
+        best = std::min(best, now() - begin);
+    }
+    return best;
+}
+
+struct Machine {
+    int threads;
+    MachinePeaks peaks;
+
+    void measure() { peaks = measure_peaks(threads, uint64_t{1} << 30); }
+    // Of products with weights, or attention over a cache, of this type.
+    double peak(DType dtype) const {
+        if (dtype == DType::i8) return peaks.int8_gops;
+        return dtype == DType::bf16 ? peaks.bf16_gflops : peaks.fp32_gflops;
+    }
+};
 
 Tensor tensor_of(const Buffer& buffer, int64_t rows, int64_t cols) {
     return {buffer.data(), DType::f32, rows, cols};
@@ -55,9 +78,9 @@ std::unique_ptr<Matrix> weights(Backend& backend, DType dtype, int64_t out_dim, 
     });
 }
 
-void bench_linear(Backend& backend, Machine& machine, double budget) {
+void bench_linear(Backend& backend, const Machine& machine, double budget) {
     std::printf(
-        "\n| linear: out x in | weights | rows | GFLOP/s | fp32 peak | share | weights GB/s | read GB/s | "
+        "\n| linear: out x in | weights | rows | GFLOP/s | peak | share | weights GB/s | read GB/s | "
         "share |\n");
     std::printf("|---|---|---|---|---|---|---|---|---|\n");
     const std::pair<int64_t, int64_t> shapes[] = {
@@ -68,7 +91,7 @@ void bench_linear(Backend& backend, Machine& machine, double budget) {
             const auto w = weights(backend, dtype, out_dim, in_dim);
             for (const int64_t rows : {1, 16, 64, 512, 2048}) {
                 const Buffer x = filled(backend, rows * in_dim), out = filled(backend, rows * out_dim);
-                const double peak = machine.fma_gflops(), read = machine.read_gbs();
+                const double peak = machine.peak(dtype), read = machine.peaks.read_gbs;
                 const double s = best_seconds(budget, [&] {
                     backend.linear(tensor_of(out, rows, out_dim), tensor_of(x, rows, in_dim), *w, Tensor{});
                 });
@@ -92,31 +115,34 @@ struct BenchCache {
     Buffer pages;
     KvView view;
 
-    BenchCache(Backend& backend, int32_t kv_heads, int32_t dim, int64_t entries)
+    BenchCache(Backend& backend, int32_t kv_heads, int32_t dim, int64_t entries, DType dtype)
         : length(static_cast<size_t>(kv_heads), static_cast<int32_t>(entries)) {
+        view.dtype = dtype;
         view.n_layers = 1;
         view.n_kv_heads = kv_heads;
         view.head_dim = dim;
         view.max_pages = static_cast<int32_t>((entries + kPageEntries - 1) / kPageEntries);
         table.resize(static_cast<size_t>(kv_heads * view.max_pages));
         for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>(i);
-        pages = filled(backend, static_cast<int64_t>(table.size()) * 2 * kPageEntries * dim);
+        pages =
+            Buffer(backend, table.size() * 2 * kPageEntries * static_cast<size_t>(dim) * dtype_bytes(dtype));
+        std::memset(pages.data(), 0x3c, pages.bytes());  // .01, in either type
         view.pages = pages.data();
         view.length = length.data();
         view.page_table = table.data();
     }
 };
 
-// rows = entries: a prefill; rows = 1: a decode step.
+// rows = entries: a prefill; rows = 1: a decode step. As BF16 weights have it.
 double attention_seconds(Backend& backend, int32_t heads, int32_t kv_heads, int32_t dim, int32_t entries,
                          int32_t rows, double budget) {
-    const BenchCache cache(backend, kv_heads, dim, entries);
+    const BenchCache cache(backend, kv_heads, dim, entries, backend.kv_dtype(DType::bf16, dim));
     const std::vector<int32_t> row_begin = {0, rows}, start = {entries - rows}, slot = {0};
     const Batch batch{1, rows, rows, entries, row_begin.data(), start.data(), slot.data(), nullptr};
     const Buffer q = filled(backend, int64_t{rows} * heads * dim),
                  kv = filled(backend, int64_t{rows} * kv_heads * dim),
                  out = filled(backend, int64_t{rows} * heads * dim);
-    const AttentionShape shape{heads, kv_heads, dim, 0.125f};
+    const AttentionShape shape{heads, kv_heads, dim, 0.125f, DType::bf16};
     return best_seconds(budget, [&] {
         backend.attention(tensor_of(out, rows, heads * dim), tensor_of(q, rows, heads * dim),
                           tensor_of(kv, rows, kv_heads * dim), tensor_of(kv, rows, kv_heads * dim), shape,
@@ -124,14 +150,14 @@ double attention_seconds(Backend& backend, int32_t heads, int32_t kv_heads, int3
     });
 }
 
-void bench_attention(Backend& backend, Machine& machine, double budget) {
-    std::printf("\n| attention, prefill | entries | GFLOP/s | fp32 peak | share |\n|---|---|---|---|---|\n");
+void bench_attention(Backend& backend, const Machine& machine, double budget) {
+    std::printf("\n| attention, prefill | entries | GFLOP/s | bf16 peak | share |\n|---|---|---|---|---|\n");
     struct Heads {
         int32_t heads, kv_heads, dim;
     };
     for (const Heads h : {Heads{12, 12, 64}, Heads{32, 4, 64}, Heads{8, 8, 128}}) {
         for (const int32_t n : {512, 2048}) {
-            const double peak = machine.fma_gflops();
+            const double peak = machine.peak(DType::bf16);
             const double s = attention_seconds(backend, h.heads, h.kv_heads, h.dim, n, n, budget);
             // Scores and values, over what the rows see: n (n + 1) / 2 entries.
             const double gflops = 4e-9 * h.heads * h.dim * (0.5 * n * (n + 1.0)) / s;
@@ -143,9 +169,10 @@ void bench_attention(Backend& backend, Machine& machine, double budget) {
     std::printf("\n| attention, one row | entries | KV GB/s | read GB/s | share |\n|---|---|---|---|---|\n");
     for (const Heads h : {Heads{12, 12, 64}, Heads{32, 4, 64}, Heads{8, 8, 128}}) {
         for (const int32_t n : {512, 8192, 65536}) {
-            const double read = machine.read_gbs();
+            const double read = machine.peaks.read_gbs;
+            const size_t bytes = dtype_bytes(backend.kv_dtype(DType::bf16, h.dim));
             const double s = attention_seconds(backend, h.heads, h.kv_heads, h.dim, n, 1, budget);
-            const double gbs = 8e-9 * h.kv_heads * h.dim * n / s;
+            const double gbs = 2e-9 * static_cast<double>(bytes) * h.kv_heads * h.dim * n / s;
             std::printf("| %d heads, %d KV heads, dim %d | %d | %.1f | %.1f | %.2f |\n", h.heads, h.kv_heads,
                         h.dim, n, gbs, read, gbs / read);
             std::fflush(stdout);
@@ -154,8 +181,8 @@ void bench_attention(Backend& backend, Machine& machine, double budget) {
 }
 
 // Many short encoder sequences in one call.
-void bench_encoder(Backend& backend, Machine& machine, double budget) {
-    std::printf("\n| attention, encoder | GFLOP/s | fp32 peak | share |\n|---|---|---|---|\n");
+void bench_encoder(Backend& backend, const Machine& machine, double budget) {
+    std::printf("\n| attention, encoder | GFLOP/s | bf16 peak | share |\n|---|---|---|---|\n");
     const int32_t n_seq = 1024, rows_each = 18, heads = 12, dim = 64, rows = n_seq * rows_each;
     std::vector<int32_t> row_begin, start(static_cast<size_t>(n_seq), 0),
         slot(static_cast<size_t>(n_seq), -1);
@@ -165,17 +192,17 @@ void bench_encoder(Backend& backend, Machine& machine, double budget) {
     const Buffer q = filled(backend, int64_t{rows} * heads * dim),
                  out = filled(backend, int64_t{rows} * heads * dim);
     const Tensor x = tensor_of(q, rows, heads * dim);
-    const double peak = machine.fma_gflops();
+    const double peak = machine.peak(DType::bf16);
     const double s = best_seconds(budget, [&] {
         backend.attention(tensor_of(out, rows, heads * dim), x, x, x,
-                          AttentionShape{heads, heads, dim, 0.125f}, nullptr, 0, batch);
+                          AttentionShape{heads, heads, dim, 0.125f, DType::bf16}, nullptr, 0, batch);
     });
     const double gflops = 4e-9 * heads * dim * rows_each * rows / s;
     std::printf("| %d chunks of %d, 12 heads, dim 64 | %.1f | %.0f | %.2f |\n", n_seq, rows_each, gflops,
                 peak, gflops / peak);
 }
 
-void bench_rows(Backend& backend, Machine& machine, double budget) {
+void bench_rows(Backend& backend, const Machine& machine, double budget) {
     std::printf(
         "\n| op, 2048 x 768 | elements / ns | memory touched GB/s | read GB/s |\n|---|---|---|---|\n");
     const int64_t rows = 2048, cols = 768;
@@ -183,8 +210,11 @@ void bench_rows(Backend& backend, Machine& machine, double budget) {
                  w = filled(backend, cols), table = filled(backend, rows * 64),
                  logits = filled(backend, 64 * 32000), one = filled(backend, 64);
     const Tensor x = tensor_of(a, rows, cols), y = tensor_of(b, rows, cols), weight = tensor_of(w, 1, cols);
+    std::fill_n(y.f32(), y.size(), 1.0f);
     const auto row = [&](const char* name, double elements, double bytes, const std::function<void()>& body) {
-        const double read = machine.read_gbs(), s = best_seconds(budget, body);
+        // Ops work in place, again and again: numbers that none of them drives towards 0, where all is slow.
+        std::fill_n(x.f32(), x.size(), 8.0f);
+        const double read = machine.peaks.read_gbs, s = best_seconds(budget, body);
         std::printf("| %s | %.2f | %.1f | %.1f |\n", name, elements / s * 1e-9, elements * bytes / s * 1e-9,
                     read);
         std::fflush(stdout);
@@ -209,15 +239,20 @@ int main(int argc, char** argv) {
         const int threads = argc > 1 ? std::atoi(argv[1]) : 0;
         const double budget = argc > 2 ? std::atof(argv[2]) : 0.1;
         const auto backend = make_cpu_backend(threads);
-        const char* name = std::getenv("REFRAG_CPU_ISA");
-        const CpuIsa isa = name == nullptr ? best_cpu_isa() : parse_cpu_isa(name);
-        Machine machine(*backend, threads > 0 ? threads : default_threads(), isa, budget / 2);
-        std::printf("%s; fp32 multiply-add peak %.0f GFLOP/s, memory read %.1f GB/s\n",
-                    backend->description().c_str(), machine.fma_gflops(), machine.read_gbs());
-        bench_linear(*backend, machine, budget);
-        bench_attention(*backend, machine, budget);
-        bench_encoder(*backend, machine, budget);
-        bench_rows(*backend, machine, budget);
+        Machine machine{threads, {}};
+        std::printf("%s\n", backend->description().c_str());
+        const auto table = [&](void (*bench)(Backend&, const Machine&, double)) {
+            machine.measure();
+            const MachinePeaks& peaks = machine.peaks;
+            std::printf(
+                "\npeaks: fp32 %.0f GFLOP/s, bf16 %.0f GFLOP/s, int8 %.0f GOP/s, memory read %.1f GB/s\n",
+                peaks.fp32_gflops, peaks.bf16_gflops, peaks.int8_gops, peaks.read_gbs);
+            bench(*backend, machine, budget);
+        };
+        table(bench_linear);
+        table(bench_attention);
+        table(bench_encoder);
+        table(bench_rows);
     } catch (const Error& e) {
         std::fprintf(stderr, "bench_ops: %s\n", e.what());
         return 1;

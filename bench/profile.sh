@@ -23,7 +23,7 @@ perf report -i "$data" --no-children --stdio --percent-limit 0 -F overhead,dso,s
             name = $3
             if (name ~ /multiply<[12], [124]>|gemm_bf16_vectors|Sampler|Meter|fp32_|bf16_a|int8_a|random_|make_matrix|pack_row|Json|Tokenizer/)
                 next
-            else if (name ~ /gemm_|pack_bf16|pack_int8|quantize_groups|write_sums|read_sums|products_packed|multiply_/) class = "matrix products"
+            else if (name ~ /gemm_|tile<|tile_of|widen_panel|linear_act|pack_bf16|pack_int8|quantize_groups|write_sums|read_sums|products_packed|multiply_/) class = "matrix products"
             else if (name ~ /attend|attention|softmax|pack_kv|::scale$|finish|transpose_keys/) class = "attention"
             else if (name ~ /silu_mul|rms_norm|rope|::add$|gelu|embed|copy_row/) class = "between them"
             else if (name ~ /ThreadPool/) class = "waiting"

@@ -127,8 +127,7 @@ REFRAG_AMX void gemm_bf16(const Bf16Gemm& g) {
                                 const int64_t row = (r + i) * block_rows, column = (p + j) * kPanel;
                                 const int64_t columns = std::min(kPanel, g.n_cols - column);
                                 move(tiles + (2 * i + j) * tile_floats, g.c + (chunk + row) * g.ldc + column,
-                                     std::min(block_rows, rows - row),
-                                     static_cast<__mmask16>((1u << columns) - 1u));
+                                     std::min(block_rows, rows - row), lanes_below(columns));
                             }
                         }
                     };

@@ -22,7 +22,7 @@ REFRAG_AMX void multiply(const Bf16Gemm& g, const float* x, const uint16_t* b, f
     __mmask16 columns[P];
     REFRAG_UNROLL
     for (int p = 0; p < P; ++p) {
-        columns[p] = static_cast<__mmask16>((1u << std::min(kPanel, n_cols - p * kPanel)) - 1u);
+        columns[p] = lanes_below(n_cols - p * kPanel);
         REFRAG_UNROLL
         for (int r = 0; r < R; ++r) {
             sum[r][p] = g.accumulate ? _mm512_maskz_loadu_ps(columns[p], c + r * g.ldc + p * kPanel)

@@ -17,11 +17,6 @@ namespace {
 // 2^f within 7.5e-5 relative for f in [0, 1): a minimax polynomial computed for this file.
 constexpr float kExp2[4] = {0x1.fff632p-1f, 0x1.64444cp-1f, 0x1.cefc4cp-3f, 0x1.3f96a4p-4f};
 
-// Lanes [0, n) of 16, for any n.
-REFRAG_BF16_INLINE __mmask16 lanes_below(int64_t n) {
-    return n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1u);
-}
-
 // Transposes a 16 x 16 block of 32-bit lanes.
 REFRAG_BF16_INLINE void transpose(__m512i (&x)[16]) {
     __m512i y[16];

@@ -36,8 +36,7 @@ REFRAG_BF16 void tile(const uint16_t* a, const uint16_t* b, int64_t b_stride, in
     __mmask16 columns[P];
     REFRAG_UNROLL
     for (int p = 0; p < P; ++p) {
-        const int64_t left = std::min(kPanel, n_cols - p * kPanel);
-        columns[p] = static_cast<__mmask16>((1u << left) - 1u);
+        columns[p] = lanes_below(n_cols - p * kPanel);
         REFRAG_UNROLL
         for (int r = 0; r < R; ++r) {
             sum[r][p] = accumulate ? _mm512_maskz_loadu_ps(columns[p], c + r * ldc + p * kPanel)
@@ -102,10 +101,7 @@ REFRAG_BF16 void tile_rows(int64_t rows, const uint16_t* a, const uint16_t* b, i
 REFRAG_BF16 void pack_bf16(uint16_t* block, const float* x, int64_t ldx, int64_t rows, int64_t k) {
     for (int64_t at = 0; at < k; at += kTileK, block += kTileElements) {
         const int64_t left = k - at;
-        const __mmask16 low = left >= 16 ? 0xffff : static_cast<__mmask16>((1u << left) - 1u);
-        const __mmask16 high = left >= 32   ? 0xffff
-                               : left <= 16 ? 0
-                                            : static_cast<__mmask16>((1u << (left - 16)) - 1u);
+        const __mmask16 low = lanes_below(left), high = lanes_below(left - 16);
         for (int64_t r = 0; r < block_rows; ++r) {
             __m512i pairs = _mm512_setzero_si512();
             if (r < rows) {

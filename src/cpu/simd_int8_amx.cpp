@@ -84,7 +84,7 @@ REFRAG_AMX void gemm_int8_bf16(const Int8Bf16Gemm& g) {
         for (int64_t r = 0; r < g.rows; ++r) {
             for (int64_t n = 0; n < columns; n += kPanel) {
                 const float* const from = sums + (r / kPanel * 2 + n / kPanel) * tile_floats;
-                const auto lanes = static_cast<__mmask16>((1u << std::min(kPanel, columns - n)) - 1u);
+                const auto lanes = lanes_below(columns - n);
                 _mm512_mask_storeu_ps(g.c + r * g.ldc + column + n, lanes,
                                       _mm512_load_ps(from + r % kPanel * kPanel));
             }

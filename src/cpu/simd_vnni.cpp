@@ -36,8 +36,7 @@ REFRAG_VNNI void tile(const Int8Group* a, int64_t a_stride, const Int8Block* b, 
     __mmask16 columns[P];
     REFRAG_UNROLL
     for (int p = 0; p < P; ++p) {
-        const int64_t left = std::min(kPanel, n_cols - p * kPanel);
-        columns[p] = static_cast<__mmask16>((1u << left) - 1u);
+        columns[p] = lanes_below(n_cols - p * kPanel);
         REFRAG_UNROLL
         for (int r = 0; r < R; ++r) {
             sum[r][p] = accumulate ? _mm512_maskz_loadu_ps(columns[p], c + r * ldc + p * kPanel)

@@ -211,8 +211,7 @@ std::unique_ptr<Backend> make_cpu_backend(int n_threads) {
     const char* name = std::getenv("REFRAG_CPU_ISA");  // NOLINT(concurrency-mt-unsafe): nothing here sets it
     const CpuIsa isa = name == nullptr ? best_cpu_isa() : parse_cpu_isa(name);
     const char* int8 = std::getenv("REFRAG_CPU_INT8");  // NOLINT(concurrency-mt-unsafe): as above
-    return int8 == nullptr ? make_cpu_backend(n_threads, isa)
-                           : make_cpu_backend(n_threads, isa, parse_cpu_int8(int8));
+    return make_cpu_backend(n_threads, isa, int8 == nullptr ? best_cpu_int8(isa) : parse_cpu_int8(int8));
 }
 
 std::unique_ptr<Backend> make_cpu_backend(int n_threads, CpuIsa isa) {

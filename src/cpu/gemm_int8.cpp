@@ -24,7 +24,8 @@ constexpr int64_t kFewRowsK = 256;
 float widened(const Int8Block* blocks, int64_t k, int64_t column) {
     const Int8Block& block = blocks[k / kInt8Group];
     const int64_t at = k % kInt8Group;
-    return static_cast<float>(block.q[at / 4][column][at % 4] - kInt8Zero) * f16_to_f32(block.scale[column]);
+    const int q = block.q[at / 4][column][at % 4] - kInt8Zero;
+    return static_cast<float>(q) * f16_to_f32(block.scale[column]);
 }
 
 }  // namespace

@@ -54,6 +54,7 @@ REFRAG_AMX inline __attribute__((always_inline)) void add_tile(__m512 (&sum)[R][
             REFRAG_UNROLL
             for (int r = 0; r < R; ++r) {
                 const float* const pair = x + r * x_stride + 2 * i;
+                // NOLINTNEXTLINE(clang-analyzer-core.CallAndMessage): callers have filled x
                 even_sum[r][p] = _mm512_fmadd_ps(_mm512_set1_ps(pair[0]), w_even, even_sum[r][p]);
                 odd_sum[r][p] = _mm512_fmadd_ps(_mm512_set1_ps(pair[1]), w_odd, odd_sum[r][p]);
             }

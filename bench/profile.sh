@@ -1,7 +1,7 @@
 #!/bin/sh
 # Where a prefill's time goes: the default decoder shape reads N tokens as tokens, ROUNDS times, under `perf record`;
 # samples are sorted by function into matrix products, attention, what lies between them, and threads that wait.
-# Loading, the measurement of the machine's peaks and the two generated tokens of each round are left out. Needs
+# Loading, the measurement of the machine's peaks and the products of the token that each round generates are left out. Needs
 # Linux's perf and a binary with symbols.
 #
 #     bench/profile.sh [N [ROUNDS [further options of refrag bench]]]
@@ -21,7 +21,7 @@ perf report -i "$data" --no-children --stdio --percent-limit 0 -F overhead,dso,s
         {
             share = $1 + 0
             name = $3
-            if (name ~ /multiply<[12], [124]>|gemm_bf16_vectors|Sampler|Meter|fp32_|bf16_a|int8_a|random_|make_matrix|pack_row|Json|Tokenizer/)
+            if (name ~ /multiply<[12], [124]>|gemm_bf16_vectors|Bf16Weights, 1, |Sampler|Meter|fp32_|bf16_a|int8_a|random_|make_matrix|pack_row|Json|Tokenizer/)
                 next
             else if (name ~ /gemm_|tile<|tile_of|widen_panel|linear_act|pack_bf16|pack_int8|quantize_groups|write_sums|read_sums|products_packed|multiply_/) class = "matrix products"
             else if (name ~ /attend|attention|softmax|pack_kv|::scale$|finish|transpose_keys/) class = "attention"

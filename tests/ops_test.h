@@ -95,6 +95,19 @@ inline bool within(float got, double expected, double bound) {
     return std::fabs(static_cast<double>(got) - expected) <= bound;
 }
 
+// x [rows, W.in_dim()] through linear or linear_gelu; an empty bias is none.
+inline Floats run_linear(Backend& backend, Floats x, int64_t rows, const refrag::Matrix& w, Floats bias = {},
+                         bool gelu = false) {
+    Floats out(static_cast<size_t>(rows * w.out_dim()), kNan);
+    const Tensor b = bias.empty() ? Tensor{} : view(bias, 1, w.out_dim());
+    if (gelu) {
+        backend.linear_gelu(view(out, rows, w.out_dim()), view(x, rows, w.in_dim()), w, b);
+    } else {
+        backend.linear(view(out, rows, w.out_dim()), view(x, rows, w.in_dim()), w, b);
+    }
+    return out;
+}
+
 // A weight matrix as a file would hold it, and its values as fp32 (all three dtypes widen exactly).
 struct FileMatrix {
     DType dtype;

@@ -67,18 +67,6 @@ struct Int8File {
     }
 };
 
-Floats run_linear(Backend& backend, Floats x, int64_t rows, const Matrix& w, Floats bias = {},
-                  bool gelu = false) {
-    Floats out(static_cast<size_t>(rows * w.out_dim()), kNan);
-    const Tensor b = bias.empty() ? Tensor{} : view(bias, 1, w.out_dim());
-    if (gelu) {
-        backend.linear_gelu(view(out, rows, w.out_dim()), view(x, rows, w.in_dim()), w, b);
-    } else {
-        backend.linear(view(out, rows, w.out_dim()), view(x, rows, w.in_dim()), w, b);
-    }
-    return out;
-}
-
 int64_t wrong_outputs(CpuInt8 way, const Int8File& file, const Floats& x, int64_t rows, const Floats& bias,
                       const Floats& out) {
     const int64_t in_dim = file.in_dim;

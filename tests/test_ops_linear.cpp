@@ -15,17 +15,6 @@ using refrag::make_cpu_backend;
 
 namespace {
 
-Floats run_linear(Backend& backend, Floats x, int64_t rows, const Matrix& w, Floats bias, bool gelu = false) {
-    Floats out(static_cast<size_t>(rows * w.out_dim()), kNan);
-    const Tensor b = bias.empty() ? Tensor{} : view(bias, 1, w.out_dim());
-    if (gelu) {
-        backend.linear_gelu(view(out, rows, w.out_dim()), view(x, rows, w.in_dim()), w, b);
-    } else {
-        backend.linear(view(out, rows, w.out_dim()), view(x, rows, w.in_dim()), w, b);
-    }
-    return out;
-}
-
 // Whether a backend with this instruction set rounds x to bf16 before a product with BF16 weights.
 bool rounds_x(CpuIsa isa, DType weights) {
     return weights == DType::bf16 && (isa == CpuIsa::avx512_bf16 || isa == CpuIsa::amx);

@@ -204,7 +204,8 @@ struct CpuKernels {
     // May be null alone: widen_int8_bf16 and gemm_bf16 do the same.
     void (*gemm_int8_bf16)(const Int8Bf16Gemm& g) = nullptr;
 
-    // Null where the CPU has no dot products of bytes (or CpuInt8 says so); both or none.
+    // Null where the instruction set has no dot products of bytes; both or none. A CPU may lack AVX-512's all
+    // the same: cpu_supports() says.
     // x[n], n >= 0, into int8_groups(n) groups; zeros beyond n.
     void (*quantize_groups)(Int8Group* out, const float* x, int64_t n) = nullptr;
     void (*gemm_int8)(const Int8Gemm& g) = nullptr;

@@ -1,4 +1,4 @@
-// What the files of AMX products share: targets and the tiles' configuration. Included by simd_*amx.cpp only.
+// What the files of AMX products share: targets and the tiles' configuration. Included by those files only.
 #pragma once
 
 #include <cstdint>

@@ -19,9 +19,9 @@ class TapBackend : public refrag::Backend {
 
     explicit TapBackend(refrag::Backend& inner) : inner_(inner) {}
 
-    std::vector<std::vector<float>> embedded;      // out of embed
-    std::vector<std::vector<float>> normed;        // out of layer_norm, then of each add_layer_norm
-    std::vector<std::vector<float>> rms_residual;  // x of add_rms_norm after the addition
+    std::vector<std::vector<float>> embedded;  // out of embed
+    std::vector<std::vector<float>> normed;    // out of layer_norm
+    std::vector<std::vector<float>> residual;  // of linear_add, after the addition
 
     void* allocate(size_t bytes) override { return inner_.allocate(bytes); }
     void release(void* data) noexcept override { inner_.release(data); }
@@ -47,6 +47,10 @@ class TapBackend : public refrag::Backend {
     void linear(Tensor out, Tensor x, const Matrix& w, Tensor bias) override {
         inner_.linear(out, x, w, bias);
     }
+    void linear_add(Tensor residual_stream, Tensor x, const refrag::Product& y) override {
+        Backend::linear_add(residual_stream, x, y);
+        residual.push_back(refrag_test::download(inner_, residual_stream));
+    }
     void add(Tensor x, Tensor y) override { inner_.add(x, y); }
     void gelu(Tensor x) override { inner_.gelu(x); }
     void tanh(Tensor x) override { inner_.tanh(x); }
@@ -57,10 +61,6 @@ class TapBackend : public refrag::Backend {
     void layer_norm(Tensor out, Tensor x, Tensor weight, Tensor bias, float eps) override {
         inner_.layer_norm(out, x, weight, bias, eps);
         normed.push_back(refrag_test::download(inner_, out));
-    }
-    void add_rms_norm(Tensor out, Tensor x, Tensor y, Tensor weight, float eps) override {
-        Backend::add_rms_norm(out, x, y, weight, eps);
-        rms_residual.push_back(refrag_test::download(inner_, x));
     }
     void l2_normalize(Tensor x) override { inner_.l2_normalize(x); }
     void rope_table(Tensor cos_sin, const float* position, Tensor inv_freq) override {

@@ -77,12 +77,12 @@ TEST_CASE("llama: the residual stream after the embedding and each layer") {
         const auto dim = static_cast<size_t>(decoder.model.config().dim);
         const auto n_layers = static_cast<size_t>(decoder.model.config().n_layers);
         REQUIRE(tap.embedded.size() == 1);
-        REQUIRE(tap.rms_residual.size() == 2 * n_layers);
+        REQUIRE(tap.residual.size() == 2 * n_layers);
         CHECK(max_difference(tap.embedded[0], rows_of(expected, dim, 0, ids.size())) == 0);
         // The last layer's output is in the golden only after the final norm, which the logits cover.
         for (size_t layer = 0; layer + 1 < n_layers; ++layer) {
             const auto after = rows_of(expected, dim, (layer + 1) * ids.size(), ids.size());
-            CHECK(max_difference(tap.rms_residual[2 * layer + 1], after) <= kBound);
+            CHECK(max_difference(tap.residual[2 * layer + 1], after) <= kBound);
         }
     }
 }

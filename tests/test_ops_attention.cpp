@@ -284,6 +284,59 @@ TEST_CASE("ops: rope_kv_append is rope, rope and kv_append") {
     }
 }
 
+TEST_CASE_TEMPLATE("ops: linears_rope_kv_append is its definition", T, Scalar, Avx2, Avx512, Avx512Bf16,
+                   Amx) {
+    REQUIRE_ISA(T);
+    const auto backend = make_cpu_backend(2, T::isa);
+    constexpr int64_t depth = 50;
+    for (const DType dtype : {DType::bf16, DType::f32}) {
+        for (const int32_t dim : {32, 40, 64, 96, 320}) {
+            for (const int32_t rows : {1, 3, 40, 300}) {
+                CAPTURE(dim);
+                CAPTURE(rows);
+                const Shape shape{5, 2, dim};
+                const int64_t q_cols = int64_t{5} * dim, k_cols = int64_t{2} * dim;
+                const FileMatrix q_file(dtype, q_cols, depth, 1), k_file(dtype, k_cols, depth, 2),
+                    v_file(dtype, k_cols, depth, 3);
+                const auto q_w = q_file.make(*backend), k_w = k_file.make(*backend),
+                           v_w = v_file.make(*backend);
+                Floats x = random_floats(rows * depth, 4), bias = random_floats(k_cols, 5);
+                Floats table = random_floats(int64_t{rows} * dim, 6), position(static_cast<size_t>(rows));
+                const std::vector<int32_t> row_begin = {0, rows}, start = {0}, slot = {0};
+                const Batch batch{1,           rows,           rows, rows, row_begin.data(), start.data(),
+                                  slot.data(), position.data()};
+                Cache caches[] = {Cache(shape, 1, 320), Cache(shape, 1, 320)};
+                Floats out[2][3];
+                for (size_t i = 0; i < 2; ++i) {
+                    out[i][0].assign(static_cast<size_t>(rows * q_cols), kNan);
+                    out[i][1].assign(static_cast<size_t>(rows * k_cols), kNan);
+                    out[i][2] = out[i][1];
+                    const std::array qkv = {
+                        refrag::Product{view(out[i][0], rows, q_cols), q_w.get(), Tensor{}},
+                        refrag::Product{view(out[i][1], rows, k_cols), k_w.get(), view(bias, 1, k_cols)},
+                        refrag::Product{view(out[i][2], rows, k_cols), v_w.get(), Tensor{}}};
+                    const refrag::KvView kv = caches[i].view();
+                    const Tensor cos_sin = view(table, rows, dim);
+                    if (i == 0)
+                        backend->linears_rope_kv_append(kv, 0, view(x, rows, depth), qkv, cos_sin, batch);
+                    else
+                        backend->Backend::linears_rope_kv_append(kv, 0, view(x, rows, depth), qkv, cos_sin,
+                                                                 batch);
+                }
+                for (size_t i = 0; i < 3; ++i) CHECK(same_bits(out[0][i], out[1][i]));
+                int64_t wrong = 0;
+                for (int32_t e = 0; e < rows; ++e) {
+                    for (int32_t d = 0; d < 2 * dim; ++d) {
+                        const float one = caches[0].at(0, 0, 1, e, d / dim, d % dim);
+                        if (!same_bits(one, caches[1].at(0, 0, 1, e, d / dim, d % dim))) ++wrong;
+                    }
+                }
+                CHECK(wrong == 0);
+            }
+        }
+    }
+}
+
 TEST_CASE_TEMPLATE("ops: causal attention over ragged batches", T, Scalar, Avx2, Avx512, Avx512Bf16, Amx) {
     REQUIRE_ISA(T);
     const auto backend = make_cpu_backend(2, T::isa);

@@ -208,22 +208,39 @@ TEST_CASE_TEMPLATE("ops: several products of one x are linear, one by one", T, S
     }
 }
 
-TEST_CASE_TEMPLATE("ops: linear_silu_mul is its definition", T, Scalar, Avx2, Avx512, Avx512Bf16, Amx) {
+// Depths of one and of several pieces, columns that end within a panel, rows on both sides of kThenRows.
+TEST_CASE_TEMPLATE("ops: fused products are their definitions", T, Scalar, Avx2, Avx512, Avx512Bf16, Amx) {
     REQUIRE_ISA(T);
     const auto backend = make_cpu_backend(2, T::isa);
+    constexpr int64_t n = 99;
     for (const DType dtype : {DType::bf16, DType::f32}) {
-        for (const int64_t rows : {1, 17, 300}) {
-            const FileMatrix gate_file(dtype, 563, 70, 71), up_file(dtype, 563, 70, 72);
+        for (const int64_t depth : {70, 2100}) {
+            const FileMatrix gate_file(dtype, n, depth, 71), up_file(dtype, n, depth, 72);
             const auto gate_w = gate_file.make(*backend), up_w = up_file.make(*backend);
-            Floats x = random_floats(rows * 70, 73), bias = random_floats(563, 74);
-            Floats gate = run_linear(*backend, x, rows, *gate_w, bias);
-            Floats up = run_linear(*backend, x, rows, *up_w, {});
-            backend->silu_mul(view(gate, rows, 563), view(up, rows, 563));
-            Floats out(gate.size(), kNan), scratch(gate.size(), kNan);
-            backend->linear_silu_mul(view(x, rows, 70),
-                                     {view(out, rows, 563), gate_w.get(), view(bias, 1, 563)},
-                                     {view(scratch, rows, 563), up_w.get(), Tensor{}});
-            CHECK(same_bits(out, gate));
+            for (const int64_t rows : {1, 17, 33, 300}) {
+                Floats x = random_floats(rows * depth, 73), bias = random_floats(n, 74);
+                x[static_cast<size_t>((rows - 1) * depth)] = kNan;
+                for (const bool biased : {false, true}) {
+                    CAPTURE(static_cast<int>(dtype));
+                    CAPTURE(depth);
+                    CAPTURE(rows);
+                    CAPTURE(biased);
+                    const Tensor b = biased ? view(bias, 1, n) : Tensor{};
+                    Floats gate = run_linear(*backend, x, rows, *gate_w, biased ? bias : Floats{});
+                    Floats up = run_linear(*backend, x, rows, *up_w, {});
+                    const Floats before = random_floats(rows * n, 75);
+                    Floats sum = before, residual = before, out(gate.size(), kNan), scratch = out;
+                    backend->add(view(sum, rows, n), view(gate, rows, n));
+                    backend->linear_add(view(residual, rows, n), view(x, rows, depth),
+                                        {view(scratch, rows, n), gate_w.get(), b});
+                    CHECK(same_bits(residual, sum));
+
+                    backend->silu_mul(view(gate, rows, n), view(up, rows, n));
+                    backend->linear_silu_mul(view(x, rows, depth), {view(out, rows, n), gate_w.get(), b},
+                                             {view(scratch, rows, n), up_w.get(), Tensor{}});
+                    CHECK(same_bits(out, gate));
+                }
+            }
         }
     }
 }
@@ -264,8 +281,9 @@ TEST_CASE_TEMPLATE("ops: bf16 kernels against the scalar definition", T, Avx512B
                 const Floats before = random_floats(rows * ldc, 83);
                 for (const bool accumulate : {false, true}) {
                     Floats c = before, expected = before;
+                    const float* const start = accumulate ? before.data() : nullptr;
                     refrag::Bf16Gemm g{a.data(), a_stride, b.data(), b_stride, c.data(),
-                                       ldc,      rows,     n_cols,   k_tiles,  accumulate};
+                                       ldc,      rows,     n_cols,   k_tiles,  start};
                     kernels.gemm_bf16(g);
                     g.c = expected.data();
                     refrag::scalar::gemm_bf16(g);
@@ -384,8 +402,8 @@ TEST_CASE_TEMPLATE("ops: bf16 products of few rows are those of many, whatever t
         for (const bool accumulate : {false, true}) {
             Floats many = before;
             const auto multiply = [&](Floats& c, int64_t n) {
-                kernels.gemm_bf16(
-                    {a.data(), stride, b.data(), stride, c.data(), n_cols, n, n_cols, k_tiles, accumulate});
+                kernels.gemm_bf16({a.data(), stride, b.data(), stride, c.data(), n_cols, n, n_cols, k_tiles,
+                                   accumulate ? c.data() : nullptr});
             };
             multiply(many, rows);
             for (const int64_t n : {1, 2, 3}) {

@@ -108,6 +108,9 @@ class CpuBackend : public Backend {
     // gemm_bf16.cpp
     void linears(Tensor x, std::span<const Product> products) override;
     void linear_silu_mul(Tensor x, const Product& gate, const Product& up) override;
+    void linear_add(Tensor residual, Tensor x, const Product& y) override;
+    void linears_rope_kv_append(const KvView& kv, int32_t layer, Tensor x, std::span<const Product, 3> qkv,
+                                Tensor cos_sin, const Batch& batch) override;
 
     // embedding.cpp
     void embed(Tensor out, const Matrix& table, const int32_t* source, Tensor slots) override;
@@ -123,13 +126,13 @@ class CpuBackend : public Backend {
     // norm.cpp
     void rms_norm(Tensor out, Tensor x, Tensor weight, float eps) override;
     void layer_norm(Tensor out, Tensor x, Tensor weight, Tensor bias, float eps) override;
-    void add_rms_norm(Tensor out, Tensor x, Tensor y, Tensor weight, float eps) override;
-    void add_layer_norm(Tensor out, Tensor x, Tensor y, Tensor weight, Tensor bias, float eps) override;
     void l2_normalize(Tensor x) override;
 
     // rope.cpp
     void rope_table(Tensor cos_sin, const float* position, Tensor inv_freq) override;
     void rope(Tensor x, Tensor cos_sin) override;
+    void rope_kv_append(const KvView& kv, int32_t layer, Tensor q, Tensor k, Tensor v, Tensor cos_sin,
+                        const Batch& batch) override;
     DType kv_dtype(DType weights, int32_t head_dim) const override;
     void kv_append(const KvView& kv, int32_t layer, Tensor k, Tensor v, const Batch& batch) override;
 
@@ -147,8 +150,11 @@ class CpuBackend : public Backend {
     void parallel(int64_t n, double cost, FunctionRef<void(int64_t, int64_t)> body, int64_t grain = 1);
     void linear_act(Tensor out, Tensor x, const Matrix& w, Tensor bias, bool gelu);
 
-    // What is done with a block of a product's results while it is in the cache.
-    enum class Then { nothing, gelu, silu_mul };
+    void rotate(std::span<const Tensor> tensors, Tensor cos_sin);
+
+    // What is done with a block of a product's results while it is in the cache: with a second product's
+    // (silu_mul), to a residual (add), with cos_sin to all products but the last (rope).
+    enum class Then { nothing, gelu, silu_mul, add, rope };
     // The dtype of weights whose products round activations as those of `weights` do: attention rounds
     // likewise.
     DType rounding_of(DType weights) const {
@@ -161,9 +167,11 @@ class CpuBackend : public Backend {
     struct Part {
         int64_t row, n_rows, column, n_cols;
     };
-    void products_packed(Tensor x, Left left, std::span<const Product> products, Then then);
+    void products_packed(Tensor x, Left left, std::span<const Product> products, Then then,
+                         Tensor other = {});
     void pack_bf16(Tensor x);
-    void multiply_bf16(const Product& product, const Part& part);
+    void multiply_bf16(const Product& product, const Part& part, Bf16Then then, const Product* up,
+                       Tensor residual);
     // gemm_int8.cpp
     void pack_int8(Tensor x);
     void multiply_int8(const Product& product, const Part& part);

@@ -36,7 +36,7 @@ void scalar::gemm_bf16(const Bf16Gemm& g) {
         for (int64_t n = 0; n < g.n_cols; ++n) {
             const uint16_t* a = g.a + r / kPanel * g.a_stride + r % kPanel * kTileK;
             const uint16_t* b = g.b + n / kPanel * g.b_stride + n % kPanel * 2;
-            float sum = g.accumulate ? g.c[r * g.ldc + n] : 0.0f;
+            float sum = g.start != nullptr ? g.start[r * g.ldc + n] : 0.0f;
             for (int64_t tile = 0; tile < g.k_tiles; ++tile, a += kTileElements, b += kTileElements) {
                 for (int64_t k = 0; k < kTileK; ++k) {
                     sum += bf16_to_f32(a[k]) * bf16_to_f32(b[k / 2 * 2 * kPanel + k % 2]);
@@ -71,6 +71,25 @@ void CpuBackend::linear_silu_mul(Tensor x, const Product& gate, const Product& u
     products_packed(x, left, both, Then::silu_mul);
 }
 
+void CpuBackend::linear_add(Tensor residual, Tensor x, const Product& y) {
+    const Left left = left_for(*y.w);
+    if (left == Left::as_is) return Backend::linear_add(residual, x, y);
+    products_packed(x, left, {&y, 1}, Then::add, residual);
+}
+
+void CpuBackend::linears_rope_kv_append(const KvView& kv, int32_t layer, Tensor x,
+                                        std::span<const Product, 3> qkv, Tensor cos_sin, const Batch& batch) {
+    const Left left = left_for(*qkv[0].w);
+    const bool all = left == left_for(*qkv[1].w) && left == left_for(*qkv[2].w);
+    // Blocks of columns are whole heads only where heads are whole panels.
+    const bool whole_heads = kv.head_dim % (2 * kPanel) == 0 && kv.head_dim <= kMaxTaskPanels * kPanel;
+    if (!all || left == Left::as_is || !whole_heads) {
+        return Backend::linears_rope_kv_append(kv, layer, x, qkv, cos_sin, batch);
+    }
+    products_packed(x, left, qkv, Then::rope, cos_sin);
+    kv_append(kv, layer, qkv[1].out, qkv[2].out, batch);
+}
+
 // x in blocks of 16 rows, each tile_k_ceil(x.cols) / 32 tiles, at left_.
 void CpuBackend::pack_bf16(Tensor x) {
     const int64_t stride = tile_k_ceil(x.cols) * kPanel;
@@ -85,7 +104,10 @@ void CpuBackend::pack_bf16(Tensor x) {
     parallel(n_blocks, static_cast<double>(kPanel * x.cols), pack);
 }
 
-void CpuBackend::multiply_bf16(const Product& product, const Part& part) {
+// `then`, to be done where the kernel does it with the last of k: with `up`, the second product, for
+// silu_mul; with `residual`, where the part's result goes, for add.
+void CpuBackend::multiply_bf16(const Product& product, const Part& part, Bf16Then then, const Product* up,
+                               Tensor residual) {
     const auto& w = static_cast<const CpuMatrix&>(*product.w);  // NOLINT: made by make_matrix, as linear's
     const int64_t in_dim = w.in_dim(), left_stride = tile_k_ceil(in_dim) * kPanel;
     const auto* const left = reinterpret_cast<const uint16_t*>(left_.get(0));
@@ -93,30 +115,53 @@ void CpuBackend::multiply_bf16(const Product& product, const Part& part) {
     g.a_stride = left_stride;
     g.b_stride = w.panel_stride();
     g.ldc = product.out.cols;
-    g.c = product.out.f32() + part.row * g.ldc + part.column;
+    const int64_t at = part.row * g.ldc + part.column;
+    g.c = product.out.f32() + at;
     g.rows = part.n_rows;
     g.n_cols = part.n_cols;
+    const auto run = [&](Bf16Gemm call, const CpuMatrix& matrix, int64_t k) {
+        call.b = reinterpret_cast<const uint16_t*>(matrix.panel(part.column / kPanel, k));
+        kernels_.gemm_bf16(call);
+    };
     int64_t k = 0;
     do {
         g.a = left + part.row / kPanel * left_stride + k * kPanel;
-        g.b = reinterpret_cast<const uint16_t*>(w.panel(part.column / kPanel, k));
         g.k_tiles = tile_k_ceil(std::min(kTaskK, in_dim - k)) / kTileK;
-        g.accumulate = k > 0;
-        kernels_.gemm_bf16(g);
+        g.start = k > 0 ? g.c : nullptr;
+        const bool last = k + kTaskK >= in_dim;
+        if (up != nullptr) {
+            const auto& up_w = static_cast<const CpuMatrix&>(*up->w);  // NOLINT: as w
+            g.up_start = k > 0 ? up->out.f32() + at : nullptr;
+            g.up_b = reinterpret_cast<const uint16_t*>(up_w.panel(part.column / kPanel, k));
+            if (!last) {
+                Bf16Gemm of_up = g;
+                of_up.c = up->out.f32() + at;
+                of_up.start = g.up_start;
+                run(of_up, up_w, k);
+            }
+        }
+        if (last) {
+            g.then = then;
+            if (then == Bf16Then::add) g.c = residual.f32() + at;
+        }
+        run(g, w, k);
         k += kTaskK;
     } while (k < in_dim);
 }
 
 // With Then::silu_mul there are two products of the same shape, and a task computes both parts of a block.
-void CpuBackend::products_packed(Tensor x, Left left, std::span<const Product> products, Then then) {
+void CpuBackend::products_packed(Tensor x, Left left, std::span<const Product> products, Then then,
+                                 Tensor other) {
     const int64_t rows = x.rows, in_dim = x.cols;
     const bool paired = then == Then::silu_mul;
     REFRAG_DCHECK(!paired || (products.size() == 2 && products[0].w->out_dim() == products[1].w->out_dim()));
+    bool kernel_ends = left == Left::bf16 && kernels_.gemm_bf16_then;
     int64_t n_panels = 0;
     for (const Product& p : products) {
         REFRAG_DCHECK(p.w->in_dim() == in_dim && p.out.cols == p.w->out_dim() && p.out.rows == rows);
         REFRAG_DCHECK(p.bias.empty() || p.bias.size() == p.w->out_dim());
         n_panels += (p.w->out_dim() + kPanel - 1) / kPanel;
+        kernel_ends = kernel_ends && p.w->dtype() == DType::bf16 && p.bias.empty();
     }
     if (rows == 0 || n_panels == 0) return;
 
@@ -133,7 +178,8 @@ void CpuBackend::products_packed(Tensor x, Left left, std::span<const Product> p
     // Some tasks for each thread even out their speeds; whole tasks are best for the caches.
     const int64_t n_blocks = (rows + kTaskRows - 1) / kTaskRows;
     const int64_t wanted = std::max<int64_t>(1, n_panels * n_blocks / (int64_t{6} * threads_.size()));
-    const int64_t group = std::min(kMaxTaskPanels, wanted + wanted % 2);
+    const int64_t head_panels = then == Then::rope ? other.cols / kPanel : 2;
+    const int64_t group = std::min(kMaxTaskPanels, wanted + head_panels - 1) / head_panels * head_panels;
     const int64_t group_cols = group * kPanel;
     const auto groups_of = [&](const Product& p) { return (p.out.cols + group_cols - 1) / group_cols; };
     int64_t n_groups = 0;
@@ -145,7 +191,7 @@ void CpuBackend::products_packed(Tensor x, Left left, std::span<const Product> p
         } else if (p.w->dtype() == DType::i8) {
             multiply_int8_bf16(p, part, thread);
         } else {
-            multiply_bf16(p, part);
+            multiply_bf16(p, part, Bf16Then::store, nullptr, Tensor{});
         }
         if (p.bias.empty()) return;
         for (int64_t r = part.row; r < part.row + part.n_rows; ++r) {
@@ -160,15 +206,26 @@ void CpuBackend::products_packed(Tensor x, Left left, std::span<const Product> p
         while (column_group >= groups_of(*p)) column_group -= groups_of(*p++);
         const int64_t column = column_group * group_cols;
         const int64_t n_cols = std::min(group_cols, p->out.cols - column);
-        compute(*p, {row, n_rows, column, n_cols}, thread);
-        if (paired) compute(products[1], {row, n_rows, column, n_cols}, thread);
-        if (then == Then::nothing) return;
-        for (int64_t r = row; r < row + n_rows; ++r) {
-            float* const at = p->out.f32() + r * p->out.cols + column;
-            if (paired)
-                kernels_.silu_mul(at, products[1].out.f32() + r * p->out.cols + column, n_cols);
-            else
-                kernels_.gelu(at, n_cols);
+        const Part part{row, n_rows, column, n_cols};
+        if (kernel_ends && n_rows >= kThenRows && paired) {
+            return multiply_bf16(*p, part, Bf16Then::silu_mul, &products[1], Tensor{});
+        }
+        if (kernel_ends && n_rows >= kThenRows && then == Then::add) {
+            return multiply_bf16(*p, part, Bf16Then::add, nullptr, other);
+        }
+        compute(*p, part, thread);
+        if (paired) compute(products[1], part, thread);
+        for (int64_t r = row; r < row + n_rows && then != Then::nothing; ++r) {
+            const int64_t at = r * p->out.cols + column;
+            if (then == Then::silu_mul)
+                kernels_.silu_mul(p->out.f32() + at, products[1].out.f32() + at, n_cols);
+            if (then == Then::gelu) kernels_.gelu(p->out.f32() + at, n_cols);
+            if (then == Then::add) kernels_.add(other.f32() + at, p->out.f32() + at, n_cols);
+            if (then == Then::rope && p != &products.back()) {
+                for (int64_t h = 0; h < n_cols; h += other.cols) {
+                    kernels_.rope(p->out.f32() + at + h, other.f32() + r * other.cols, other.cols / 2);
+                }
+            }
         }
     };
 

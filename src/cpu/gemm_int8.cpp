@@ -188,7 +188,7 @@ void CpuBackend::multiply_int8_bf16(const Product& product, const Part& part, in
             for (int64_t p = 0; p * kPanel < g.n_cols; ++p) {
                 kernels_.widen_int8_bf16(tiles + p * g.b_stride, w.panel(column / kPanel + p, k), g.k_tiles);
             }
-            g.accumulate = k > 0;
+            g.start = k > 0 ? g.c : nullptr;
             kernels_.gemm_bf16(g);
             k += piece_k;
         } while (k < in_dim);

@@ -66,31 +66,6 @@ void CpuBackend::layer_norm(Tensor out, Tensor x, Tensor weight, Tensor bias, fl
     });
 }
 
-// Fused with the addition: the row is normed while it is in the nearest cache.
-void CpuBackend::add_rms_norm(Tensor out, Tensor x, Tensor y, Tensor weight, float eps) {
-    REFRAG_DCHECK(y.cols == x.cols && (y.rows == x.rows || y.rows == 1));
-    const int64_t n = x.cols;
-    const int64_t y_step = y.rows == 1 ? 0 : n;
-    parallel(x.rows, kNormCost * static_cast<double>(n), [&](int64_t begin, int64_t end) {
-        for (int64_t r = begin; r < end; ++r) {
-            kernels_.add(x.f32() + r * n, y.f32() + r * y_step, n);
-            kernels_.rms_norm(out.f32() + r * n, x.f32() + r * n, weight.f32(), n, eps);
-        }
-    });
-}
-
-void CpuBackend::add_layer_norm(Tensor out, Tensor x, Tensor y, Tensor weight, Tensor bias, float eps) {
-    REFRAG_DCHECK(y.cols == x.cols && (y.rows == x.rows || y.rows == 1));
-    const int64_t n = x.cols;
-    const int64_t y_step = y.rows == 1 ? 0 : n;
-    parallel(x.rows, kNormCost * static_cast<double>(n), [&](int64_t begin, int64_t end) {
-        for (int64_t r = begin; r < end; ++r) {
-            kernels_.add(x.f32() + r * n, y.f32() + r * y_step, n);
-            kernels_.layer_norm(out.f32() + r * n, x.f32() + r * n, weight.f32(), bias.f32(), n, eps);
-        }
-    });
-}
-
 void CpuBackend::l2_normalize(Tensor x) {
     parallel(x.rows, kNormCost * static_cast<double>(x.cols), [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) kernels_.l2_normalize(x.f32() + r * x.cols, x.cols);

@@ -37,16 +37,33 @@ void CpuBackend::rope_table(Tensor cos_sin, const float* position, Tensor inv_fr
     });
 }
 
-void CpuBackend::rope(Tensor x, Tensor cos_sin) {
+void CpuBackend::rotate(std::span<const Tensor> tensors, Tensor cos_sin) {
     const int64_t head_dim = cos_sin.cols;
-    REFRAG_DCHECK(x.rows == cos_sin.rows && x.cols % head_dim == 0);
-    parallel(x.rows, kRotateCost * static_cast<double>(x.cols), [&](int64_t begin, int64_t end) {
+    double cost = 0.0;
+    for (const Tensor& x : tensors) {
+        REFRAG_DCHECK(x.rows == cos_sin.rows && x.cols % head_dim == 0);
+        cost += kRotateCost * static_cast<double>(x.cols);
+    }
+    parallel(cos_sin.rows, cost, [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) {
-            for (int64_t h = 0; h < x.cols; h += head_dim) {
-                kernels_.rope(x.f32() + r * x.cols + h, cos_sin.f32() + r * head_dim, head_dim / 2);
+            for (const Tensor& x : tensors) {
+                for (int64_t h = 0; h < x.cols; h += head_dim) {
+                    kernels_.rope(x.f32() + r * x.cols + h, cos_sin.f32() + r * head_dim, head_dim / 2);
+                }
             }
         }
     });
+}
+
+void CpuBackend::rope(Tensor x, Tensor cos_sin) {
+    rotate({&x, 1}, cos_sin);
+}
+
+void CpuBackend::rope_kv_append(const KvView& kv, int32_t layer, Tensor q, Tensor k, Tensor v, Tensor cos_sin,
+                                const Batch& batch) {
+    const Tensor both[] = {q, k};
+    rotate(both, cos_sin);
+    kv_append(kv, layer, k, v, batch);
 }
 
 void CpuBackend::kv_append(const KvView& kv, int32_t layer, Tensor k, Tensor v, const Batch& batch) {

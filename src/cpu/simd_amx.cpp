@@ -10,6 +10,10 @@
 
 #include "cpu/simd_amx.h"
 
+namespace refrag::avx512 {
+void silu_mul(float* gate, const float* up, int64_t n);
+}
+
 namespace refrag::amx {
 namespace {
 
@@ -23,23 +27,22 @@ constexpr int64_t tile_floats = block_rows * kPanel;
 // A stretch of the right operand's next two panels, to be asked for meanwhile: weights come from memory or
 // the last cache level, and tile loads do not announce themselves.
 struct Ahead {
-    const uint16_t* panels;  // the first of them
-    int64_t stride;          // from it to the other
-    int64_t line;            // the stretch in cache lines, counted through both panels
+    const uint16_t* panels[2];
+    int64_t line;  // the stretch in cache lines, counted through both panels
     int64_t end;
     int64_t lines;  // of one panel
 
     REFRAG_AMX void ask(int64_t n) {
         for (const int64_t stop = std::min(end, line + n); line < stop; ++line) {
-            const uint16_t* panel = panels + (line >= lines ? stride : 0);
+            const uint16_t* panel = panels[line >= lines];
             _mm_prefetch(reinterpret_cast<const char*>(panel) + line % lines * 64, _MM_HINT_T1);
         }
     }
 };
 
-// Sums of R x P blocks (R, P in 1, 2), as R * P tiles at `sums`.
+// Sums of R x P blocks (R, P in 1, 2), as R * P tiles at `sums`. The second panel is at b2.
 template <int R, int P>
-REFRAG_AMX void add_piece(const uint16_t* a, int64_t a_stride, const uint16_t* b, int64_t b_stride,
+REFRAG_AMX void add_piece(const uint16_t* a, int64_t a_stride, const uint16_t* b, const uint16_t* b2,
                           int64_t k_tiles, float* sums, bool begin, Ahead ahead) {
     const int64_t ask = k_tiles > 0 ? (ahead.end - ahead.line + k_tiles - 1) / k_tiles : 0;
     if (begin) {
@@ -53,13 +56,13 @@ REFRAG_AMX void add_piece(const uint16_t* a, int64_t a_stride, const uint16_t* b
         if constexpr (R == 2) _tile_loadd(2, sums + 2 * tile_floats, tile_row_bytes);
         if constexpr (R == 2 && P == 2) _tile_loadd(3, sums + 3 * tile_floats, tile_row_bytes);
     }
-    for (int64_t k = 0; k < k_tiles; ++k, a += kTileElements, b += kTileElements) {
+    for (int64_t k = 0; k < k_tiles; ++k, a += kTileElements, b += kTileElements, b2 += kTileElements) {
         ahead.ask(ask);
         _tile_loadd(6, b, tile_row_bytes);
         _tile_loadd(4, a, tile_row_bytes);
         _tile_dpbf16ps(0, 4, 6);
         if constexpr (P == 2) {
-            _tile_loadd(7, b + b_stride, tile_row_bytes);
+            _tile_loadd(7, b2, tile_row_bytes);
             _tile_dpbf16ps(1, 4, 7);
         }
         if constexpr (R == 2) {
@@ -75,15 +78,15 @@ REFRAG_AMX void add_piece(const uint16_t* a, int64_t a_stride, const uint16_t* b
 }
 
 REFRAG_AMX void add_piece(int row_blocks, int panels, const uint16_t* a, int64_t a_stride, const uint16_t* b,
-                          int64_t b_stride, int64_t k_tiles, float* sums, bool begin, const Ahead& ahead) {
+                          const uint16_t* b2, int64_t k_tiles, float* sums, bool begin, const Ahead& ahead) {
     if (row_blocks == 2)
-        return panels == 2 ? add_piece<2, 2>(a, a_stride, b, b_stride, k_tiles, sums, begin, ahead)
-                           : add_piece<2, 1>(a, a_stride, b, b_stride, k_tiles, sums, begin, ahead);
-    return panels == 2 ? add_piece<1, 2>(a, a_stride, b, b_stride, k_tiles, sums, begin, ahead)
-                       : add_piece<1, 1>(a, a_stride, b, b_stride, k_tiles, sums, begin, ahead);
+        return panels == 2 ? add_piece<2, 2>(a, a_stride, b, b2, k_tiles, sums, begin, ahead)
+                           : add_piece<2, 1>(a, a_stride, b, b2, k_tiles, sums, begin, ahead);
+    return panels == 2 ? add_piece<1, 2>(a, a_stride, b, b2, k_tiles, sums, begin, ahead)
+                       : add_piece<1, 1>(a, a_stride, b, b2, k_tiles, sums, begin, ahead);
 }
 
-// One tile of sums between its place in c and its own: the first rows and columns of it.
+// One tile of sums between its place in memory and its own: the first rows and columns of it.
 REFRAG_AMX void read_sums(float* tile, const float* c, int64_t ldc, int64_t rows, __mmask16 columns) {
     for (int64_t r = 0; r < rows; ++r) {
         _mm512_store_ps(tile + r * kPanel, _mm512_maskz_loadu_ps(columns, c + r * ldc));
@@ -94,25 +97,37 @@ REFRAG_AMX void write_sums(float* c, int64_t ldc, const float* tile, int64_t row
         _mm512_mask_storeu_ps(c + r * ldc, columns, _mm512_load_ps(tile + r * kPanel));
     }
 }
+REFRAG_AMX void add_sums(float* c, int64_t ldc, const float* tile, int64_t rows, __mmask16 columns) {
+    for (int64_t r = 0; r < rows; ++r) {
+        const __m512 x = _mm512_maskz_loadu_ps(columns, c + r * ldc);
+        _mm512_mask_storeu_ps(c + r * ldc, columns, _mm512_add_ps(x, _mm512_load_ps(tile + r * kPanel)));
+    }
+}
 
 }  // namespace
 
+// A step takes two panels: columns that follow each other, or (silu_mul) the same columns of two products.
 REFRAG_AMX void gemm_bf16(const Bf16Gemm& g) {
     if (g.rows <= vector_rows && g.k_tiles <= vector_k_tiles) return gemm_bf16_vectors(g);
     alignas(64) float sums[chunk_rows * 2 * kPanel];
     _tile_loadconfig(&whole_tiles);
-    const int64_t n_panels = (g.n_cols + kPanel - 1) / kPanel;
+    const bool paired = g.then == Bf16Then::silu_mul;
+    const int64_t n_panels = (g.n_cols + kPanel - 1) / kPanel, step = paired ? 1 : 2;
+    const auto panel = [&](int64_t p, int j, const uint16_t* up, const uint16_t* b) {
+        return paired && j == 1 ? up + p * g.b_stride : b + (p + j) * g.b_stride;
+    };
     for (int64_t chunk = 0; chunk < g.rows; chunk += chunk_rows) {
         const int64_t rows = std::min(chunk_rows, g.rows - chunk);
         const int64_t row_blocks = (rows + block_rows - 1) / block_rows;
         // Few rows pass too fast for a piece to pay.
         const int64_t piece = row_blocks > 2 ? piece_tiles : std::max<int64_t>(g.k_tiles, 1);
-        for (int64_t p = 0; p < n_panels; p += 2) {
-            const int panels = n_panels - p > 1 ? 2 : 1;
+        for (int64_t p = 0; p < n_panels; p += step) {
+            const int panels = paired || n_panels - p > 1 ? 2 : 1;
             // Few rows read the weights as fast as they come: asking would only cost.
-            const int64_t asked = row_blocks >= 8 ? std::clamp<int64_t>(n_panels - p - 2, 0, 2) : 0;
-            Ahead ahead{asked > 0 ? g.b + (p + 2) * g.b_stride : nullptr, g.b_stride, 0, 0,
-                        g.k_tiles * kTileElements / 32};
+            const int64_t left = n_panels - p - step;
+            const int64_t asked = row_blocks < 8 || left <= 0 ? 0 : paired ? 2 : std::min<int64_t>(left, 2);
+            Ahead ahead{{}, 0, 0, g.k_tiles * kTileElements / 32};
+            for (int j = 0; j < asked; ++j) ahead.panels[j] = panel(p + step, j, g.up_b, g.b);
             const int64_t lines = asked * ahead.lines;
             const int64_t calls = (row_blocks + 1) / 2 * ((g.k_tiles + piece - 1) / piece);
             int64_t call = 0;
@@ -121,31 +136,45 @@ REFRAG_AMX void gemm_bf16(const Bf16Gemm& g) {
                 for (int64_t r = 0; r < row_blocks; r += 2) {
                     const int n = row_blocks - r > 1 ? 2 : 1;
                     float* const tiles = sums + r * 2 * tile_floats;
+                    // move(tile, where in memory, rows, columns) for the tile of row block i and panel j.
                     const auto each_tile = [&](auto&& move) {
                         for (int i = 0; i < n; ++i) {
                             for (int j = 0; j < panels; ++j) {
-                                const int64_t row = (r + i) * block_rows, column = (p + j) * kPanel;
-                                const int64_t columns = std::min(kPanel, g.n_cols - column);
-                                move(tiles + (2 * i + j) * tile_floats, g.c + (chunk + row) * g.ldc + column,
-                                     std::min(block_rows, rows - row), lanes_below(columns));
+                                const int64_t row = (r + i) * block_rows;
+                                const int64_t column = (p + (paired ? 0 : j)) * kPanel;
+                                move(tiles + (2 * i + j) * tile_floats, (chunk + row) * g.ldc + column,
+                                     std::min(block_rows, rows - row), lanes_below(g.n_cols - column), j);
                             }
                         }
                     };
-                    if (first && g.accumulate) {
-                        each_tile([&](float* tile, const float* c, int64_t n_rows, __mmask16 columns) {
-                            read_sums(tile, c, g.ldc, n_rows, columns);
+                    if (first && g.start != nullptr) {
+                        each_tile([&](float* tile, int64_t at, int64_t n_rows, __mmask16 columns, int j) {
+                            const float* const from = paired && j == 1 ? g.up_start : g.start;
+                            read_sums(tile, from + at, g.ldc, n_rows, columns);
+                        });
+                    }
+                    if (last && g.then == Bf16Then::add) {
+                        each_tile([&](float*, int64_t to, int64_t n_rows, __mmask16, int) {
+                            for (int64_t i = 0; i < n_rows; ++i) {
+                                _mm_prefetch(reinterpret_cast<const char*>(g.c + to + i * g.ldc),
+                                             _MM_HINT_T0);
+                            }
                         });
                     }
                     ahead.line = lines * call / calls;
                     ahead.end = lines * ++call / calls;
-                    add_piece(n, panels, g.a + (chunk / block_rows + r) * g.a_stride + k * kTileElements,
-                              g.a_stride, g.b + p * g.b_stride + k * kTileElements, g.b_stride,
-                              std::min(piece, g.k_tiles - k), tiles, first && !g.accumulate, ahead);
-                    if (last) {
-                        each_tile([&](const float* tile, float* c, int64_t n_rows, __mmask16 columns) {
-                            write_sums(c, g.ldc, tile, n_rows, columns);
-                        });
-                    }
+                    const int64_t at = k * kTileElements;
+                    add_piece(n, panels, g.a + (chunk / block_rows + r) * g.a_stride + at, g.a_stride,
+                              panel(p, 0, g.up_b, g.b) + at, panel(p, panels - 1, g.up_b, g.b) + at,
+                              std::min(piece, g.k_tiles - k), tiles, first && g.start == nullptr, ahead);
+                    if (!last) continue;
+                    each_tile([&](float* tile, int64_t to, int64_t n_rows, __mmask16 columns, int j) {
+                        if (paired && j == 0) avx512::silu_mul(tile, tile + tile_floats, tile_floats);
+                        if (g.then == Bf16Then::add)
+                            add_sums(g.c + to, g.ldc, tile, n_rows, columns);
+                        else if (!paired || j == 0)
+                            write_sums(g.c + to, g.ldc, tile, n_rows, columns);
+                    });
                 }
             }
         }

@@ -17,7 +17,8 @@ constexpr int64_t ahead_tiles = 2;
 
 // x[row][k] widened, of rows that follow each other.
 template <int R, int P>
-REFRAG_AMX void multiply(const Bf16Gemm& g, const float* x, const uint16_t* b, float* c, int64_t n_cols) {
+REFRAG_AMX void multiply(const Bf16Gemm& g, const float* x, const uint16_t* b, const float* start, float* c,
+                         int64_t n_cols) {
     __m512 sum[R][P];
     __mmask16 columns[P];
     REFRAG_UNROLL
@@ -25,8 +26,8 @@ REFRAG_AMX void multiply(const Bf16Gemm& g, const float* x, const uint16_t* b, f
         columns[p] = lanes_below(n_cols - p * kPanel);
         REFRAG_UNROLL
         for (int r = 0; r < R; ++r) {
-            sum[r][p] = g.accumulate ? _mm512_maskz_loadu_ps(columns[p], c + r * g.ldc + p * kPanel)
-                                     : _mm512_setzero_ps();
+            sum[r][p] = start != nullptr ? _mm512_maskz_loadu_ps(columns[p], start + r * g.ldc + p * kPanel)
+                                         : _mm512_setzero_ps();
         }
     }
     for (int64_t k = 0; k < g.k_tiles; ++k, b += kTileElements, x += kTileK) {
@@ -50,15 +51,16 @@ REFRAG_AMX __attribute__((noinline)) void multiply_all(const Bf16Gemm& g, const 
     for (int64_t p = 0; p < n_panels;) {
         const uint16_t* const b = g.b + p * g.b_stride;
         float* const c = g.c + p * kPanel;
+        const float* const start = g.start != nullptr ? g.start + p * kPanel : nullptr;
         const int64_t n_cols = g.n_cols - p * kPanel;
         if (n_panels - p >= max_panels) {
-            multiply<R, max_panels>(g, x, b, c, n_cols);
+            multiply<R, max_panels>(g, x, b, start, c, n_cols);
             p += max_panels;
         } else if (n_panels - p >= 2) {
-            multiply<R, 2>(g, x, b, c, n_cols);
+            multiply<R, 2>(g, x, b, start, c, n_cols);
             p += 2;
         } else {
-            multiply<R, 1>(g, x, b, c, n_cols);
+            multiply<R, 1>(g, x, b, start, c, n_cols);
             p += 1;
         }
     }

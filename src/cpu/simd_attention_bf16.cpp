@@ -202,7 +202,7 @@ REFRAG_BF16 void attend_bf16(const Bf16Attend& a) {
         g.ldc = a.dim;
         g.n_cols = a.dim;
         g.k_tiles = 1;
-        g.accumulate = true;
+        g.start = a.acc;
         gemm_bf16(g);
     }
 }

@@ -30,8 +30,8 @@ REFRAG_BF16 inline __attribute__((always_inline)) __m512bh broadcast_pair(const 
 
 // Rows [0, R) of a block at `a`, panels [0, P) at `b`.
 template <int R, int P>
-REFRAG_BF16 void tile(const uint16_t* a, const uint16_t* b, int64_t b_stride, int64_t k_tiles, float* c,
-                      int64_t ldc, int64_t n_cols, bool accumulate) {
+REFRAG_BF16 void tile(const uint16_t* a, const uint16_t* b, int64_t b_stride, int64_t k_tiles,
+                      const float* start, float* c, int64_t ldc, int64_t n_cols) {
     __m512 sum[R][P];
     __mmask16 columns[P];
     REFRAG_UNROLL
@@ -39,8 +39,8 @@ REFRAG_BF16 void tile(const uint16_t* a, const uint16_t* b, int64_t b_stride, in
         columns[p] = lanes_below(n_cols - p * kPanel);
         REFRAG_UNROLL
         for (int r = 0; r < R; ++r) {
-            sum[r][p] = accumulate ? _mm512_maskz_loadu_ps(columns[p], c + r * ldc + p * kPanel)
-                                   : _mm512_setzero_ps();
+            sum[r][p] = start != nullptr ? _mm512_maskz_loadu_ps(columns[p], start + r * ldc + p * kPanel)
+                                         : _mm512_setzero_ps();
         }
     }
     for (int64_t k = 0; k < k_tiles; ++k, a += kTileElements, b += kTileElements) {
@@ -69,29 +69,29 @@ REFRAG_BF16 void tile(const uint16_t* a, const uint16_t* b, int64_t b_stride, in
 
 template <int P>
 REFRAG_BF16 void tile_rows(int64_t rows, const uint16_t* a, const uint16_t* b, int64_t b_stride,
-                           int64_t k_tiles, float* c, int64_t ldc, int64_t n_cols, bool accumulate) {
+                           int64_t k_tiles, const float* start, float* c, int64_t ldc, int64_t n_cols) {
     switch (rows) {
         case 1:
-            return tile<1, P>(a, b, b_stride, k_tiles, c, ldc, n_cols, accumulate);
+            return tile<1, P>(a, b, b_stride, k_tiles, start, c, ldc, n_cols);
         case 2:
-            return tile<2, P>(a, b, b_stride, k_tiles, c, ldc, n_cols, accumulate);
+            return tile<2, P>(a, b, b_stride, k_tiles, start, c, ldc, n_cols);
         case 3:
-            return tile<3, P>(a, b, b_stride, k_tiles, c, ldc, n_cols, accumulate);
+            return tile<3, P>(a, b, b_stride, k_tiles, start, c, ldc, n_cols);
         case 4:
-            return tile<4, P>(a, b, b_stride, k_tiles, c, ldc, n_cols, accumulate);
+            return tile<4, P>(a, b, b_stride, k_tiles, start, c, ldc, n_cols);
         default:
             break;
     }
     if constexpr (P <= 3) {
         switch (rows) {
             case 5:
-                return tile<5, P>(a, b, b_stride, k_tiles, c, ldc, n_cols, accumulate);
+                return tile<5, P>(a, b, b_stride, k_tiles, start, c, ldc, n_cols);
             case 6:
-                return tile<6, P>(a, b, b_stride, k_tiles, c, ldc, n_cols, accumulate);
+                return tile<6, P>(a, b, b_stride, k_tiles, start, c, ldc, n_cols);
             case 7:
-                return tile<7, P>(a, b, b_stride, k_tiles, c, ldc, n_cols, accumulate);
+                return tile<7, P>(a, b, b_stride, k_tiles, start, c, ldc, n_cols);
             default:
-                return tile<8, P>(a, b, b_stride, k_tiles, c, ldc, n_cols, accumulate);
+                return tile<8, P>(a, b, b_stride, k_tiles, start, c, ldc, n_cols);
         }
     }
 }
@@ -128,22 +128,23 @@ REFRAG_BF16 void gemm_bf16(const Bf16Gemm& g) {
         const int64_t panels = std::min(group, n_panels - p);
         for (int64_t k = 0; k < g.k_tiles; k += piece) {
             const int64_t k_tiles = std::min(piece, g.k_tiles - k);
-            const bool accumulate = g.accumulate || k > 0;
+            const float* const begin = k > 0 ? g.c : g.start;
             for (int64_t r = 0; r < g.rows; r += max_rows) {
                 const int64_t rows = std::min(max_rows, g.rows - r);
                 const uint16_t* a =
                     g.a + r / block_rows * g.a_stride + r % block_rows * kTileK + k * kTileElements;
                 const uint16_t* b = g.b + p * g.b_stride + k * kTileElements;
                 float* c = g.c + r * g.ldc + p * kPanel;
+                const float* start = begin != nullptr ? begin + r * g.ldc + p * kPanel : nullptr;
                 const int64_t n_cols = g.n_cols - p * kPanel;
                 if (panels == 6)
-                    tile_rows<6>(rows, a, b, g.b_stride, k_tiles, c, g.ldc, n_cols, accumulate);
+                    tile_rows<6>(rows, a, b, g.b_stride, k_tiles, start, c, g.ldc, n_cols);
                 else if (panels >= 3)
-                    tile_rows<3>(rows, a, b, g.b_stride, k_tiles, c, g.ldc, n_cols, accumulate);
+                    tile_rows<3>(rows, a, b, g.b_stride, k_tiles, start, c, g.ldc, n_cols);
                 else if (panels == 2)
-                    tile_rows<2>(rows, a, b, g.b_stride, k_tiles, c, g.ldc, n_cols, accumulate);
+                    tile_rows<2>(rows, a, b, g.b_stride, k_tiles, start, c, g.ldc, n_cols);
                 else
-                    tile_rows<1>(rows, a, b, g.b_stride, k_tiles, c, g.ldc, n_cols, accumulate);
+                    tile_rows<1>(rows, a, b, g.b_stride, k_tiles, start, c, g.ldc, n_cols);
             }
         }
         p += panels == 6 ? 6 : panels >= 3 ? 3 : panels;

@@ -108,20 +108,20 @@ Tensor Llama::forward(const BatchPlan& plan, const std::vector<int32_t>& source,
     b.rms_norm(h, x, layers_[0].input_norm.view(), c.norm_eps);
     for (int32_t i = 0; i < c.n_layers; ++i) {
         const Layer& layer = layers_[static_cast<size_t>(i)];
-        b.linears(h, std::array{Product{q, layer.q.get(), layer.q_bias.view()},
+        const std::array qkv = {Product{q, layer.q.get(), layer.q_bias.view()},
                                 Product{k, layer.k.get(), layer.k_bias.view()},
-                                Product{v, layer.v.get(), layer.v_bias.view()}});
-        b.rope_kv_append(kv.view(), i, q, k, v, cos_sin, batch);
+                                Product{v, layer.v.get(), layer.v_bias.view()}};
+        b.linears_rope_kv_append(kv.view(), i, h, qkv, cos_sin, batch);
         b.attention(attn, q, k, v, shape, &kv.view(), i, batch);
-        b.linear(y, attn, *layer.o, layer.o_bias.view());
-        b.add_rms_norm(h, x, y, layer.ffn_norm.view(), c.norm_eps);
+        b.linear_add(x, attn, {y, layer.o.get(), layer.o_bias.view()});
+        b.rms_norm(h, x, layer.ffn_norm.view(), c.norm_eps);
 
         b.linear_silu_mul(h, {gate, layer.gate.get(), layer.gate_bias.view()},
                           {up, layer.up.get(), layer.up_bias.view()});
-        b.linear(y, gate, *layer.down, layer.down_bias.view());
+        b.linear_add(x, gate, {y, layer.down.get(), layer.down_bias.view()});
         const bool last = i + 1 == c.n_layers;
         const DeviceVector& next = last ? norm_ : layers_[static_cast<size_t>(i) + 1].input_norm;
-        b.add_rms_norm(h, x, y, next.view(), c.norm_eps);
+        b.rms_norm(h, x, next.view(), c.norm_eps);
     }
     return h;
 }

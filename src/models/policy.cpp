@@ -117,15 +117,15 @@ std::vector<float> Policy::logits(Tensor chunk_emb, Tensor question_emb, Arena& 
                                 Product{k, layer.k.get(), layer.k_bias.view()},
                                 Product{v, layer.v.get(), layer.v_bias.view()}});
         b.attention(attn, q, k, v, shape, nullptr, 0, batch);
-        b.linear(y, attn, *layer.o, layer.o_bias.view());
-        b.add_layer_norm(h, x, y, layer.norm2.view(), layer.norm2_bias.view(), config_.norm_eps);
+        b.linear_add(x, attn, {y, layer.o.get(), layer.o_bias.view()});
+        b.layer_norm(h, x, layer.norm2.view(), layer.norm2_bias.view(), config_.norm_eps);
 
         b.linear_gelu(hidden, h, *layer.fc1, layer.fc1_bias.view());
-        b.linear(y, hidden, *layer.fc2, layer.fc2_bias.view());
+        b.linear_add(x, hidden, {y, layer.fc2.get(), layer.fc2_bias.view()});
         const bool last = i + 1 == layers_.size();
         const DeviceVector& norm = last ? norm_ : layers_[i + 1].norm1;
         const DeviceVector& norm_bias = last ? norm_bias_ : layers_[i + 1].norm1_bias;
-        b.add_layer_norm(h, x, y, norm.view(), norm_bias.view(), config_.norm_eps);
+        b.layer_norm(h, x, norm.view(), norm_bias.view(), config_.norm_eps);
     }
     b.linear(logit, h, *head_, head_bias_.view());
     b.download(result.data(), logit.data, result.size() * sizeof(float));

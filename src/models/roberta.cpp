@@ -122,12 +122,12 @@ Tensor Roberta::run(const BatchPlan& plan, const Batch& batch,
                                 Product{k, layer.k.get(), layer.k_bias.view()},
                                 Product{v, layer.v.get(), layer.v_bias.view()}});
         b.attention(attn, q, k, v, shape, nullptr, 0, batch);
-        b.linear(y, attn, *layer.o, layer.o_bias.view());
-        b.add_layer_norm(x, x, y, layer.attn_norm.view(), layer.attn_norm_bias.view(), c.norm_eps);
+        b.linear_add(x, attn, {y, layer.o.get(), layer.o_bias.view()});
+        b.layer_norm(x, x, layer.attn_norm.view(), layer.attn_norm_bias.view(), c.norm_eps);
 
         b.linear_gelu(hidden, x, *layer.fc1, layer.fc1_bias.view());
-        b.linear(y, hidden, *layer.fc2, layer.fc2_bias.view());
-        b.add_layer_norm(x, x, y, layer.ffn_norm.view(), layer.ffn_norm_bias.view(), c.norm_eps);
+        b.linear_add(x, hidden, {y, layer.fc2.get(), layer.fc2_bias.view()});
+        b.layer_norm(x, x, layer.ffn_norm.view(), layer.ffn_norm_bias.view(), c.norm_eps);
     }
     return x;
 }

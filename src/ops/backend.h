@@ -145,6 +145,13 @@ class Backend : public MemorySource {
         gelu(out);
     }
 
+    // residual += linear(x, y): a block's last product, into the residual stream. What y.out then holds is
+    // unspecified.
+    virtual void linear_add(Tensor residual, Tensor x, const Product& y) {
+        linear(y.out, x, *y.w, y.bias);
+        add(residual, y.out);
+    }
+
     // ---- element by element (in place) ----------------------------------------------------------------
     virtual void add(Tensor x, Tensor y) = 0;  // x += y; y [rows, cols], or [1, cols] added to every row
     virtual void gelu(Tensor x) = 0;           // x = 0.5 x (1 + erf(x / sqrt(2))): the exact form, not tanh
@@ -162,16 +169,6 @@ class Backend : public MemorySource {
     virtual void rms_norm(Tensor out, Tensor x, Tensor weight, float eps) = 0;
     // out = (x - mean) / sqrt(var + eps) * weight + bias, var with 1/n; out may be x.
     virtual void layer_norm(Tensor out, Tensor x, Tensor weight, Tensor bias, float eps) = 0;
-    // x += y; out = rms_norm(x). The residual stream's step in a pre-norm network.
-    virtual void add_rms_norm(Tensor out, Tensor x, Tensor y, Tensor weight, float eps) {
-        add(x, y);
-        rms_norm(out, x, weight, eps);
-    }
-    // x += y; out = layer_norm(x); out may be x (the post-norm step of RoBERTa).
-    virtual void add_layer_norm(Tensor out, Tensor x, Tensor y, Tensor weight, Tensor bias, float eps) {
-        add(x, y);
-        layer_norm(out, x, weight, bias, eps);
-    }
     // x = x / max(||x||_2, 1e-12), in place.
     virtual void l2_normalize(Tensor x) = 0;
 
@@ -196,6 +193,12 @@ class Backend : public MemorySource {
         rope(q, cos_sin);
         rope(k, cos_sin);
         kv_append(kv, layer, k, v, batch);
+    }
+    // q, k, v = linears(x) in that order, then rope_kv_append of them.
+    virtual void linears_rope_kv_append(const KvView& kv, int32_t layer, Tensor x,
+                                        std::span<const Product, 3> qkv, Tensor cos_sin, const Batch& batch) {
+        linears(x, qkv);
+        rope_kv_append(kv, layer, qkv[0].out, qkv[1].out, qkv[2].out, cos_sin, batch);
     }
     // out[r, h] = sum_j softmax_j(q[r, h] . k_j * scale) v_j over what row r sees (see Batch). Called after
     // kv_append: a cached sequence's own rows are the last entries of its slot, and in k, v as well; a

@@ -42,6 +42,8 @@ ifeq ($(OPT_$(CONFIG)),)
 $(error CONFIG=$(CONFIG): expected release or debug)
 endif
 
+comma    := ,
+space    := $(subst ,, )
 VERSION  := $(shell cat VERSION)
 CXXFLAGS += -std=c++20 $(OPT_$(CONFIG)) $(WARN) -pthread
 CPPFLAGS += -Isrc -I. -MMD -MP -DREFRAG_VERSION='"$(VERSION)"'
@@ -57,15 +59,35 @@ TEST_OBJ := $(TEST_SRC:%.cpp=$(BUILD)/obj/%.o)
 # The tests drive the commands in-process, so they link all of the command line but its main().
 CLI_LIB_OBJ := $(filter-out %/main.o,$(CLI_OBJ))
 
+# The kernels as C++ for the tests, with tests/cuda_on_host/ in place of CUDA. cuBLAS has a stand-in there.
+ON_HOST_SRC   := $(filter-out cuda/cublas.cu,$(wildcard cuda/*.cu)) $(wildcard tests/cuda_on_host/*.cpp)
+ON_HOST_OBJ   := $(ON_HOST_SRC:%=$(BUILD)/obj/on_host/%.o)
+ON_HOST_FLAGS := -DREFRAG_CUDA_ON_HOST -Itests/cuda_on_host -Icuda -fno-strict-aliasing \
+                 -include tests/cuda_on_host/on_host.h -x c++
+
 # ---- CUDA: found by itself, said aloud, never needed --------------------------------------------------
-NVCC     ?= $(shell command -v nvcc 2>/dev/null)
-CUDA_SRC := $(wildcard cuda/*.cu)
+# CUDA_ARCHS: compute capabilities to compile for. PTX of the last one without a suffix runs on what comes later.
+NVCC       ?= $(shell command -v nvcc 2>/dev/null)
+CUDA_ARCHS ?= 80 90a
+CUDA_PTX   ?= 90
+CUDA_SRC   := $(wildcard cuda/*.cu)
 ifeq ($(CUDA),0)
 CUDA_SAYS := left out (CUDA=0)
 else ifeq ($(NVCC),)
 CUDA_SAYS := no nvcc found, building for the CPU alone
-else ifeq ($(CUDA_SRC),)
-CUDA_SAYS := nvcc found at $(NVCC), but this version has no CUDA backend yet: building for the CPU alone
+else ifneq ($(SAN),)
+CUDA_SAYS := left out of sanitizer builds (the kernels are tested on the host there)
+else
+CUDA_SAYS := $(NVCC), for sm_$(subst $(space),$(comma) sm_,$(CUDA_ARCHS)) and compute_$(CUDA_PTX)
+CUDA_OBJ  := $(CUDA_SRC:%.cu=$(BUILD)/obj/%.o)
+CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
+NVCCFLAGS += -std=c++20 -O3 --expt-relaxed-constexpr $(if $(filter debug,$(CONFIG)),-lineinfo,-DNDEBUG) -Werror all-warnings -Xcompiler \
+             -Wall,-Wextra,-pthread $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
+             -gencode arch=compute_$(CUDA_PTX),code=compute_$(CUDA_PTX)
+CPPFLAGS  += -DREFRAG_WITH_CUDA
+# The runtime library comes along; cuBLAS and the driver are found when a device is opened.
+LDLIBS    += $(firstword $(wildcard $(CUDA_HOME)/lib64/libcudart_static.a \
+               $(CUDA_HOME)/targets/x86_64-linux/lib/libcudart_static.a) -lcudart_static) -ldl -lrt
 endif
 
 ifeq ($(V),0)
@@ -84,7 +106,7 @@ all: cuda-says $(BUILD)/refrag
 cuda-says:
 	@echo "  CUDA  $(CUDA_SAYS)"
 
-$(BUILD)/librefrag.a: $(LIB_OBJ)
+$(BUILD)/librefrag.a: $(LIB_OBJ) $(CUDA_OBJ)
 	$(call say,AR  ,$@)
 	$(Q)rm -f $@ && ar rcs $@ $^
 
@@ -94,7 +116,7 @@ $(BUILD)/refrag: $(CLI_OBJ) $(BUILD)/librefrag.a
 
 # These calls go through tests/failing.cpp in the tests, so that each can be made to fail.
 TEST_WRAP := aligned_alloc open pread read write fstat stat fsync fchmod close rename realpath
-$(BUILD)/refrag-tests: $(TEST_OBJ) $(CLI_LIB_OBJ) $(BUILD)/librefrag.a
+$(BUILD)/refrag-tests: $(TEST_OBJ) $(ON_HOST_OBJ) $(CLI_LIB_OBJ) $(BUILD)/librefrag.a
 	$(call say,LINK,$@)
 	$(Q)$(CXX) $(LDFLAGS) $(TEST_WRAP:%=-Wl,--wrap=%) -o $@ $^ $(LDLIBS)
 
@@ -113,7 +135,22 @@ $(BUILD)/obj/%.o: %.cpp VERSION
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) -c -o $@ $<
 
--include $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_OBJ:.o=.d) $(wildcard $(BUILD)/obj/bench/*.d)
+$(BUILD)/obj/%.o: %.cu VERSION
+	$(call say,NVCC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(NVCC) $(NVCCFLAGS) -Isrc -I. -Icuda -MMD -MP -c -o $@ $<
+
+$(BUILD)/obj/on_host/%.o: % VERSION
+	$(call say,HOST,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) $(ON_HOST_FLAGS) -c -o $@ $<
+
+$(BUILD)/obj/tests/test_cuda_%.o: tests/test_cuda_%.cpp VERSION
+	$(call say,HOST,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) $(ON_HOST_FLAGS) -c -o $@ $<
+
+-include $(ON_HOST_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(LIB_OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_OBJ:.o=.d) $(wildcard $(BUILD)/obj/bench/*.d)
 
 # ---- set-up ---------------------------------------------------------------------------------------------
 # Debian packages, installed only where missing, without questions: for building and testing (and python3, which
@@ -229,7 +266,7 @@ fuzz-run: fuzz
 
 # ---- care -------------------------------------------------------------------------------------------------
 FORMAT_SRC := $(wildcard src/*/*.cpp src/*/*.h tests/*.cpp tests/*.h tests/fuzz/*.cpp tests/fuzz/*.h \
-  bench/*.cpp bench/*.h cuda/*.cu cuda/*.cuh)
+  bench/*.cpp bench/*.h cuda/*.cu cuda/*.cuh cuda/*.h tests/cuda_on_host/*.cpp tests/cuda_on_host/*.h)
 format:
 	clang-format -i $(FORMAT_SRC)
 format-check:

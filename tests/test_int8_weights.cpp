@@ -7,6 +7,7 @@
 
 #include "base/int8.h"
 #include "cli_test.h"
+#include "every_backend.h"
 #include "golden.h"
 #include "models/roberta.h"
 #include "refrag/model.h"
@@ -95,7 +96,7 @@ void spoil(TestTensor& scales, size_t index, uint16_t half) {
 }  // namespace
 
 TEST_CASE("int8 weights: quantised while loading or before gives the same bits") {
-    for (const auto& backend : cpu_levels()) {
+    for (const auto& backend : every_backend()) {
         CAPTURE(backend->description());
         for (const char* name : {"llama2", "llama-bias"}) {
             const QuantisedNetwork quantised(network_path(name));

@@ -3,6 +3,7 @@
 // notice wrong maths. test_ragged.cpp holds the networks against themselves.
 #include <cmath>
 
+#include "every_backend.h"
 #include "golden.h"
 #include "models/policy.h"
 #include "models/projector.h"
@@ -21,6 +22,16 @@ namespace {
 // at every instruction set). 1e-4 leaves a factor of five for other summation orders; wrong maths is far
 // above it, as "the goldens notice" below shows.
 constexpr double kBound = 1e-4;
+// Where weights are BF16 or F16 a backend may round activations to their type: 2^-9 of each (F16: 2^-12), in
+// front of some ten products from end to end. Two layers' worth of them is within 2^-6 of the largest value
+// (measured: 2^-6.3 at most), which is about 12 for logits and 2 for embeddings, while greedy continuations
+// stay the golden's.
+constexpr double kRoundedBound = 0x1p-6;
+
+bool rounds_activations(const Backend& backend) {
+    const std::string name = backend.description();
+    return contains(name, "BF16") || contains(name, "AMX") || contains(name, "cuda");
+}
 
 const std::string kLlamas[] = {"llama2", "llama3", "llama-bias"};
 const std::string kRobertas[] = {"roberta-mlm", "roberta-pooler"};
@@ -54,11 +65,12 @@ double worst_pooled(Backend& backend, const std::string& name, ChunkPooling pool
 }  // namespace
 
 TEST_CASE("llama: logits of tokens and of tokens mixed with slots") {
-    for (const auto& backend : cpu_levels()) {
+    for (const auto& backend : every_backend()) {
         for (const std::string& name : kLlamas) {
             CAPTURE(backend->description());
             CAPTURE(name);
-            CHECK(worst_logit(*backend, name) <= kBound);
+            const bool rounds = name == "llama-bias" && rounds_activations(*backend);
+            CHECK(worst_logit(*backend, name) <= (rounds ? 12 * kRoundedBound : kBound));
         }
     }
 }
@@ -128,14 +140,17 @@ TEST_CASE("roberta: every layer's output for every row") {
 }
 
 TEST_CASE("roberta: chunk embeddings by each pooling") {
-    for (const auto& backend : cpu_levels()) {
+    for (const auto& backend : every_backend()) {
         CAPTURE(backend->description());
         for (const std::string& name : kRobertas) {
             CAPTURE(name);
-            CHECK(worst_pooled(*backend, name, ChunkPooling::cls, "cls") <= kBound);
-            CHECK(worst_pooled(*backend, name, ChunkPooling::mean, "mean") <= kBound);
+            const bool rounds = name == "roberta-pooler" && rounds_activations(*backend);
+            const double bound = rounds ? 2 * kRoundedBound : kBound;
+            CHECK(worst_pooled(*backend, name, ChunkPooling::cls, "cls") <= bound);
+            CHECK(worst_pooled(*backend, name, ChunkPooling::mean, "mean") <= bound);
         }
-        CHECK(worst_pooled(*backend, "roberta-pooler", ChunkPooling::pooler, "pooler") <= kBound);
+        const double bound = rounds_activations(*backend) ? 2 * kRoundedBound : kBound;
+        CHECK(worst_pooled(*backend, "roberta-pooler", ChunkPooling::pooler, "pooler") <= bound);
     }
 }
 
@@ -166,7 +181,15 @@ TEST_CASE("roberta: a chunk without tokens or with too many is refused with both
 
 namespace {
 
+// The model's weights are BF16.
 void check_tiny_refrag(Backend& backend) {
+    const bool rounds = rounds_activations(backend);
+    const auto near = [&](std::span<const float> found, std::span<const float> expected) {
+        float largest = 0.0f;
+        for (const float x : expected) largest = std::max(largest, std::fabs(x));
+        return max_difference(found, expected) <=
+               (rounds ? kRoundedBound * static_cast<double>(largest) : kBound);
+    };
     const Golden golden("tiny-refrag");
     const std::string dir = tiny_refrag_path();
     const RefragConfig config = load_refrag_config(dir);
@@ -185,8 +208,8 @@ void check_tiny_refrag(Backend& backend) {
     }
     std::vector<std::vector<int32_t>> question = id_lists_of(golden.json.get("question_pieces"));
     for (std::vector<int32_t>& piece : question) piece = with_specials(piece);
-    CHECK(max_difference(encode(encoder, backend, chunks), golden.values("chunk_emb")) <= kBound);
-    CHECK(max_difference(encode(encoder, backend, question), golden.values("question_emb")) <= kBound);
+    CHECK(near(encode(encoder, backend, chunks), golden.values("chunk_emb")));
+    CHECK(near(encode(encoder, backend, question), golden.values("question_emb")));
 
     // Each part below is fed the golden's own input, so that a failure names the part.
     const int32_t d_enc = encoder.config().dim;
@@ -197,13 +220,11 @@ void check_tiny_refrag(Backend& backend) {
     const Projector projector(backend, dir, d_enc, decoder.model.config().dim);
     const Tensor slots = arena.tensor(chunk_emb.rows, decoder.model.config().dim);
     projector.forward(slots, chunk_emb, arena);
-    CHECK(max_difference(download(backend, slots), golden.values("slots")) <= kBound);
+    CHECK(near(download(backend, slots), golden.values("slots")));
 
     const Policy policy(backend, dir, config.policy, d_enc);
-    CHECK(max_difference(policy.logits(chunk_emb, question_emb, arena), golden.values("policy_logits")) <=
-          kBound);
-    CHECK(max_difference(policy.logits(chunk_emb, Tensor{}, arena),
-                         golden.values("policy_logits_no_question")) <= kBound);
+    CHECK(near(policy.logits(chunk_emb, question_emb, arena), golden.values("policy_logits")));
+    CHECK(near(policy.logits(chunk_emb, Tensor{}, arena), golden.values("policy_logits_no_question")));
     CHECK(policy.logits(Tensor{}, question_emb, arena).empty());
 
     decoder.set_slots(golden.values("slots"));
@@ -215,7 +236,7 @@ void check_tiny_refrag(Backend& backend) {
         decoder.kv.truncate(0, 0);
         const std::vector<float> logits = decoder.feed(0, source);
         REQUIRE(logits.size() >= last_rows.size());
-        CHECK(max_difference(std::span(logits).last(last_rows.size()), last_rows) <= kBound);
+        CHECK(near(std::span(logits).last(last_rows.size()), last_rows));
         const std::vector<int32_t> greedy = ids_of(expected.get("greedy"));
         CHECK(decoder.greedy(source, greedy.size()) == greedy);
     }
@@ -224,7 +245,7 @@ void check_tiny_refrag(Backend& backend) {
 }  // namespace
 
 TEST_CASE("a whole REFRAG model: encoder, projector, policy and decoder in turn") {
-    for (const auto& backend : cpu_levels()) {
+    for (const auto& backend : every_backend()) {
         CAPTURE(backend->description());
         check_tiny_refrag(*backend);
     }

@@ -6,8 +6,32 @@
 
 #include "base/check.h"
 #include "cpu/cpu_backend.h"
+#if defined(REFRAG_WITH_CUDA)
+#include "cuda/cuda_backend.h"
+#endif
 
 namespace refrag {
+namespace {
+
+// Why there is no GPU to compute on; empty where there is one.
+std::string gpu_unavailable() {
+#if defined(REFRAG_WITH_CUDA)
+    return cuda::cuda_unavailable();
+#else
+    return "this build has no CUDA backend";
+#endif
+}
+
+std::unique_ptr<Backend> make_gpu_backend(const DeviceOptions& options) {
+#if defined(REFRAG_WITH_CUDA)
+    return cuda::make_cuda_backend({options.gpu_memory_fraction, options.deterministic});
+#else
+    (void)options;
+    fail(Status::runtime, gpu_unavailable());
+#endif
+}
+
+}  // namespace
 
 void add_model_option(CLI::App& app, std::string& model_dir) {
     app.add_option("-m,--model", model_dir, "Model directory (refrag.json, encoder/, decoder/, heads)")
@@ -32,7 +56,11 @@ void add_device_options(CLI::App& app, DeviceOptions& options) {
         ->check(CLI::Range(0, 4096))
         ->type_name("N");
     app.add_flag("--deterministic", options.deterministic,
-                 "One accumulation order whatever the batch or split (the CPU always computes so)");
+                 "One accumulation order whatever the batch (the CPU always computes so; slow on a GPU)");
+    app.add_option("--gpu-memory-fraction", options.gpu_memory_fraction,
+                   "Of the GPU's free memory, how much to take at most (above 0, at most 1)")
+        ->capture_default_str()
+        ->type_name("X");
     app.add_option("--weights", options.weights,
                    "Layers' matrices: as stored, or quantised to 8 bits with a scale for every 32 weights")
         ->capture_default_str()
@@ -42,9 +70,20 @@ void add_device_options(CLI::App& app, DeviceOptions& options) {
 std::unique_ptr<Backend> make_backend(const DeviceOptions& options) {
     REFRAG_CHECK(options.device == "auto" || options.device == "cpu" || options.device == "cuda",
                  Status::usage, "--device: expected auto, cpu or cuda; found \"", options.device, "\"");
-    REFRAG_CHECK(options.device != "cuda", Status::runtime,
-                 "--device cuda: this build has no CUDA backend; use --device cpu");
+    REFRAG_CHECK(options.gpu_memory_fraction > 0.0 && options.gpu_memory_fraction <= 1.0, Status::usage,
+                 "--gpu-memory-fraction: expected a number above 0, at most 1; found ",
+                 options.gpu_memory_fraction);
+    if (options.device == "cpu") return make_cpu_backend(options.threads);
+    const std::string why = gpu_unavailable();
+    if (why.empty()) return make_gpu_backend(options);
+    REFRAG_CHECK(options.device == "auto", Status::runtime, "--device cuda: ", why, "; use --device cpu");
     return make_cpu_backend(options.threads);
+}
+
+std::string device_choice(const DeviceOptions& options) {
+    if (options.device != "auto") return "asked for";
+    const std::string why = gpu_unavailable();
+    return why.empty() ? "a GPU is there" : why;
 }
 
 std::unique_ptr<Model> load_model(Backend& backend, const std::string& dir, const DeviceOptions& options) {

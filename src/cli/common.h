@@ -22,6 +22,7 @@ struct DeviceOptions {
     int threads = 0;              // 0: all CPUs this process may use
     bool deterministic = false;
     std::string weights = "auto";  // auto, int8
+    double gpu_memory_fraction = 0.9;
 };
 
 // -m/--model (required, or REFRAG_MODEL).
@@ -33,6 +34,8 @@ void add_device_options(CLI::App& app, DeviceOptions& options);
 
 // Status::usage for a word that is no device, Status::runtime for a device that is not here.
 std::unique_ptr<Backend> make_backend(const DeviceOptions& options);
+// Why make_backend takes the device that it takes, in a few words.
+std::string device_choice(const DeviceOptions& options);
 
 // Loads a model directory, with a progress bar on a terminal.
 std::unique_ptr<Model> load_model(Backend& backend, const std::string& dir, const DeviceOptions& options);

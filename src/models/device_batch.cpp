@@ -40,6 +40,7 @@ Batch BatchPlan::upload(Backend& backend, Arena& arena) const {
     batch.start = upload_vector(backend, arena, start_);
     batch.slot = upload_vector(backend, arena, slot_);
     batch.position = upload_vector(backend, arena, position_);
+    batch.n_uncached = static_cast<int32_t>(std::count(slot_.begin(), slot_.end(), -1));
     return batch;
 }
 

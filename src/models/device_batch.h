@@ -23,6 +23,7 @@ class BatchPlan {
 
     int32_t n_seq() const { return static_cast<int32_t>(slot_.size()); }
     int32_t n_rows() const { return row_begin_.back(); }
+    int32_t max_rows() const { return max_rows_; }  // of a sequence
     int32_t row_begin(int32_t seq) const { return row_begin_[static_cast<size_t>(seq)]; }
 
     // Uploads the arrays into memory taken from `arena`.

@@ -6,6 +6,12 @@
 #include <utility>
 
 namespace refrag {
+namespace {
+
+// Steps whose longest sequences round up to the same multiple of this are the same work.
+constexpr int32_t kStepEntries = 256;
+
+}  // namespace
 
 Llama::Llama(Backend& backend, const std::string& dir, const LoadedBytes& loaded, WeightFormat format)
     : backend_(backend), config_(load_llama_config(dir)) {
@@ -93,7 +99,7 @@ Tensor Llama::forward(const BatchPlan& plan, const std::vector<int32_t>& source,
     const Tensor x = arena.tensor(rows, c.dim);  // the residual stream
     const Tensor h = arena.tensor(rows, c.dim);  // a block's normed input; the result at the end
     const ArenaScope scratch(arena);
-    const Batch batch = plan.upload(b, arena);
+    Batch batch = plan.upload(b, arena);
     const Tensor q = arena.tensor(rows, q_dim);
     const Tensor k = arena.tensor(rows, kv_dim);
     const Tensor v = arena.tensor(rows, kv_dim);
@@ -102,27 +108,47 @@ Tensor Llama::forward(const BatchPlan& plan, const std::vector<int32_t>& source,
     const Tensor gate = arena.tensor(rows, c.hidden_dim);
     const Tensor up = arena.tensor(rows, c.hidden_dim);
     const Tensor cos_sin = arena.tensor(rows, c.head_dim);
+    const int32_t* const rows_of = upload_vector(b, arena, source);
 
-    b.embed(x, *embedding_, upload_vector(b, arena, source), slots);
-    b.rope_table(cos_sin, batch.position, inv_freq_.view());
-    b.rms_norm(h, x, layers_[0].input_norm.view(), c.norm_eps);
-    for (int32_t i = 0; i < c.n_layers; ++i) {
-        const Layer& layer = layers_[static_cast<size_t>(i)];
-        const std::array qkv = {Product{q, layer.q.get(), layer.q_bias.view()},
-                                Product{k, layer.k.get(), layer.k_bias.view()},
-                                Product{v, layer.v.get(), layer.v_bias.view()}};
-        b.linears_rope_kv_append(kv.view(), i, h, qkv, cos_sin, batch);
-        b.attention(attn, q, k, v, shape, &kv.view(), i, batch);
-        b.linear_add(x, attn, {y, layer.o.get(), layer.o_bias.view()});
-        b.rms_norm(h, x, layer.ffn_norm.view(), c.norm_eps);
+    const auto enqueue = [&] {
+        b.embed(x, *embedding_, rows_of, slots);
+        b.rope_table(cos_sin, batch.position, inv_freq_.view());
+        b.rms_norm(h, x, layers_[0].input_norm.view(), c.norm_eps);
+        for (int32_t i = 0; i < c.n_layers; ++i) {
+            const Layer& layer = layers_[static_cast<size_t>(i)];
+            const std::array qkv = {Product{q, layer.q.get(), layer.q_bias.view()},
+                                    Product{k, layer.k.get(), layer.k_bias.view()},
+                                    Product{v, layer.v.get(), layer.v_bias.view()}};
+            b.linears_rope_kv_append(kv.view(), i, h, qkv, cos_sin, batch);
+            b.attention(attn, q, k, v, shape, &kv.view(), i, batch);
+            b.linear_add(x, attn, {y, layer.o.get(), layer.o_bias.view()});
+            b.rms_norm(h, x, layer.ffn_norm.view(), c.norm_eps);
 
-        b.linear_silu_mul(h, {gate, layer.gate.get(), layer.gate_bias.view()},
-                          {up, layer.up.get(), layer.up_bias.view()});
-        b.linear_add(x, gate, {y, layer.down.get(), layer.down_bias.view()});
-        const bool last = i + 1 == c.n_layers;
-        const DeviceVector& next = last ? norm_ : layers_[static_cast<size_t>(i) + 1].input_norm;
-        b.rms_norm(h, x, next.view(), c.norm_eps);
+            b.linear_silu_mul(h, {gate, layer.gate.get(), layer.gate_bias.view()},
+                              {up, layer.up.get(), layer.up_bias.view()});
+            b.linear_add(x, gate, {y, layer.down.get(), layer.down_bias.view()});
+            const bool last = i + 1 == c.n_layers;
+            const DeviceVector& next = last ? norm_ : layers_[static_cast<size_t>(i) + 1].input_norm;
+            b.rms_norm(h, x, next.view(), c.norm_eps);
+        }
+    };
+    if (plan.max_rows() > 1) {
+        enqueue();
+        return h;
     }
+    // A decode step: the same work again and again, but for what lies in device memory.
+    batch.max_entries = (batch.max_entries + kStepEntries - 1) / kStepEntries * kStepEntries;
+    const KvView& view = kv.view();
+    const auto at = [](const void* data) { return static_cast<uint64_t>(reinterpret_cast<uintptr_t>(data)); };
+    const auto n = [](int64_t number) { return static_cast<uint64_t>(number); };
+    const std::array key = {at(this),           at(view.pages),      at(view.length), at(view.page_table),
+                            n(view.max_pages),  at(batch.row_begin), at(batch.start), at(batch.slot),
+                            at(batch.position), n(batch.n_seq),      n(rows),         n(batch.max_entries),
+                            at(rows_of),        at(slots.data),      n(slots.rows),   at(x.data),
+                            at(h.data),         at(q.data),          at(k.data),      at(v.data),
+                            at(attn.data),      at(y.data),          at(gate.data),   at(up.data),
+                            at(cos_sin.data)};
+    b.repeat(key, enqueue);
     return h;
 }
 

@@ -20,6 +20,8 @@
 #include <string>
 
 #include "base/arena.h"
+#include "base/function_ref.h"
+#include "base/memory.h"
 #include "base/tensor.h"
 
 namespace refrag {
@@ -56,11 +58,12 @@ struct Batch {
     int32_t n_seq = 0;
     int32_t n_rows = 0;
     int32_t max_rows = 0;                // longest sequence of this call; for launch sizes
-    int32_t max_entries = 0;             // longest start + rows; for launch sizes
+    int32_t max_entries = 0;             // at least the longest start + rows; for launch sizes
     const int32_t* row_begin = nullptr;  // [n_seq + 1], row_begin[0] = 0, row_begin[n_seq] = n_rows
     const int32_t* start = nullptr;  // [n_seq] entries that the slot held before the call (0 without a cache)
     const int32_t* slot = nullptr;   // [n_seq] KV slot, or -1
     const float* position = nullptr;  // [n_rows] RoPE position of each row
+    int32_t n_uncached = 0;           // sequences with slot = -1; for launches
 };
 
 inline constexpr int32_t kPageEntries = 32;  // KV entries to a page
@@ -113,6 +116,13 @@ class Backend : public MemorySource {
     virtual void download(void* dst, const void* src,
                           size_t bytes) = 0;      // device -> host; waits for all work
     virtual void copy(Tensor out, Tensor x) = 0;  // same shape and dtype
+    // Bytes that allocate() may still give.
+    virtual uint64_t available_bytes() const { return available_memory_bytes(); }
+
+    // Calls `enqueue`, which calls ops and nothing else: no upload, no download, no allocation. A backend may
+    // record the work, and in later calls with the same key do it again without calling `enqueue`: the key
+    // names all that the ops are given (addresses, sizes), whereas what lies in device memory may change.
+    virtual void repeat(std::span<const uint64_t> /*key*/, FunctionRef<void()> enqueue) { enqueue(); }
 
     // Makes a weight matrix, reading it row block by row block (never two whole copies in memory).
     virtual std::unique_ptr<Matrix> make_matrix(DType dtype, int64_t out_dim, int64_t in_dim,

@@ -1,0 +1,155 @@
+// What the files of the CUDA backend share: the backend class, whose ops are defined in the file of their
+// family, and its weight matrices.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "attention.cuh"
+#include "base/int8.h"
+#include "cublas.cuh"
+#include "device.cuh"
+
+namespace refrag::REFRAG_CUDA {
+
+// F32, F16 and BF16: [out_dim, in_dim], row-major. I8: the values [out_dim, stride] with rows padded to whole
+// groups of 32, then the F16 scales [out_dim, stride / 32].
+class CudaMatrix : public Matrix {
+  public:
+    CudaMatrix(MemorySource& source, DType dtype, int64_t out_dim, int64_t in_dim);
+    size_t device_bytes() const override { return buffer_.bytes(); }
+
+    void* data() const { return buffer_.data(); }
+    int64_t stride() const { return stride_; }  // elements from a row to the next
+    uint16_t* scales() const {
+        return reinterpret_cast<uint16_t*>(static_cast<int8_t*>(buffer_.data()) + out_dim() * stride_);
+    }
+    int64_t n_groups() const { return stride_ / kInt8Group; }
+
+  private:
+    int64_t stride_;
+    Buffer buffer_;
+};
+
+// Pinned host memory through which uploads go, so that the caller's memory is free at once: chunks in turn,
+// each reused when the copies out of it have ended.
+class Staging {
+  public:
+    explicit Staging(cudaStream_t stream) : stream_(stream) {}
+    ~Staging();
+    Staging(const Staging&) = delete;
+    Staging& operator=(const Staging&) = delete;
+
+    static constexpr size_t kChunkBytes = size_t{4} << 20;
+    // Memory for `bytes` <= kChunkBytes, to be filled and copied from by the stream's next work.
+    void* take(size_t bytes);
+
+  private:
+    struct Chunk {
+        void* data = nullptr;
+        cudaEvent_t copied = nullptr;
+    };
+    static constexpr size_t kChunks = 4;
+    cudaStream_t stream_;
+    Chunk chunks_[kChunks];
+    size_t current_ = 0;
+    size_t used_ = 0;
+};
+
+class CudaBackend : public Backend {
+  public:
+    explicit CudaBackend(const CudaOptions& options);
+    ~CudaBackend() override;
+
+    void* allocate(size_t bytes) override;
+    void release(void* data) noexcept override;
+    std::string description() const override;
+    uint64_t available_bytes() const override { return budget_bytes_ - held_bytes_; }
+
+    void upload(void* dst, const void* src, size_t bytes) override;
+    void download(void* dst, const void* src, size_t bytes) override;
+    void copy(Tensor out, Tensor x) override;
+    void repeat(std::span<const uint64_t> key, FunctionRef<void()> enqueue) override;
+
+    // gemm.cu
+    std::unique_ptr<Matrix> make_matrix(DType dtype, int64_t out_dim, int64_t in_dim,
+                                        const RowReader& read) override;
+    void linear(Tensor out, Tensor x, const Matrix& w, Tensor bias) override;
+    void linears(Tensor x, std::span<const Product> products) override;
+    void linear_add(Tensor residual, Tensor x, const Product& y) override;
+
+    // embedding.cu
+    void embed(Tensor out, const Matrix& table, const int32_t* source, Tensor slots) override;
+    void add_embed(Tensor x, const Matrix& table, const int32_t* ids) override;
+    void gather_rows(Tensor out, Tensor x, const int32_t* index) override;
+
+    // elementwise.cu
+    void add(Tensor x, Tensor y) override;
+    void gelu(Tensor x) override;
+    void tanh(Tensor x) override;
+    void silu_mul(Tensor gate, Tensor up) override;
+
+    // norm.cu
+    void rms_norm(Tensor out, Tensor x, Tensor weight, float eps) override;
+    void layer_norm(Tensor out, Tensor x, Tensor weight, Tensor bias, float eps) override;
+    void l2_normalize(Tensor x) override;
+
+    // rope.cu
+    void rope_table(Tensor cos_sin, const float* position, Tensor inv_freq) override;
+    void rope(Tensor x, Tensor cos_sin) override;
+    DType kv_dtype(DType weights, int32_t head_dim) const override;
+    void kv_append(const KvView& kv, int32_t layer, Tensor k, Tensor v, const Batch& batch) override;
+    void rope_kv_append(const KvView& kv, int32_t layer, Tensor q, Tensor k, Tensor v, Tensor cos_sin,
+                        const Batch& batch) override;
+
+    // attention.cu
+    void attention(Tensor out, Tensor q, Tensor k, Tensor v, const AttentionShape& shape, const KvView* kv,
+                   int32_t layer, const Batch& batch) override;
+
+    // reduce.cu
+    void pool(Tensor out, Tensor x, const Batch& batch, Pooling pooling) override;
+    void nll(Tensor out, Tensor logits, const int32_t* target) override;
+
+  private:
+    // Scratch of one purpose that keeps its memory, until more is asked for.
+    struct Scratch {
+        Buffer buffer;
+    };
+    void* scratch(Scratch& s, size_t bytes);
+
+    // One product of rows that matmul kernels or cuBLAS take, see gemm.cu. add: out += instead of out =.
+    void multiply(Tensor out, Tensor x, const CudaMatrix& w, Tensor bias, bool add, const void* rounded);
+    // x as cuBLAS takes it beside weights of `dtype`: x itself, or its values rounded into scratch.
+    const void* rounded(Tensor x, DType dtype);
+    bool few_rows(int64_t rows) const;
+
+    int device_ = 0;
+    CudaOptions options_;
+    std::string name_;
+    cudaStream_t stream_ = nullptr;
+    uint64_t budget_bytes_ = 0;
+    uint64_t held_bytes_ = 0;
+    std::map<void*, size_t> sizes_;
+    std::optional<Staging> staging_;
+    Buffer workspace_;
+    std::optional<Cublas> cublas_;
+    Scratch rounded_;
+    Scratch widened_;
+    Scratch partial_;
+
+    // Recorded work by its key. A key's first call runs as it is, so that all scratch is there; its second is
+    // recorded.
+    struct Recorded {
+        cudaGraphExec_t graph = nullptr;
+        uint64_t used = 0;
+    };
+    static constexpr size_t kMaxRecorded = 64;
+    void forget_recorded() noexcept;
+    std::map<std::vector<uint64_t>, Recorded> recorded_;
+    uint64_t uses_ = 0;
+    bool recording_ = false;
+};
+
+}  // namespace refrag::REFRAG_CUDA

@@ -1,0 +1,229 @@
+// The CUDA backend itself: the device, its memory, copies, and work that is recorded once and replayed.
+#include "cuda_backend.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "backend_impl.cuh"
+
+namespace refrag::REFRAG_CUDA {
+namespace {
+
+// The oldest compute capability that the kernels are compiled for.
+constexpr int kOldestMajor = 8;
+
+std::string mib(uint64_t bytes) {
+    return str(bytes, " bytes (", bytes >> 20, " MiB)");
+}
+
+}  // namespace
+
+std::string cuda_unavailable() {
+    int count = 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess) {
+        cudaGetLastError();  // so that no later call reports it again
+        return str("no CUDA device can be used: ", cudaGetErrorString(error));
+    }
+    if (count == 0) return "no CUDA device is visible";
+    int major = 0, minor = 0;
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) != cudaSuccess ||
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0) != cudaSuccess) {
+        return "no CUDA device can be used: it does not say its compute capability";
+    }
+    if (major < kOldestMajor) {
+        return str("the CUDA device has compute capability ", major, ".", minor, "; at least ", kOldestMajor,
+                   ".0 is needed");
+    }
+    return "";
+}
+
+std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options) {
+    const std::string why = cuda_unavailable();
+    REFRAG_CHECK(why.empty(), Status::runtime, why);
+    return std::make_unique<CudaBackend>(options);
+}
+
+CudaBackend::CudaBackend(const CudaOptions& options) : options_(options) {
+    REFRAG_CHECK(options.memory_fraction > 0.0 && options.memory_fraction <= 1.0, Status::usage,
+                 "GPU memory fraction: expected a number above 0, at most 1, found ",
+                 options.memory_fraction);
+    CUDA_CHECK(cudaSetDevice(device_));
+    cudaDeviceProp properties{};
+    CUDA_CHECK(cudaGetDeviceProperties(&properties, device_));
+    name_ = properties.name;
+    size_t free_bytes = 0, total_bytes = 0;
+    CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
+    budget_bytes_ = static_cast<uint64_t>(static_cast<double>(free_bytes) * options.memory_fraction);
+    CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+    try {
+        // Memory that is given back stays with this process, so that taking it again costs nothing.
+        cudaMemPool_t pool = nullptr;
+        uint64_t keep = UINT64_MAX;
+        CUDA_CHECK(cudaDeviceGetDefaultMemPool(&pool, device_));
+        CUDA_CHECK(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep));
+        staging_.emplace(stream_);
+        workspace_ = Buffer(*this, kCublasWorkspaceBytes);
+        cublas_.emplace(stream_, workspace_.data(), workspace_.bytes());
+    } catch (...) {
+        workspace_ = Buffer{};
+        staging_.reset();
+        cudaStreamDestroy(stream_);
+        throw;
+    }
+}
+
+CudaBackend::~CudaBackend() {
+    cudaStreamSynchronize(stream_);
+    forget_recorded();
+    for (Scratch* s : {&rounded_, &widened_, &partial_}) s->buffer = Buffer{};
+    cublas_.reset();
+    workspace_ = Buffer{};
+    staging_.reset();
+    cudaStreamSynchronize(stream_);
+    cudaStreamDestroy(stream_);
+}
+
+std::string CudaBackend::description() const {
+    return str("cuda: ", name_, options_.deterministic ? ", deterministic" : "");
+}
+
+// ---- memory ---------------------------------------------------------------------------------------------
+
+void* CudaBackend::allocate(size_t bytes) {
+    const uint64_t left = budget_bytes_ - held_bytes_;
+    REFRAG_CHECK(bytes <= left, Status::out_of_memory, "GPU memory: ", mib(bytes), " needed, ", mib(left),
+                 " left of the ", mib(budget_bytes_), " that this process may take");
+    void* data = nullptr;
+    const cudaError_t error = cudaMallocAsync(&data, bytes, stream_);
+    if (error == cudaErrorMemoryAllocation) {
+        cudaGetLastError();
+        size_t free_bytes = 0, total_bytes = 0;
+        cudaMemGetInfo(&free_bytes, &total_bytes);
+        fail(Status::out_of_memory, "GPU memory: ", mib(bytes), " needed, ", mib(free_bytes),
+             " free on the device (other processes use it too)");
+    }
+    CUDA_CHECK(error);
+    try {
+        sizes_.emplace(data, bytes);
+    } catch (...) {
+        cudaFreeAsync(data, stream_);
+        throw;
+    }
+    held_bytes_ += bytes;
+    return data;
+}
+
+void CudaBackend::release(void* data) noexcept {
+    if (data == nullptr) return;
+    forget_recorded();  // recorded work may name this memory
+    const auto at = sizes_.find(data);
+    held_bytes_ -= at->second;
+    sizes_.erase(at);
+    cudaFreeAsync(data, stream_);
+}
+
+void* CudaBackend::scratch(Scratch& s, size_t bytes) {
+    if (bytes <= s.buffer.bytes()) return s.buffer.data();
+    REFRAG_CHECK(!recording_, Status::runtime, "GPU memory taken while work is recorded");
+    s.buffer = Buffer{};
+    s.buffer = Buffer(*this, bytes + bytes / 4);
+    return s.buffer.data();
+}
+
+Staging::~Staging() {
+    for (const Chunk& chunk : chunks_) {
+        if (chunk.copied != nullptr) cudaEventDestroy(chunk.copied);
+        if (chunk.data != nullptr) cudaFreeHost(chunk.data);
+    }
+}
+
+void* Staging::take(size_t bytes) {
+    constexpr size_t kAlignment = 64;
+    if (chunks_[current_].data != nullptr && kChunkBytes - used_ < bytes) {
+        CUDA_CHECK(cudaEventRecord(chunks_[current_].copied, stream_));
+        current_ = (current_ + 1) % kChunks;
+        used_ = 0;
+        if (chunks_[current_].data != nullptr) CUDA_CHECK(cudaEventSynchronize(chunks_[current_].copied));
+    }
+    Chunk& chunk = chunks_[current_];
+    if (chunk.copied == nullptr) CUDA_CHECK(cudaEventCreateWithFlags(&chunk.copied, cudaEventDisableTiming));
+    if (chunk.data == nullptr) CUDA_CHECK(cudaMallocHost(&chunk.data, kChunkBytes));
+    void* const at = static_cast<std::byte*>(chunk.data) + used_;
+    used_ = std::min(kChunkBytes, used_ + (bytes + kAlignment - 1) / kAlignment * kAlignment);
+    return at;
+}
+
+void CudaBackend::upload(void* dst, const void* src, size_t bytes) {
+    REFRAG_DCHECK(!recording_);
+    for (size_t done = 0; done < bytes;) {
+        const size_t n = std::min(bytes - done, Staging::kChunkBytes);
+        void* const staged = staging_->take(n);
+        std::memcpy(staged, static_cast<const std::byte*>(src) + done, n);
+        CUDA_CHECK(
+            cudaMemcpyAsync(static_cast<std::byte*>(dst) + done, staged, n, cudaMemcpyHostToDevice, stream_));
+        done += n;
+    }
+}
+
+void CudaBackend::download(void* dst, const void* src, size_t bytes) {
+    REFRAG_DCHECK(!recording_);
+    // Even of nothing: what download() promises is that all work has ended.
+    if (bytes > 0) CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, stream_));
+    CUDA_CHECK(cudaStreamSynchronize(stream_));
+}
+
+void CudaBackend::copy(Tensor out, Tensor x) {
+    REFRAG_DCHECK(out.rows == x.rows && out.cols == x.cols && out.dtype == x.dtype);
+    if (x.empty()) return;
+    CUDA_CHECK(cudaMemcpyAsync(out.data, x.data, x.bytes(), cudaMemcpyDeviceToDevice, stream_));
+}
+
+// ---- recorded work --------------------------------------------------------------------------------------
+
+void CudaBackend::forget_recorded() noexcept {
+    for (const auto& [key, recorded] : recorded_) {
+        if (recorded.graph != nullptr) cudaGraphExecDestroy(recorded.graph);
+    }
+    recorded_.clear();
+}
+
+void CudaBackend::repeat(std::span<const uint64_t> key, FunctionRef<void()> enqueue) {
+    const std::vector<uint64_t> name(key.begin(), key.end());
+    auto at = recorded_.find(name);
+    if (at == recorded_.end()) {
+        enqueue();
+        if (recorded_.size() >= kMaxRecorded) {
+            const auto oldest = std::min_element(recorded_.begin(), recorded_.end(), [](auto& a, auto& b) {
+                return a.second.used < b.second.used;
+            });
+            if (oldest->second.graph != nullptr) cudaGraphExecDestroy(oldest->second.graph);
+            recorded_.erase(oldest);
+        }
+        recorded_.emplace(name, Recorded{nullptr, ++uses_});
+        return;
+    }
+    at->second.used = ++uses_;
+    if (at->second.graph == nullptr) {
+        cudaGraph_t graph = nullptr;
+        CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+        recording_ = true;
+        try {
+            enqueue();
+        } catch (...) {
+            recording_ = false;
+            cudaStreamEndCapture(stream_, &graph);
+            if (graph != nullptr) cudaGraphDestroy(graph);
+            cudaGetLastError();
+            throw;
+        }
+        recording_ = false;
+        CUDA_CHECK(cudaStreamEndCapture(stream_, &graph));
+        const cudaError_t error = cudaGraphInstantiate(&at->second.graph, graph, 0);
+        cudaGraphDestroy(graph);
+        CUDA_CHECK(error);
+    }
+    CUDA_CHECK(cudaGraphLaunch(at->second.graph, stream_));
+}
+
+}  // namespace refrag::REFRAG_CUDA

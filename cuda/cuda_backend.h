@@ -1,0 +1,32 @@
+// The CUDA backend: the same ops as src/cpu/, on one NVIDIA GPU. Plain C++, for whoever makes a backend.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "ops/backend.h"
+
+#if defined(REFRAG_CUDA_ON_HOST)
+#define REFRAG_CUDA cuda_on_host
+#else
+#define REFRAG_CUDA cuda
+#endif
+
+namespace refrag::REFRAG_CUDA {
+
+struct CudaOptions {
+    // Of the memory that is free on the device when it is opened, what this backend may take at most.
+    double memory_fraction = 0.9;
+    // Every row's result then does not depend on the batch it is in, bit for bit: products go through the
+    // kernels that decoding uses, several times slower than cuBLAS on prompts.
+    bool deterministic = false;
+};
+
+// Why no device can be used ("no CUDA device is visible: ..."), or empty where one can. Never throws, and
+// works where there is neither driver nor toolkit.
+std::string cuda_unavailable();
+
+// Opens the first visible device. Throws Status::runtime with the reason where it cannot be used.
+std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options = {});
+
+}  // namespace refrag::REFRAG_CUDA

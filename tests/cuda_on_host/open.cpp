@@ -1,0 +1,21 @@
+// See open.h.
+#include "open.h"
+
+#include "cuda_backend.h"
+
+namespace refrag_on_host {
+
+std::unique_ptr<refrag::Backend> open_backend(const OpenOptions& options) {
+    set_seed(options.seed);
+    device().total_bytes = device().used_bytes + options.memory_bytes;
+    refrag::cuda_on_host::CudaOptions cuda;
+    cuda.deterministic = options.deterministic;
+    cuda.memory_fraction = options.memory_fraction;
+    return refrag::cuda_on_host::make_cuda_backend(cuda);
+}
+
+uint64_t kernels_launched() {
+    return launches();
+}
+
+}  // namespace refrag_on_host

@@ -1,0 +1,21 @@
+// The CUDA backend over the executor, for tests that are compiled as ordinary C++.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "ops/backend.h"
+
+namespace refrag_on_host {
+
+struct OpenOptions {
+    uint64_t seed = 1;  // of the order in which threads run
+    bool deterministic = false;
+    double memory_fraction = 0.9;
+    uint64_t memory_bytes = uint64_t{1} << 32;  // of the device
+};
+std::unique_ptr<refrag::Backend> open_backend(const OpenOptions& options = {});
+// Kernels launched so far by this thread.
+uint64_t kernels_launched();
+
+}  // namespace refrag_on_host

@@ -1,0 +1,46 @@
+// The device's memory, see on_host.h. Fresh memory holds NaN in every type.
+#include "on_host.h"
+
+#include <map>
+
+namespace refrag_on_host {
+namespace {
+
+// Never destroyed: backends of static duration outlive a thread's variables.
+struct Memory {
+    Device device;
+    std::map<void*, size_t> allocations;
+};
+Memory& memory() {
+    thread_local auto* const of_thread = new Memory;
+    return *of_thread;
+}
+
+}  // namespace
+
+Device& device() {
+    return memory().device;
+}
+
+cudaError_t cudaMallocAsync(void** data, size_t bytes, cudaStream_t) {
+    Device& d = device();
+    *data = nullptr;
+    if (bytes > d.total_bytes - d.used_bytes) return cudaErrorMemoryAllocation;
+    // Exactly as many bytes as asked for, so that AddressSanitizer sees the first one beyond.
+    if (posix_memalign(data, 256, bytes) != 0) return cudaErrorMemoryAllocation;
+    std::memset(*data, 0xff, bytes);
+    d.used_bytes += bytes;
+    memory().allocations[*data] = bytes;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFreeAsync(void* data, cudaStream_t) {
+    const auto at = memory().allocations.find(data);
+    if (at == memory().allocations.end()) return cudaErrorInvalidValue;
+    device().used_bytes -= at->second;
+    memory().allocations.erase(at);
+    std::free(data);
+    return cudaSuccess;
+}
+
+}  // namespace refrag_on_host

@@ -1,0 +1,510 @@
+// The op table: every op of ops/backend.h on every backend (the CPU's instruction sets, the CUDA kernels run
+// on the host, and a GPU where there is one), held against the CPU's scalar loops.
+//
+// Inputs are whole multiples of 1/128 in [-1, 1], which bf16 and F16 hold exactly: so a backend that rounds
+// activations to the weights' type computes with the same numbers, and a bound needs to cover orders of
+// summation alone: two sums of n terms of at most 1 differ by at most 2 gamma(n) n (see ops_test.h).
+#include <algorithm>
+#include <array>
+#include <functional>
+
+#include "base/int8.h"
+#include "every_backend.h"
+#include "models/device_batch.h"
+#include "models/kv_cache.h"
+#include "ops_test.h"
+
+using namespace refrag_test;
+using refrag::Arena;
+using refrag::AttentionShape;
+using refrag::Batch;
+using refrag::BatchPlan;
+using refrag::Buffer;
+using refrag::KvCache;
+using refrag::Pooling;
+using refrag::Product;
+using refrag::str;
+
+namespace {
+
+Floats exact_floats(int64_t n, uint32_t seed) {
+    Floats x = random_floats(n, seed, 128.0f);
+    for (float& v : x) v = std::nearbyint(v) / 128.0f;
+    return x;
+}
+
+// A backend, and tensors that go to its memory and back.
+class On {
+  public:
+    explicit On(Backend& backend) : b(backend), arena(backend) {}
+
+    Tensor put(const Floats& x, int64_t rows, int64_t cols) {
+        REQUIRE(static_cast<int64_t>(x.size()) == rows * cols);
+        const Tensor t = arena.tensor(rows, cols);
+        b.upload(t.data, x.data(), t.bytes());
+        return t;
+    }
+    int32_t* put(const std::vector<int32_t>& x) { return refrag::upload_vector(b, arena, x); }
+    Tensor empty(int64_t rows, int64_t cols) {
+        return put(Floats(static_cast<size_t>(rows * cols), kNan), rows, cols);
+    }
+    Floats get(Tensor t) {
+        Floats x(static_cast<size_t>(t.size()));
+        b.download(x.data(), t.data, t.bytes());
+        return x;
+    }
+
+    Backend& b;
+    Arena arena;
+};
+
+using Run = std::function<Floats(On&)>;
+
+struct Bound {
+    double absolute = 0.0;
+    double relative = 0.0;
+};
+
+void check(const std::string& what, const Bound& bound, const Run& run) {
+    On reference(*every_backend()[0]);
+    const Floats expected = run(reference);
+    std::vector<Backend*> backends;
+    for (const auto& backend : every_backend().subspan(1)) backends.push_back(backend.get());
+    for (const auto& backend : every_backend(true)) {
+        if (backend->description().starts_with("cuda")) backends.push_back(backend.get());
+    }
+    for (Backend* backend : backends) {
+        const std::string name = backend->description();
+        On on(*backend);
+        const Floats got = run(on);
+        REQUIRE(got.size() == expected.size());
+        int64_t wrong = 0;
+        double worst = 0.0;
+        for (size_t i = 0; i < got.size(); ++i) {
+            const auto e = static_cast<double>(expected[i]);
+            if (within(got[i], e, bound.absolute + bound.relative * std::fabs(e))) continue;
+            ++wrong;
+            worst = std::max(worst, std::fabs(static_cast<double>(got[i]) - e));
+        }
+        CAPTURE(what);
+        CAPTURE(name);
+        CAPTURE(worst);
+        CHECK(wrong == 0);
+    }
+}
+
+// A weight matrix whose values are multiples of 1/128 too (I8: of 1/127).
+std::unique_ptr<Matrix> matrix(Backend& b, DType dtype, int64_t out, int64_t in, uint32_t seed) {
+    const Floats x = exact_floats(out * in, seed);
+    const size_t row_bytes = dtype == DType::i8 ? refrag::int8_row_bytes(in)
+                                                : static_cast<size_t>(in) * refrag::dtype_bytes(dtype);
+    return b.make_matrix(dtype, out, in, [&](int64_t row, int64_t n, void* dst) {
+        for (int64_t r = row; r < row + n; ++r) {
+            const float* const from = x.data() + r * in;
+            auto* const to = static_cast<std::byte*>(dst) + static_cast<size_t>(r - row) * row_bytes;
+            if (dtype == DType::i8) {
+                refrag::quantize_int8_row(to, DType::f32, from, in);
+                continue;
+            }
+            for (int64_t k = 0; k < in; ++k) {
+                auto* const at = to + static_cast<size_t>(k) * refrag::dtype_bytes(dtype);
+                uint16_t bits = refrag::f32_to_bf16(from[k]);
+                // A multiple of 1/128 below 2 as a half: exact, found by its own widening.
+                if (dtype == DType::f16) {
+                    const float magnitude = std::fabs(from[k]);
+                    uint16_t half = 0;
+                    for (int e = 30; e > 0 && magnitude > 0.0f; --e) {
+                        const float unit = std::ldexp(1.0f, e - 15);
+                        if (magnitude < unit) continue;
+                        half = static_cast<uint16_t>(e << 10 |
+                                                     static_cast<int>((magnitude / unit - 1.0f) * 1024.0f));
+                        break;
+                    }
+                    if (refrag::f16_to_f32(half) != magnitude) throw std::logic_error("not exact in F16");
+                    bits = static_cast<uint16_t>(half | (std::signbit(from[k]) ? 0x8000 : 0));
+                }
+                if (dtype == DType::f32)
+                    std::memcpy(at, from + k, 4);
+                else
+                    std::memcpy(at, &bits, 2);
+            }
+        }
+    });
+}
+
+constexpr std::array kDtypes = {DType::f32, DType::bf16, DType::f16, DType::i8};
+
+}  // namespace
+
+TEST_CASE("backends: rows are looked up, added and gathered exactly") {
+    for (const DType dtype : kDtypes) {
+        for (const int64_t dim : {7, 64, 300}) {
+            const std::vector<int32_t> source = {3, -1, 0, 22, -3, 5, 5}, ids = {22, 0, 1, 2, 3, 4, 5};
+            check(str("embed ", refrag::dtype_name(dtype)), {}, [&](On& on) {
+                const auto table = matrix(on.b, dtype, 23, dim, 1);
+                const Tensor out = on.empty(7, dim);
+                on.b.embed(out, *table, on.put(source), on.put(random_floats(3 * dim, 2), 3, dim));
+                on.b.add_embed(out, *table, on.put(ids));
+                const Tensor some = on.empty(3, dim);
+                on.b.gather_rows(some, out, on.put(std::vector<int32_t>{6, 0, 6}));
+                Floats all = on.get(out), gathered = on.get(some);
+                all.insert(all.end(), gathered.begin(), gathered.end());
+                const Tensor copied = on.empty(3, dim);
+                on.b.copy(copied, some);
+                CHECK(same_bits(on.get(copied), gathered));
+                return all;
+            });
+        }
+    }
+}
+
+TEST_CASE("backends: products") {
+    for (const DType dtype : kDtypes) {
+        for (const auto& [out_dim, in_dim] :
+             {std::pair<int64_t, int64_t>{37, 70}, {64, 256}, {3, 5}, {130, 33}}) {
+            for (const int64_t rows : {1, 2, 3, 7, 8, 9, 40}) {
+                // I8 weights are not exact in bf16: 2^-9 each where a backend rounds them. The CPU may round
+                // x as well, to 127ths of a group's largest: half a 127th.
+                const double n = static_cast<double>(in_dim);
+                const double terms = dtype == DType::i8 ? 0x1p-8 + 1.0 / 254 : 0.0;
+                const Bound bound{2 * gamma_n(in_dim + 2) * (n + 2) + terms * n, 0.0};
+                const std::string what =
+                    str(refrag::dtype_name(dtype), " ", rows, " x ", in_dim, " x ", out_dim);
+                const Floats x = exact_floats(rows * in_dim, 3), bias = exact_floats(out_dim, 4);
+                const auto product = [&](bool biased) {
+                    return [&, biased](On& on) {
+                        const auto w = matrix(on.b, dtype, out_dim, in_dim, 5);
+                        const Tensor out = on.empty(rows, out_dim);
+                        on.b.linear(out, on.put(x, rows, in_dim), *w,
+                                    biased ? on.put(bias, 1, out_dim) : Tensor{});
+                        return on.get(out);
+                    };
+                };
+                check("linear " + what, bound, product(false));
+                check("linear, bias " + what, bound, product(true));
+                check("linear_add " + what, bound, [&](On& on) {
+                    const auto w = matrix(on.b, dtype, out_dim, in_dim, 5);
+                    const Tensor out = on.put(exact_floats(rows * out_dim, 6), rows, out_dim);
+                    on.b.linear_add(out, on.put(x, rows, in_dim),
+                                    {on.empty(rows, out_dim), w.get(), on.put(bias, 1, out_dim)});
+                    return on.get(out);
+                });
+            }
+        }
+    }
+}
+
+TEST_CASE("backends: fused products") {
+    constexpr int64_t in_dim = 70;
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+        for (const int64_t rows : {1, 40}) {
+            const Floats x = exact_floats(rows * in_dim, 3), bias = exact_floats(48, 4);
+            // gelu's and silu's slopes are below 1.13; the second factor of silu_mul is at most 71.
+            const double one = 2 * gamma_n(in_dim + 2) * (in_dim + 2);
+            check("linears", {one, 0.0}, [&](On& on) {
+                const auto a = matrix(on.b, dtype, 48, in_dim, 5), b = matrix(on.b, dtype, 5, in_dim, 6);
+                const std::array products = {Product{on.empty(rows, 48), a.get(), on.put(bias, 1, 48)},
+                                             Product{on.empty(rows, 5), b.get(), Tensor{}}};
+                on.b.linears(on.put(x, rows, in_dim), products);
+                Floats all = on.get(products[0].out), second = on.get(products[1].out);
+                all.insert(all.end(), second.begin(), second.end());
+                return all;
+            });
+            check("linear_gelu", {2 * one, 1e-6}, [&](On& on) {
+                const auto w = matrix(on.b, dtype, 48, in_dim, 5);
+                const Tensor out = on.empty(rows, 48);
+                on.b.linear_gelu(out, on.put(x, rows, in_dim), *w, on.put(bias, 1, 48));
+                return on.get(out);
+            });
+            check("linear_silu_mul", {3 * 71 * one, 1e-6}, [&](On& on) {
+                const auto gate = matrix(on.b, dtype, 48, in_dim, 5), up = matrix(on.b, dtype, 48, in_dim, 6);
+                const Tensor out = on.empty(rows, 48);
+                on.b.linear_silu_mul(on.put(x, rows, in_dim), {out, gate.get(), on.put(bias, 1, 48)},
+                                     {on.empty(rows, 48), up.get(), Tensor{}});
+                return on.get(out);
+            });
+        }
+    }
+}
+
+TEST_CASE("backends: element by element, over fp32's range") {
+    Floats x = {0.0f, -0.0f, 1e-30f, -1e-30f, 0.5f, -0.5f, 5.9f, -5.9f, 88.0f, -88.0f, 1e30f, kInf, kNan};
+    const Floats more = random_floats(1000, 7, 12.0f);
+    x.insert(x.end(), more.begin(), more.end());
+    const auto n = std::ssize(x);
+    const Floats y = random_floats(n, 8);
+    check("gelu", {1e-13, 1e-6}, [&](On& on) {
+        const Tensor t = on.put(x, 1, n);
+        on.b.gelu(t);
+        return on.get(t);
+    });
+    check("tanh", {0.0, 6e-7}, [&](On& on) {
+        const Tensor t = on.put(x, 1, n);
+        on.b.tanh(t);
+        return on.get(t);
+    });
+    check("silu_mul", {1e-37, 1e-6}, [&](On& on) {
+        const Tensor t = on.put(x, 1, n);
+        on.b.silu_mul(t, on.put(y, 1, n));
+        return on.get(t);
+    });
+    check("add", {}, [&](On& on) {
+        const Tensor t = on.put(x, 1, n);
+        on.b.add(t, on.put(y, 1, n));
+        return on.get(t);
+    });
+    check("add to every row", {}, [&](On& on) {
+        const Tensor t = on.put(random_floats(5 * 33, 9), 5, 33);
+        on.b.add(t, on.put(random_floats(33, 10), 1, 33));
+        return on.get(t);
+    });
+}
+
+TEST_CASE("backends: norms") {
+    for (const int64_t n : {1, 33, 256, 1000}) {
+        constexpr int64_t rows = 5;
+        Floats x = random_floats(rows * n, 11, 3.0f);
+        for (int64_t i = 0; i < n; ++i) x[static_cast<size_t>(n + i)] += 100.0f;   // a large mean
+        for (int64_t i = 0; i < n; ++i) x[static_cast<size_t>(2 * n + i)] = 0.0f;  // nothing at all
+        x[static_cast<size_t>(3 * n)] = kNan;
+        const Floats w = random_floats(n, 12), b = random_floats(n, 13);
+        // Sums of squares in another order: gamma(n) relative, halved by the root; a distance from a mean of
+        // 100 has that mean's error, 100 gamma(n), against a deviation of about 1.7 (or eps' root, for n =
+        // 1).
+        const double sums = gamma_n(n + 8);
+        check("rms_norm", {0.0, 2 * sums}, [&](On& on) {
+            const Tensor out = on.empty(rows, n);
+            on.b.rms_norm(out, on.put(x, rows, n), on.put(w, 1, n), 1e-6f);
+            return on.get(out);
+        });
+        check("layer_norm", {300 * sums / (n == 1 ? 0.003 : 1.0), 4 * sums}, [&](On& on) {
+            const Tensor t = on.put(x, rows, n);
+            on.b.layer_norm(t, t, on.put(w, 1, n), on.put(b, 1, n), 1e-5f);
+            return on.get(t);
+        });
+        for (const float scale : {1.0f, 1e-13f, 1e15f}) {
+            Floats scaled = x;
+            for (float& v : scaled) v *= scale;
+            check("l2_normalize", {0.0, 2 * sums}, [&](On& on) {
+                const Tensor t = on.put(scaled, rows, n);
+                on.b.l2_normalize(t);
+                return on.get(t);
+            });
+        }
+    }
+}
+
+TEST_CASE("backends: rope") {
+    for (const int64_t dim : {2, 8, 64, 96}) {
+        constexpr int64_t rows = 4;
+        Floats freq(static_cast<size_t>(dim / 2));
+        for (size_t i = 0; i < freq.size(); ++i) {
+            freq[i] = std::pow(10000.0f, -2.0f * static_cast<float>(i) / static_cast<float>(dim));
+        }
+        const Floats position = {0.0f, 1.0f, 4097.0f, 131071.0f};
+        // Sine and cosine within 2 ulp of values at most 1; products and a sum of values at most 1.
+        check("rope", {16 * kEps, 0.0}, [&](On& on) {
+            const Tensor table = on.empty(rows, dim),
+                         x = on.put(random_floats(rows * 3 * dim, 14), rows, 3 * dim);
+            on.b.rope_table(table, on.put(position, 1, rows).f32(), on.put(freq, 1, dim / 2));
+            on.b.rope(x, table);
+            Floats all = on.get(table), rotated = on.get(x);
+            all.insert(all.end(), rotated.begin(), rotated.end());
+            return all;
+        });
+    }
+}
+
+namespace {
+
+struct AttentionCase {
+    int32_t heads, kv_heads, dim;
+    DType weights;
+};
+
+// Two calls: prompts of several lengths, then more rows for some of the slots; with and without rotation.
+Floats attend(On& on, const AttentionCase& c, bool rotates) {
+    const DType kv = on.b.kv_dtype(c.weights, c.dim);
+    KvCache cache(on.b, 4, 2, c.kv_heads, c.dim, 200, kv);
+    const AttentionShape shape{c.heads, c.kv_heads, c.dim, 1.0f / std::sqrt(static_cast<float>(c.dim)),
+                               c.weights};
+    const int32_t calls[2][4] = {{70, 1, 0, 17}, {1, 33, 5, 1}};
+    Floats all;
+    uint32_t seed = 20;
+    for (const auto& call : calls) {
+        BatchPlan plan;
+        for (int32_t slot = 0; slot < 4; ++slot) {
+            cache.reserve(slot, call[slot]);
+            plan.add_cached(slot, cache.length(slot), call[slot]);
+        }
+        const int64_t rows = plan.n_rows(), q_cols = int64_t{c.heads} * c.dim,
+                      k_cols = int64_t{c.kv_heads} * c.dim;
+        const Tensor q = on.put(exact_floats(rows * q_cols, seed), rows, q_cols);
+        const Tensor k = on.put(exact_floats(rows * k_cols, seed + 1), rows, k_cols);
+        const Tensor v = on.put(exact_floats(rows * k_cols, seed + 2), rows, k_cols);
+        const Tensor out = on.empty(rows, q_cols), table = on.empty(rows, c.dim);
+        seed += 3;
+        const Batch batch = plan.upload(on.b, on.arena);
+        const refrag::KvView view = cache.view();
+        if (rotates) {
+            Floats freq(static_cast<size_t>(c.dim / 2), 0.25f);
+            on.b.rope_table(table, batch.position, on.put(freq, 1, c.dim / 2));
+            on.b.rope_kv_append(view, 1, q, k, v, table, batch);
+        } else {
+            on.b.kv_append(view, 1, k, v, batch);
+        }
+        on.b.attention(out, q, k, v, shape, &view, 1, batch);
+        for (int32_t slot = 0; slot < 4; ++slot) cache.advance(slot, call[slot]);
+        const Floats result = on.get(out);
+        all.insert(all.end(), result.begin(), result.end());
+    }
+    return all;
+}
+
+}  // namespace
+
+TEST_CASE("backends: attention over a cache") {
+    for (const bool rotates : {false, true}) {
+        for (const AttentionCase& c : {AttentionCase{2, 2, 8, DType::f32},
+                                       {4, 2, 40, DType::f32},
+                                       {2, 1, 64, DType::bf16},
+                                       {4, 1, 128, DType::bf16},
+                                       {2, 2, 80, DType::f16},
+                                       {3, 1, 24, DType::bf16}}) {
+            // In fp32 (see test_ops_attention.cpp): scores to gamma(dim + 2) dim / sqrt(dim), weights and
+            // sums to a few gamma(entries), values at most 1. In 16 bits a weight has 2^-8 (above the line
+            // alone), and q * scale, which no longer is exact, and rotated keys have 2^-9 of each score: |s|
+            // is at most sqrt(dim).
+            const double dim = c.dim, scores = gamma_n(c.dim + 4) * std::sqrt(dim) + 16 * kEps;
+            const double rounding = c.weights == DType::f32 ? 0.0 : 0x1p-8 + 2 * 0x1p-8 * std::sqrt(dim);
+            check(str("attention ", c.heads, "/", c.kv_heads, " of ", c.dim, " ",
+                      refrag::dtype_name(c.weights)),
+                  {2 * scores + 4 * gamma_n(200) + rounding, 0.0},
+                  [&](On& on) { return attend(on, c, rotates); });
+        }
+    }
+}
+
+TEST_CASE("backends: attention without a cache") {
+    for (const AttentionCase& c : {AttentionCase{2, 2, 8, DType::f32},
+                                   {3, 3, 64, DType::bf16},
+                                   {2, 2, 32, DType::f16},
+                                   {2, 2, 48, DType::bf16}}) {
+        const double dim = c.dim, scores = gamma_n(c.dim + 4) * std::sqrt(dim) + 16 * kEps;
+        const double rounding = c.weights == DType::f32 ? 0.0 : 0x1p-8 + 2 * 0x1p-8 * std::sqrt(dim);
+        check(str("encoder attention of ", c.dim), {2 * scores + 4 * gamma_n(200) + rounding, 0.0},
+              [&](On& on) {
+                  BatchPlan plan;
+                  for (const int32_t rows : {16, 1, 40, 18, 0, 130}) plan.add_encoder(rows);
+                  const int64_t rows = plan.n_rows(), cols = int64_t{c.heads} * c.dim;
+                  const Tensor q = on.put(exact_floats(rows * cols, 30), rows, cols);
+                  const Tensor k = on.put(exact_floats(rows * cols, 31), rows, cols);
+                  const Tensor v = on.put(exact_floats(rows * cols, 32), rows, cols);
+                  const Tensor out = on.empty(rows, cols);
+                  const AttentionShape shape{c.heads, c.kv_heads, c.dim,
+                                             1.0f / std::sqrt(static_cast<float>(c.dim)), c.weights};
+                  on.b.attention(out, q, k, v, shape, nullptr, 0, plan.upload(on.b, on.arena));
+                  return on.get(out);
+              });
+    }
+}
+
+TEST_CASE("backends: pooling and log-likelihood") {
+    for (const int64_t n : {1, 65, 1000}) {
+        // Sums of up to 17 rows, in one order everywhere; a product with 1 / rows.
+        check("pool", {0.0, 2 * kEps}, [&](On& on) {
+            BatchPlan plan;
+            for (const int32_t rows : {1, 17, 3}) plan.add_encoder(rows);
+            const Tensor x = on.put(random_floats(21 * n, 40), 21, n), cls = on.empty(3, n),
+                         mean = on.empty(3, n);
+            const Batch batch = plan.upload(on.b, on.arena);
+            on.b.pool(cls, x, batch, Pooling::cls);
+            on.b.pool(mean, x, batch, Pooling::mean);
+            Floats all = on.get(cls), means = on.get(mean);
+            all.insert(all.end(), means.begin(), means.end());
+            return all;
+        });
+        Floats logits = random_floats(4 * n, 41, 20.0f);
+        logits[static_cast<size_t>(n)] = -kInf;
+        logits[static_cast<size_t>(2 * n)] = kNan;
+        logits[static_cast<size_t>(3 * n)] = kInf;
+        // exp within 2 ulp, the sum in double, the result rounded at a size of up to 50.
+        check("nll", {8 * 50 * kEps, 0.0}, [&](On& on) {
+            const Tensor out = on.empty(1, 4);
+            const auto last = static_cast<int32_t>(n - 1);
+            on.b.nll(out, on.put(logits, 4, n), on.put(std::vector<int32_t>{0, last, 0, last}));
+            return on.get(out);
+        });
+    }
+}
+
+TEST_CASE("backends: no rows are no work") {
+    for (const auto& backend : every_backend()) {
+        CAPTURE(backend->description());
+        On on(*backend);
+        const Tensor none{nullptr, DType::f32, 0, 16}, w = on.put(Floats(16, 1.0f), 1, 16);
+        const auto square = matrix(on.b, DType::bf16, 16, 16, 1), deep = matrix(on.b, DType::f32, 16, 0, 1);
+        on.b.linear(none, none, *square, w);
+        on.b.linear_add(none, none, {none, square.get(), w});
+        on.b.embed(none, *square, nullptr, Tensor{});
+        on.b.gather_rows(none, w, nullptr);
+        on.b.gelu(none);
+        on.b.silu_mul(none, none);
+        on.b.add(none, none);
+        on.b.rms_norm(none, none, w, 1e-5f);
+        on.b.layer_norm(none, none, w, w, 1e-5f);
+        on.b.l2_normalize(none);
+        on.b.rope(none, none);
+        on.b.pool(none, none, Batch{}, Pooling::mean);
+        on.b.attention(none, none, none, none, {1, 1, 16, 1.0f, DType::f32}, nullptr, 0, Batch{});
+        // A product over no k is the bias.
+        const Tensor out = on.empty(20, 16);
+        on.b.linear(out, Tensor{nullptr, DType::f32, 20, 0}, *deep, w);
+        CHECK(same_bits(on.get(out), Floats(20 * 16, 1.0f)));
+    }
+}
+
+TEST_CASE("backends: repeated work is done with what memory holds then") {
+    for (const auto& backend : every_backend()) {
+        CAPTURE(backend->description());
+        On on(*backend);
+        const Tensor x = on.empty(3, 40), y = on.empty(3, 40);
+        int enqueued = 0;
+        uint32_t seed = 50;
+        for (const uint64_t other : {0, 0, 0, 1, 0}) {
+            const Floats values = random_floats(120, seed++);
+            on.b.upload(x.data, values.data(), x.bytes());
+            const std::array key = {uint64_t{7}, other};
+            on.b.repeat(key, [&] {
+                ++enqueued;
+                on.b.copy(y, x);
+                on.b.add(y, x);
+            });
+            Floats twice = values;
+            for (float& v : twice) v += v;
+            CHECK(same_bits(on.get(y), twice));
+        }
+        // A GPU's first call of a key runs, its second is recorded, and then it is replayed.
+        CHECK(enqueued == (backend->description().starts_with("cuda") ? 3 : 5));
+    }
+}
+
+TEST_CASE("backends: memory that is not there is an error with both numbers") {
+    const auto small = refrag_on_host::open_backend({.memory_fraction = 0.5, .memory_bytes = 200 << 20});
+    CHECK(small->available_bytes() == (100 << 20) - (32 << 20));  // cuBLAS has its workspace
+    const Buffer half(*small, 40 << 20);
+    CHECK(small->available_bytes() == 28 << 20);
+    try {
+        const Buffer more(*small, 29 << 20);
+        CHECK(false);
+    } catch (const refrag::Error& error) {
+        CHECK(error.status() == refrag::Status::out_of_memory);
+        CHECK(
+            error.message() ==
+            "GPU memory: 30408704 bytes (29 MiB) needed, 29360128 bytes (28 MiB) left of the 104857600 bytes "
+            "(100 MiB) that this process may take");
+    }
+    const Buffer rest(*small, 28 << 20);
+    CHECK(contains(error_of([] { refrag_on_host::open_backend({.memory_fraction = 1.5}); }),
+                   "GPU memory fraction: expected a number above 0, at most 1, found 1.5"));
+}

@@ -149,11 +149,15 @@ void CudaBackend::attention(Tensor out, Tensor q, Tensor k, Tensor v, const Atte
         }
     }
     if (kv == nullptr || batch.n_uncached == batch.n_seq) return;
-    const bool tiles = kv->dtype != DType::f32 && prefill_supports(shape.head_dim);
-    if (!tiles) return attention_plain(a, kv->dtype, Wanted::cached, batch.n_rows, stream_);
-    // A row alone is decode's, whatever else is in the batch, so that it does not depend on that.
+    // A row alone is decode's, whatever else is in the batch, so that it does not depend on that. (Where the
+    // plain kernel has done it as well, decode writes over it.)
     const bool decodes = decode_supports(shape.head_dim, a.group());
-    if (batch.max_rows > 1 || !decodes) attention_prefill(a, kv->dtype, decodes ? 2 : 1, stream_);
+    if (batch.max_rows > 1 || !decodes) {
+        if (kv->dtype != DType::f32 && prefill_supports(shape.head_dim))
+            attention_prefill(a, kv->dtype, decodes ? 2 : 1, stream_);
+        else
+            attention_plain(a, kv->dtype, Wanted::cached, batch.n_rows, stream_);
+    }
     if (decodes && (batch.max_rows == 1 || batch.n_seq > 1)) {
         auto* const partial = static_cast<float*>(
             scratch(partial_, static_cast<size_t>(decode_scratch_floats(a)) * sizeof(float)));

@@ -15,13 +15,6 @@
 
 #include "attention.cuh"
 
-// Before loops whose counter picks registers: left as loops they would put arrays into memory.
-#if !defined(REFRAG_CUDA_ON_HOST)
-#define REFRAG_UNROLL _Pragma("unroll")
-#else
-#define REFRAG_UNROLL
-#endif
-
 namespace refrag::REFRAG_CUDA {
 namespace {
 
@@ -125,10 +118,9 @@ __device__ __forceinline__ float shift_of(float most) {
 // Mapping: a block of 1, 2 or 4 warps for 256 entries of one (sequence, KV head) and kGroup of its queries;
 //   blockIdx.x counts such parts of a group, then splits, then KV heads, then sequences. Warp w takes pages
 //   w, w + n_warps, ...: for scores a lane has an entry, for values kDims elements of the output.
-// Reduction order: a score over head_dim in order; powers of a page in each lane, at the end over lanes;
-// values
+// Reduction order: a score over head_dim in order; powers of a page in each lane, joined at the end; values
 //   over a warp's entries in order; then over the warps.
-// Shared memory bytes: see Shared; 71168 for head_dim 128 in BF16 and a group of 1.
+// Shared memory bytes: see Shared; 68608 for head_dim 128 in BF16 and a group of 1, 75776 for one of 8.
 // Alignment: pages 16 bytes.
 // Bound by: memory: a warp asks for its first page of K and V at once, and then for the next K while it
 //   computes with V and the other way round; three blocks have about 200 KiB under way on an SM of sm_90.

@@ -12,13 +12,6 @@
 // are fp32. K and V of rows beyond the sequence's end are not read: they are 0.
 #include "attention.cuh"
 
-// Before loops whose counter picks registers: left as loops they would put arrays into memory.
-#if !defined(REFRAG_CUDA_ON_HOST)
-#define REFRAG_UNROLL _Pragma("unroll")
-#else
-#define REFRAG_UNROLL
-#endif
-
 namespace refrag::REFRAG_CUDA {
 namespace {
 
@@ -27,19 +20,6 @@ constexpr int kRows = 16;     // of a warp
 constexpr int kEntries = 16;  // of a step
 constexpr float kLog2e = 0x1.715476p+0f;
 constexpr float kNone = -INFINITY;
-
-// 2^x to a relative error of 2^-22; results below 2^-126 are 0.
-#if !defined(REFRAG_CUDA_ON_HOST)
-__device__ __forceinline__ float power_of_2(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-#else
-inline float power_of_2(float x) {
-    return std::exp2(x);
-}
-#endif
 
 // n floats, as 8- or 16-byte reads or writes.
 template <int n>

@@ -19,13 +19,6 @@
 
 #include "attention.cuh"
 
-// Before loops whose counter picks registers: left as loops they would put arrays into memory.
-#if !defined(REFRAG_CUDA_ON_HOST)
-#define REFRAG_UNROLL _Pragma("unroll")
-#else
-#define REFRAG_UNROLL
-#endif
-
 namespace refrag::REFRAG_CUDA {
 namespace {
 
@@ -35,21 +28,14 @@ constexpr int kWarpRows = 16;
 constexpr int kRows = kWarps * kWarpRows;   // of a block
 constexpr int kEntries = 2 * kPageEntries;  // of a step
 constexpr int kScoreTiles = kEntries / 8;   // mma's columns
+// On an SM, as shared memory allows for head_dim 128.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+[[maybe_unused]] constexpr int kBlocks = 2;
+#else
+[[maybe_unused]] constexpr int kBlocks = 3;
+#endif
 constexpr float kLog2e = 0x1.715476p+0f;
 constexpr float kNone = -INFINITY;
-
-// 2^x to a relative error of 2^-22; results below 2^-126 are 0.
-#if !defined(REFRAG_CUDA_ON_HOST)
-__device__ __forceinline__ float power_of_2(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-#else
-inline float power_of_2(float x) {
-    return std::exp2(x);
-}
-#endif
 
 // Of two 16-bit floats: the sign bit of each that is infinite or NaN.
 template <typename T>
@@ -83,6 +69,7 @@ template <typename T, int kDim>
 __device__ __forceinline__ void add_not_finite(float (&acc)[kDim / 8][4], const uint32_t (&p)[4],
                                                const uint16_t* v, const int32_t (&sees)[2], int lane) {
     const int column = lane % 4 * 2;
+    REFRAG_LOOP
     for (int e = 0; e < 16; ++e) {
         const int holder = (lane & ~3) | e % 8 / 2;
         float weight[2];
@@ -115,7 +102,7 @@ __device__ __forceinline__ void add_not_finite(float (&acc)[kDim / 8][4], const 
 // Bound by: shared memory reads: a warp's 16 rows use each fragment of K and V once, which allows about half
 //   of mma's rate.
 template <typename T, int kDim>
-__global__ void __launch_bounds__(kThreads, 3)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     prefill_kernel(AttentionArgs a, int32_t least_rows, int32_t n_blocks) {
     using Of = Tile<kDim>;
     const auto item = static_cast<int32_t>(blockIdx.x);
@@ -127,7 +114,6 @@ __global__ void __launch_bounds__(kThreads, 3)
     const int64_t head = a.head(slot, query_head / a.group());
     const int32_t start = a.length[head] - rows;                          // entries before the call's
     const int32_t n_entries = start + std::min(rows, first_row + kRows);  // that the block's last row sees
-    const auto n_steps = static_cast<int32_t>(ceil_div(n_entries, kEntries));
     const int tid = static_cast<int>(threadIdx.x), warp = tid / kWarp, lane = tid % kWarp;
     uint16_t* const shared = dynamic_shared<uint16_t>();
     // By the step's parity, so that a warp may set the next step's while another reads this one's.
@@ -150,6 +136,7 @@ __global__ void __launch_bounds__(kThreads, 3)
         uint16_t* const k = shared + step % 2 * 2 * Of::kElements;
         const int64_t from[2] = {page[0] * 2 * half_page, page[1] * 2 * half_page - half_page};
         const int32_t n_valid = n_entries - step * kEntries;
+        REFRAG_LOOP
         for (int i = 0; i < Of::kCopies; ++i) {
             const int chunk = i * kThreads + tid, e = chunk / Of::kChunks;
             const bool valid = e < n_valid;
@@ -192,13 +179,14 @@ __global__ void __launch_bounds__(kThreads, 3)
     const int v_at = (lane / 8 % 2 * 8 + lane % 8) * Of::kStride + lane / 16 * 8;
 
     __syncthreads();
-    for (int32_t step = 0; step < n_steps; ++step) {
+    for (int32_t step = 0; step * kEntries < n_entries; ++step) {
         const int32_t first = step * kEntries;
         const uint16_t* const k = shared + step % 2 * 2 * Of::kElements;
         const uint16_t* const v = k + Of::kElements;
         copy_async_wait<0>();
         if (first + kEntries - 1 > start + first_row) {
             uint32_t found = 0;
+            REFRAG_LOOP
             for (int i = 0; i < Of::kCopies; ++i) {
                 const int chunk = i * kThreads + tid;
                 const uint4 x = *reinterpret_cast<const uint4*>(v + (chunk + chunk / Of::kChunks) * 8);
@@ -208,7 +196,7 @@ __global__ void __launch_bounds__(kThreads, 3)
         }
         // The step is there; and all warps are done with the one before, whose place the next one takes.
         __syncthreads();
-        if (step + 1 < n_steps) {
+        if (first + kEntries < n_entries) {
             bring(step + 1);
             look_up(step + 2);
         }

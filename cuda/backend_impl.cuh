@@ -79,6 +79,7 @@ class CudaBackend : public Backend {
     void linear(Tensor out, Tensor x, const Matrix& w, Tensor bias) override;
     void linears(Tensor x, std::span<const Product> products) override;
     void linear_add(Tensor residual, Tensor x, const Product& y) override;
+    void linear_silu_mul(Tensor x, const Product& gate, const Product& up) override;
 
     // embedding.cu
     void embed(Tensor out, const Matrix& table, const int32_t* source, Tensor slots) override;
@@ -111,6 +112,8 @@ class CudaBackend : public Backend {
     // reduce.cu
     void pool(Tensor out, Tensor x, const Batch& batch, Pooling pooling) override;
     void nll(Tensor out, Tensor logits, const int32_t* target) override;
+    void top_logits(Tensor values, int32_t* ids, Tensor logits) override;
+    bool is_remote() const override { return true; }
 
   private:
     // Scratch of one purpose that keeps its memory, until more is asked for.
@@ -119,11 +122,13 @@ class CudaBackend : public Backend {
     };
     void* scratch(Scratch& s, size_t bytes);
 
-    // One product of rows that matmul kernels or cuBLAS take, see gemm.cu. add: out += instead of out =.
-    void multiply(Tensor out, Tensor x, const CudaMatrix& w, Tensor bias, bool add, const void* rounded);
-    // x as cuBLAS takes it beside weights of `dtype`: x itself, or its values rounded into scratch.
+    // See gemm.cu. add: out += instead of out =.
+    void multiply(Tensor out, const CudaMatrix& w, Tensor bias, bool add, const void* rounded_x);
+    // What cuBLAS takes activations as beside weights of `dtype`, and x as that: itself, or rounded into
+    // scratch.
+    static DType rounding_of(DType dtype) { return dtype == DType::i8 ? DType::bf16 : dtype; }
     const void* rounded(Tensor x, DType dtype);
-    bool few_rows(int64_t rows) const;
+    bool few_rows(int64_t rows, int64_t in_dim) const;
 
     int device_ = 0;
     CudaOptions options_;
@@ -138,6 +143,7 @@ class CudaBackend : public Backend {
     Scratch rounded_;
     Scratch widened_;
     Scratch partial_;
+    Scratch top_;
 
     // Recorded work by its key. A key's first call runs as it is, so that all scratch is there; its second is
     // recorded.

@@ -76,7 +76,7 @@ CudaBackend::CudaBackend(const CudaOptions& options) : options_(options) {
 CudaBackend::~CudaBackend() {
     cudaStreamSynchronize(stream_);
     forget_recorded();
-    for (Scratch* s : {&rounded_, &widened_, &partial_}) s->buffer = Buffer{};
+    for (Scratch* s : {&rounded_, &widened_, &partial_, &top_}) s->buffer = Buffer{};
     cublas_.reset();
     workspace_ = Buffer{};
     staging_.reset();

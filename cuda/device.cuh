@@ -128,6 +128,18 @@ cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shar
     return cudaGetLastError();
 }
 
+// Before loops whose counter picks registers: left as loops they would put arrays into memory. And before
+// loops that unrolled would need more registers than there are.
+#define REFRAG_UNROLL _Pragma("unroll")
+#define REFRAG_LOOP _Pragma("unroll 1")
+
+// 2^x to a relative error of 2^-22; results below 2^-126 are 0.
+__device__ __forceinline__ float power_of_2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 #endif  // !REFRAG_CUDA_ON_HOST
 
 // The call's text, place and what the driver says; out of memory has its own status.

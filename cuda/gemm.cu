@@ -74,26 +74,59 @@ struct WeightsI8 {
     }
 };
 
-// out[r, n] (+)= sum_k x[r, k] w[n, k] + bias[n], r < rows <= kRows.
-// Mapping: a warp for kColumns output columns, a lane for 8 neighbouring k of every 256; blocks of 8 warps.
+constexpr int kMaxParts = 3;
+
+enum class Ends { store, add, silu_mul };
+
+// Products of one x: sums s[r, n] = sum_k x[r, k] w[n, k] + bias[n], and out = s, out += s, or, of two
+// products of the same shape, the first's out = silu(s) * the second's s.
+template <typename Weights>
+struct Matvec {
+    struct Part {
+        Weights w;
+        float* out;
+        const float* bias;
+        int64_t out_dim;
+        unsigned first_block;
+    };
+    const float* x;
+    int64_t rows;
+    int64_t in_dim;
+    Ends ends;
+    int n_parts;
+    Part parts[kMaxParts];
+};
+
+// Mapping: a warp for two output columns of a part (silu_mul: the same column of both parts), a lane for 8
+// neighbouring k of every 256; blocks of 8 warps, a part's blocks behind the other's. rows <= kRows.
 // Reduction order: a lane's k in ascending order, then warp_sum; whatever kRows is.
 // Shared memory bytes: 0. Alignment: 16 bytes of 16-bit weights where the row's length allows.
 // Bound by: reading the weights; x comes from the caches.
 template <int kRows, typename Weights>
-__global__ void __launch_bounds__(kThreads)
-    matvec_kernel(float* out, const float* x, Weights w, const float* bias, int64_t rows, int64_t out_dim,
-                  int64_t in_dim, bool add) {
+__global__ void __launch_bounds__(kThreads) matvec_kernel(Matvec<Weights> a) {
+    using Part = typename Matvec<Weights>::Part;
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    const int64_t first = (static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp) * kColumns;
-    if (first >= out_dim) return;
+    const bool paired = a.ends == Ends::silu_mul;
+    int p = 0;
+    while (!paired && p + 1 < a.n_parts && blockIdx.x >= a.parts[p + 1].first_block) ++p;
+    const int64_t warp =
+        static_cast<int64_t>(blockIdx.x - a.parts[p].first_block) * kWarps + threadIdx.x / kWarp;
+    const int64_t first = paired ? warp : warp * kColumns;
+    if (first >= a.parts[p].out_dim) return;
+    const Part& one = a.parts[p];
+    const Part& other = a.parts[paired ? 1 : p];
+    // A column beyond the last is computed as the last, and not written.
+    const int64_t columns[kColumns] = {first, paired ? first : min(first + 1, one.out_dim - 1)};
+
     float sum[kRows][kColumns] = {};
-    const int64_t whole = in_dim / 8 * 8;
+    const int64_t whole = a.in_dim / 8 * 8;
     for (int64_t k = lane * 8; k < whole; k += kWarp * 8) {
         float weights[kColumns][8];
-        for (int c = 0; c < kColumns; ++c) w.load(weights[c], min(first + c, out_dim - 1), k);
+        one.w.load(weights[0], columns[0], k);
+        other.w.load(weights[1], columns[1], k);
         for (int r = 0; r < kRows; ++r) {
-            if (r >= rows) break;
-            const float* const from = x + r * in_dim + k;
+            if (r >= a.rows) break;
+            const float* const from = a.x + r * a.in_dim + k;
             for (int i = 0; i < 8; ++i) {
                 const float value = from[i];
                 for (int c = 0; c < kColumns; ++c) sum[r][c] += value * weights[c][i];
@@ -101,23 +134,28 @@ __global__ void __launch_bounds__(kThreads)
         }
     }
     // The last in_dim % 8, a lane each.
-    if (whole + lane < in_dim) {
+    if (whole + lane < a.in_dim) {
         for (int r = 0; r < kRows; ++r) {
-            if (r >= rows) break;
-            for (int c = 0; c < kColumns; ++c) {
-                sum[r][c] += x[r * in_dim + whole + lane] * w.at(min(first + c, out_dim - 1), whole + lane);
-            }
+            if (r >= a.rows) break;
+            const float value = a.x[r * a.in_dim + whole + lane];
+            sum[r][0] += value * one.w.at(columns[0], whole + lane);
+            sum[r][1] += value * other.w.at(columns[1], whole + lane);
         }
     }
     for (int r = 0; r < kRows; ++r) {
-        if (r >= rows) break;
-        for (int c = 0; c < kColumns; ++c) {
-            const float total = warp_sum(sum[r][c]);
-            if (lane != 0 || first + c >= out_dim) continue;
-            float result = total;
-            if (bias != nullptr) result += bias[first + c];
-            float& to = out[r * out_dim + first + c];
-            to = add ? to + result : result;
+        if (r >= a.rows) break;
+        float total[kColumns];
+        for (int c = 0; c < kColumns; ++c) total[c] = warp_sum(sum[r][c]);
+        if (lane != 0) continue;
+        if (one.bias != nullptr) total[0] += one.bias[columns[0]];
+        if (other.bias != nullptr) total[1] += other.bias[columns[1]];
+        float* const out = one.out + r * one.out_dim + first;
+        if (paired) {
+            *out = total[0] / (1.0f + expf(-total[0])) * total[1];
+            continue;
+        }
+        for (int c = 0; c < kColumns && first + c < one.out_dim; ++c) {
+            out[c] = a.ends == Ends::add ? out[c] + total[c] : total[c];
         }
     }
 }
@@ -151,39 +189,35 @@ dim3 blocks_for(int64_t n) {
     return dim3(static_cast<unsigned>(std::min(kMaxBlocks, ceil_div(n, kThreads))));
 }
 
-struct MatvecCall {
-    float* out;
-    const float* x;
-    const float* bias;
-    int64_t rows;
-    int64_t out_dim;
-    int64_t in_dim;
-    bool add;
-    cudaStream_t stream;
-};
-
 template <int kRows, typename Weights>
-void launch_matvec(const MatvecCall& c, const Weights& w) {
-    const auto blocks = static_cast<unsigned>(ceil_div(c.out_dim, int64_t{kWarps} * kColumns));
-    CUDA_CHECK(launch(matvec_kernel<kRows, Weights>, dim3(blocks), dim3(kThreads), 0, c.stream, c.out, c.x, w,
-                      c.bias, c.rows, c.out_dim, c.in_dim, c.add));
+void launch_matvec(const Matvec<Weights>& a, unsigned blocks, cudaStream_t stream) {
+    CUDA_CHECK(launch(matvec_kernel<kRows, Weights>, dim3(blocks), dim3(kThreads), 0, stream, a));
 }
 
+// All rows, kFewRows at a time; `a` with every part's w, out, bias and out_dim.
 template <typename Weights>
-void matvec(const MatvecCall& call, const Weights& w) {
-    for (int64_t r = 0; r < call.rows; r += kFewRows) {
-        MatvecCall c = call;
-        c.rows = std::min<int64_t>(kFewRows, call.rows - r);
-        c.out += r * call.out_dim;
-        c.x += r * call.in_dim;
-        if (c.rows == 1)
-            launch_matvec<1>(c, w);
-        else if (c.rows == 2)
-            launch_matvec<2>(c, w);
-        else if (c.rows <= 4)
-            launch_matvec<4>(c, w);
+void matvec(const Matvec<Weights>& call, cudaStream_t stream) {
+    Matvec<Weights> a = call;
+    unsigned blocks = 0;
+    const int64_t columns = a.ends == Ends::silu_mul ? 1 : kColumns;
+    for (int p = 0; p < a.n_parts; ++p) {
+        a.parts[p].first_block = a.ends == Ends::silu_mul ? 0 : blocks;
+        const auto own = static_cast<unsigned>(ceil_div(a.parts[p].out_dim, kWarps * columns));
+        blocks = a.ends == Ends::silu_mul ? own : blocks + own;
+    }
+    if (blocks == 0) return;
+    for (int64_t left = call.rows; left > 0; left -= kFewRows) {
+        a.rows = std::min<int64_t>(kFewRows, left);
+        if (a.rows == 1)
+            launch_matvec<1>(a, blocks, stream);
+        else if (a.rows == 2)
+            launch_matvec<2>(a, blocks, stream);
+        else if (a.rows <= 4)
+            launch_matvec<4>(a, blocks, stream);
         else
-            launch_matvec<kFewRows>(c, w);
+            launch_matvec<kFewRows>(a, blocks, stream);
+        a.x += kFewRows * a.in_dim;
+        for (auto& part : a.parts) part.out += part.out == nullptr ? 0 : kFewRows * part.out_dim;
     }
 }
 
@@ -241,9 +275,63 @@ std::unique_ptr<Matrix> CudaBackend::make_matrix(DType dtype, int64_t out_dim, i
 
 // ---- products -------------------------------------------------------------------------------------------
 
-bool CudaBackend::few_rows(int64_t rows) const {
-    return rows <= kFewRows || options_.deterministic;
+bool CudaBackend::few_rows(int64_t rows, int64_t in_dim) const {
+    return rows <= kFewRows || in_dim == 0 || options_.deterministic;
 }
+
+namespace {
+
+template <typename Weights, typename WeightsOf>
+void few_products(Tensor x, std::span<const Product> products, Ends ends, cudaStream_t stream,
+                  const WeightsOf& weights_of) {
+    Matvec<Weights> a{};
+    a.x = x.f32();
+    a.rows = x.rows;
+    a.in_dim = x.cols;
+    a.ends = ends;
+    a.n_parts = static_cast<int>(products.size());
+    for (size_t p = 0; p < products.size(); ++p) {
+        const auto& w = static_cast<const CudaMatrix&>(*products[p].w);  // NOLINT: made by make_matrix
+        a.parts[p] = {weights_of(w), products[p].out.f32(),
+                      products[p].bias.empty() ? nullptr : products[p].bias.f32(), w.out_dim(), 0};
+    }
+    matvec(a, stream);
+}
+
+// At most kMaxParts products of weights of one dtype.
+void few_products(Tensor x, std::span<const Product> products, Ends ends, cudaStream_t stream) {
+    const auto bits = [](const CudaMatrix& w) { return static_cast<const uint16_t*>(w.data()); };
+    switch (products[0].w->dtype()) {
+        case DType::bf16:
+            return few_products<Weights16<Bf16>>(x, products, ends, stream, [&](const CudaMatrix& w) {
+                return Weights16<Bf16>{bits(w), w.stride()};
+            });
+        case DType::f16:
+            return few_products<Weights16<F16>>(x, products, ends, stream, [&](const CudaMatrix& w) {
+                return Weights16<F16>{bits(w), w.stride()};
+            });
+        case DType::i8:
+            return few_products<WeightsI8>(x, products, ends, stream, int8_weights);
+        default:
+            return few_products<WeightsF32>(x, products, ends, stream, [](const CudaMatrix& w) {
+                return WeightsF32{static_cast<const float*>(w.data()), w.stride()};
+            });
+    }
+}
+
+void check_shapes([[maybe_unused]] Tensor x, std::span<const Product> products) {
+    for ([[maybe_unused]] const Product& p : products) {
+        REFRAG_DCHECK(p.w->in_dim() == x.cols && p.out.cols == p.w->out_dim() && p.out.rows == x.rows);
+        REFRAG_DCHECK(p.bias.empty() || p.bias.size() == p.w->out_dim());
+    }
+}
+
+bool of_one_dtype(std::span<const Product> products) {
+    return std::all_of(products.begin(), products.end(),
+                       [&](const Product& p) { return p.w->dtype() == products[0].w->dtype(); });
+}
+
+}  // namespace
 
 const void* CudaBackend::rounded(Tensor x, DType dtype) {
     if (dtype == DType::f32) return x.data;
@@ -254,22 +342,10 @@ const void* CudaBackend::rounded(Tensor x, DType dtype) {
     return out;
 }
 
-void CudaBackend::multiply(Tensor out, Tensor x, const CudaMatrix& w, Tensor bias, bool add,
-                           const void* rounded_x) {
-    const int64_t rows = x.rows, in_dim = w.in_dim(), out_dim = w.out_dim();
-    REFRAG_DCHECK(x.cols == in_dim && out.cols == out_dim && out.rows == rows);
-    REFRAG_DCHECK(bias.empty() || bias.size() == out_dim);
-    if (rows == 0 || out_dim == 0) return;
-    const float* const bias_data = bias.empty() ? nullptr : bias.f32();
-    if (few_rows(rows) || in_dim == 0) {
-        const MatvecCall call{out.f32(), x.f32(), bias_data, rows, out_dim, in_dim, add, stream_};
-        if (w.dtype() == DType::f32)
-            return matvec(call, WeightsF32{static_cast<const float*>(w.data()), in_dim});
-        if (w.dtype() == DType::i8) return matvec(call, int8_weights(w));
-        const auto* const data = static_cast<const uint16_t*>(w.data());
-        if (w.dtype() == DType::f16) return matvec(call, Weights16<F16>{data, in_dim});
-        return matvec(call, Weights16<Bf16>{data, in_dim});
-    }
+// Many rows.
+void CudaBackend::multiply(Tensor out, const CudaMatrix& w, Tensor bias, bool add, const void* rounded_x) {
+    const int64_t rows = out.rows, in_dim = w.in_dim(), out_dim = w.out_dim();
+    if (out_dim == 0) return;
     const float beta = add ? 1.0f : 0.0f;
     if (w.dtype() == DType::i8) {
         // In pieces of whole rows of W, which are columns of out.
@@ -284,9 +360,9 @@ void CudaBackend::multiply(Tensor out, Tensor x, const CudaMatrix& w, Tensor bia
     } else {
         cublas_->multiply(out.f32(), rounded_x, w.data(), w.dtype(), rows, out_dim, in_dim, beta, out_dim);
     }
-    if (bias_data != nullptr) {
+    if (!bias.empty()) {
         CUDA_CHECK(launch(add_bias_kernel, blocks_for(out.size()), dim3(kThreads), 0, stream_, out.f32(),
-                          bias_data, out.size(), out_dim));
+                          static_cast<const float*>(bias.f32()), out.size(), out_dim));
     }
 }
 
@@ -295,27 +371,45 @@ void CudaBackend::linear(Tensor out, Tensor x, const Matrix& w, Tensor bias) {
     linears(x, {&product, 1});
 }
 
-// Products of weights that round alike share the rounding.
+// Few rows: all in one launch. Many: products of weights that round alike share the rounding.
 void CudaBackend::linears(Tensor x, std::span<const Product> products) {
-    if (x.rows == 0) return;
-    const auto takes = [](DType dtype) { return dtype == DType::i8 ? DType::bf16 : dtype; };
+    check_shapes(x, products);
+    if (x.rows == 0 || products.empty()) return;
+    if (few_rows(x.rows, x.cols)) {
+        if (products.size() <= kMaxParts && of_one_dtype(products)) {
+            return few_products(x, products, Ends::store, stream_);
+        }
+        for (const Product& p : products) few_products(x, {&p, 1}, Ends::store, stream_);
+        return;
+    }
     std::optional<DType> prepared;
     const void* prepared_x = nullptr;
     for (const Product& p : products) {
-        if (!few_rows(x.rows) && !x.empty() && prepared != takes(p.w->dtype())) {
-            prepared = takes(p.w->dtype());
-            prepared_x = rounded(x, *prepared);
-        }
-        multiply(p.out, x, static_cast<const CudaMatrix&>(*p.w), p.bias, false, prepared_x);  // NOLINT
+        const DType takes = rounding_of(p.w->dtype());
+        if (prepared != takes) prepared_x = rounded(x, takes);
+        prepared = takes;
+        multiply(p.out, static_cast<const CudaMatrix&>(*p.w), p.bias, false, prepared_x);  // NOLINT
     }
 }
 
-void CudaBackend::linear_add(Tensor residual, Tensor x, const Product& y) {
+void CudaBackend::linear_silu_mul(Tensor x, const Product& gate, const Product& up) {
+    const Product both[] = {gate, up};
+    check_shapes(x, both);
     if (x.rows == 0) return;
-    const auto& w = static_cast<const CudaMatrix&>(*y.w);  // NOLINT: made by make_matrix
-    const DType takes = w.dtype() == DType::i8 ? DType::bf16 : w.dtype();
-    const void* const prepared = few_rows(x.rows) || x.empty() ? nullptr : rounded(x, takes);
-    multiply(residual, x, w, y.bias, true, prepared);
+    if (few_rows(x.rows, x.cols) && of_one_dtype(both) && gate.out.cols == up.out.cols) {
+        return few_products(x, both, Ends::silu_mul, stream_);
+    }
+    linears(x, both);
+    silu_mul(gate.out, up.out);
+}
+
+void CudaBackend::linear_add(Tensor residual, Tensor x, const Product& y) {
+    const Product sum{residual, y.w, y.bias};
+    check_shapes(x, {&sum, 1});
+    if (x.rows == 0) return;
+    if (few_rows(x.rows, x.cols)) return few_products(x, {&sum, 1}, Ends::add, stream_);
+    multiply(residual, static_cast<const CudaMatrix&>(*y.w), y.bias, true,  // NOLINT
+             rounded(x, rounding_of(y.w->dtype())));
 }
 
 }  // namespace refrag::REFRAG_CUDA

@@ -46,6 +46,77 @@ __global__ void nll_kernel(float* out, const float* logits, const int32_t* targe
     out[blockIdx.x] = static_cast<float>(log_sum - static_cast<double>(row[target[blockIdx.x]]));
 }
 
+// What a candidate for the largest logits is: its value's place in the order, then its column.
+struct Candidate {
+    float value;
+    int32_t id;  // -1: none
+};
+
+// NaN before everything, then the larger value, then the lower id.
+__device__ __forceinline__ bool is_before(const Candidate& a, const Candidate& b) {
+    if (a.id < 0 || b.id < 0) return b.id < 0 && a.id >= 0;
+    const bool a_nan = isnan(a.value), b_nan = isnan(b.value);
+    if (a_nan != b_nan) return a_nan;
+    return a_nan || a.value == b.value ? a.id < b.id : a.value > b.value;
+}
+
+__device__ __forceinline__ Candidate first_of_warp(Candidate best) {
+    for (int d = kWarp / 2; d > 0; d /= 2) {
+        Candidate other;
+        other.value = __shfl_xor_sync(kAllLanes, best.value, d);
+        other.id = __shfl_xor_sync(kAllLanes, best.id, d);
+        if (is_before(other, best)) best = other;
+    }
+    return best;
+}
+
+constexpr int kPieceColumns = 4096;
+
+// The first n of the order among a piece of a row: of the logits, or of the pieces' own firsts.
+// Mapping: block (piece, row). n rounds, each finding the first of what is behind the round before.
+// Reduction order: comparisons alone. Shared memory bytes: 8 * kWarps + 8.
+// Bound by: n passes over the piece, which the caches hold.
+template <bool kFromLogits>
+__global__ void top_kernel(Candidate* out, const float* logits, const Candidate* pieces, int64_t cols,
+                           int32_t n) {
+    const int64_t row = blockIdx.y,
+                  begin = kFromLogits ? static_cast<int64_t>(blockIdx.x) * kPieceColumns : 0;
+    const int64_t size = kFromLogits ? min(static_cast<int64_t>(kPieceColumns), cols - begin) : cols;
+    const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+    REFRAG_SHARED(Candidate, of_warp, kWarps);
+    Candidate* const to = out + (row * gridDim.x + blockIdx.x) * n;
+    Candidate last{0.0f, -1};
+    for (int32_t round = 0; round < n; ++round) {
+        Candidate best{0.0f, -1};
+        for (int64_t i = threadIdx.x; i < size; i += kThreads) {
+            Candidate c;
+            if (kFromLogits)
+                c = {logits[row * cols + begin + i], static_cast<int32_t>(begin + i)};
+            else
+                c = pieces[row * cols + i];
+            if ((round == 0 || is_before(last, c)) && is_before(c, best)) best = c;
+        }
+        best = first_of_warp(best);
+        if (lane == 0) of_warp[warp] = best;
+        __syncthreads();
+        best = of_warp[0];
+        for (int w = 1; w < kWarps; ++w) {
+            if (is_before(of_warp[w], best)) best = of_warp[w];
+        }
+        if (threadIdx.x == 0) to[round] = best;
+        last = best;
+        if (best.id < 0) last = {0.0f, INT32_MAX};  // none is left
+        __syncthreads();                            // before the next round writes there
+    }
+}
+
+__global__ void split_candidates_kernel(float* values, int32_t* ids, const Candidate* from, int64_t n) {
+    const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    values[i] = from[i].value;
+    ids[i] = from[i].id;
+}
+
 }  // namespace
 
 void CudaBackend::pool(Tensor out, Tensor x, const Batch& batch, Pooling pooling) {
@@ -60,6 +131,25 @@ void CudaBackend::nll(Tensor out, Tensor logits, const int32_t* target) {
     if (logits.empty()) return;
     CUDA_CHECK(launch(nll_kernel, dim3(static_cast<unsigned>(logits.rows)), dim3(kThreads), 0, stream_,
                       out.f32(), logits.f32(), target, logits.cols));
+}
+
+void CudaBackend::top_logits(Tensor values, int32_t* ids, Tensor logits) {
+    const auto n = static_cast<int32_t>(values.cols);
+    const int64_t rows = logits.rows, n_pieces = ceil_div(logits.cols, kPieceColumns);
+    REFRAG_DCHECK(values.rows == rows && n >= 1 && n <= kMaxTopLogits && n <= logits.cols);
+    if (rows == 0) return;
+    const int64_t of_pieces = rows * n_pieces * n;
+    auto* const pieces =
+        static_cast<Candidate*>(scratch(top_, static_cast<size_t>(of_pieces + rows * n) * sizeof(Candidate)));
+    Candidate* const firsts = pieces + of_pieces;
+    const float* const from = logits.f32();
+    CUDA_CHECK(launch(top_kernel<true>, dim3(static_cast<unsigned>(n_pieces), static_cast<unsigned>(rows)),
+                      dim3(kThreads), 0, stream_, pieces, from, nullptr, logits.cols, n));
+    CUDA_CHECK(launch(top_kernel<false>, dim3(1, static_cast<unsigned>(rows)), dim3(kThreads), 0, stream_,
+                      firsts, nullptr, static_cast<const Candidate*>(pieces), n_pieces * n, n));
+    CUDA_CHECK(launch(split_candidates_kernel, dim3(static_cast<unsigned>(ceil_div(rows * n, kThreads))),
+                      dim3(kThreads), 0, stream_, values.f32(), ids, static_cast<const Candidate*>(firsts),
+                      rows * n));
 }
 
 }  // namespace refrag::REFRAG_CUDA

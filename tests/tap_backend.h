@@ -82,6 +82,9 @@ class TapBackend : public refrag::Backend {
         inner_.pool(out, x, batch, pooling);
     }
     void nll(Tensor out, Tensor logits, const int32_t* target) override { inner_.nll(out, logits, target); }
+    void top_logits(Tensor values, int32_t* ids, Tensor logits) override {
+        inner_.top_logits(values, ids, logits);
+    }
 
   protected:
     refrag::Backend& inner_;

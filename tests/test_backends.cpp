@@ -438,6 +438,29 @@ TEST_CASE("backends: pooling and log-likelihood") {
     }
 }
 
+TEST_CASE("backends: the largest logits, with their ids") {
+    for (const int64_t cols : {1, 5, 1000, 9000}) {
+        for (const int64_t n : {int64_t{1}, std::min<int64_t>(cols, 7), std::min<int64_t>(cols, 128)}) {
+            constexpr int64_t rows = 5;
+            Floats logits = exact_floats(rows * cols, 60);  // few values, many equal
+            for (int64_t i = 0; i < cols; ++i) logits[static_cast<size_t>(cols + i)] = 1.0f;
+            logits[static_cast<size_t>(3 * cols - 1)] = kNan;
+            logits[static_cast<size_t>(2 * cols)] = kInf;
+            for (int64_t i = 0; i < cols; ++i) logits[static_cast<size_t>(3 * cols + i)] = -kInf;
+            check(str("top ", n, " of ", cols), {}, [&](On& on) {
+                const Tensor values = on.empty(rows, n);
+                int32_t* const ids = on.put(std::vector<int32_t>(static_cast<size_t>(rows * n), -1));
+                on.b.top_logits(values, ids, on.put(logits, rows, cols));
+                Floats all = on.get(values);
+                std::vector<int32_t> found(static_cast<size_t>(rows * n));
+                on.b.download(found.data(), ids, found.size() * sizeof(int32_t));
+                for (const int32_t id : found) all.push_back(static_cast<float>(id));
+                return all;
+            });
+        }
+    }
+}
+
 TEST_CASE("backends: no rows are no work") {
     for (const auto& backend : every_backend()) {
         CAPTURE(backend->description());

@@ -293,7 +293,8 @@ TEST_CASE("a prompt longer than a step goes through in parts, the others go on m
     };
     int step = 0;
     const auto greedy = [&](Track& track, size_t n) {
-        return [&track, &step, n](std::span<const float> logits, double) -> std::optional<int32_t> {
+        return [&track, &step, n](const Logits& row, double) -> std::optional<int32_t> {
+            const std::span<const float> logits = row.values;
             track.logits.emplace_back(logits.begin(), logits.end());
             track.steps.push_back(step);
             if (track.logits.size() == n) return std::nullopt;
@@ -340,8 +341,8 @@ TEST_CASE_FIXTURE(Fixture, "a step that only generates allocates nothing") {
     for (const int32_t parallel : {1, 3}) {
         Generator generator(model.decoder(), parallel, 128);
         for (int32_t i = 0; i < parallel; ++i) {
-            generator.start({5, 6, 7}, Buffer{}, [](std::span<const float> logits, double) {
-                return std::optional<int32_t>(logits[0] < 0.0f ? 5 : 9);
+            generator.start({5, 6, 7}, Buffer{}, [](const Logits& logits, double) {
+                return std::optional<int32_t>(logits.values[0] < 0.0f ? 5 : 9);
             });
         }
         for (int i = 0; i < 3; ++i) CHECK(generator.step().empty());

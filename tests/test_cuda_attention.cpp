@@ -398,11 +398,14 @@ TEST_CASE("cuda attention: prefill of every length after every start") {
     }
     const Call call(shape, parts, 31);
     check(call, prefill(call), true, cached);
+    // The last page is full, and there is no page number behind it.
+    const Call full(shape, {{64, 64}}, 32);
+    check(full, prefill(full), true, cached);
 }
 
 TEST_CASE("cuda attention: prefill in one call and in several, alone and in a batch, gives the same bits") {
     const Shape shape{2, 1, 80, DType::bf16};
-    const Call whole({shape}, {{130, 33}}, 41);
+    const Call whole(shape, {{130, 33}}, 41);
     set_seed(1);
     const Floats expected = prefill(whole);
     for (uint64_t seed = 2; seed < 4; ++seed) {
@@ -430,15 +433,16 @@ TEST_CASE("cuda attention: in prefill, what a row does not see cannot reach it")
     for (const Shape& shape : {Shape{2, 2, 64, DType::bf16}, Shape{1, 1, 96, DType::f16}}) {
         // Entries before `start` are seen by all rows; at (62, 63) by all but the first, in a step that ends
         // there.
-        for (const auto& [start, bad] : {std::pair{20, 5},
-                                         {20, 21},
-                                         {20, 63},
-                                         {20, 64},
-                                         {20, 83},
-                                         {20, 99},
-                                         {62, 63},
-                                         {63, 63},
-                                         {64, 127}}) {
+        for (const auto& place : {std::pair{20, 5},
+                                  {20, 21},
+                                  {20, 63},
+                                  {20, 64},
+                                  {20, 83},
+                                  {20, 99},
+                                  {62, 63},
+                                  {63, 63},
+                                  {64, 127}}) {
+            const int32_t start = place.first, bad = place.second;
             CAPTURE(start);
             CAPTURE(bad);
             set_seed(static_cast<uint64_t>(bad));

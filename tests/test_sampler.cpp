@@ -157,6 +157,55 @@ TEST_CASE("temperature and top-p sample from the right distribution, by the seed
     CHECK(support(options, logits) == std::set<int32_t>{0});
 }
 
+// The n largest of `logits`, as Backend::top_logits gives them.
+struct Top {
+    std::vector<float> values;
+    std::vector<int32_t> ids;
+    Top(const std::vector<float>& logits, int32_t n) {
+        for (int32_t i = 0; i < static_cast<int32_t>(logits.size()); ++i) ids.push_back(i);
+        std::stable_sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) {
+            return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)];
+        });
+        ids.resize(std::min(ids.size(), static_cast<size_t>(n)));
+        for (const int32_t id : ids) values.push_back(logits[static_cast<size_t>(id)]);
+    }
+    Logits view() const { return {values, ids}; }
+};
+
+TEST_CASE("the largest logits alone give the tokens that all of them give") {
+    std::mt19937 random(5);
+    const std::vector<int32_t> banned = {3, 4};
+    for (int round = 0; round < 300; ++round) {
+        SamplerOptions options = at_temperature(round % 5 == 0 ? 0.0f : 0.3f);
+        options.top_k = 1 + round % 7;
+        options.top_p = round % 3 == 0 ? 0.8f : 1.0f;
+        options.min_p = round % 4 == 0 ? 0.2f : 0.0f;
+        options.seed = static_cast<uint64_t>(round);
+        const std::span<const int32_t> bans = round % 2 == 0 ? std::span<const int32_t>{} : banned;
+        Sampler all(options, bans), largest(options, bans);
+        REQUIRE(largest.needed() == (options.temperature == 0.0f ? 1 : options.top_k + 1) + std::ssize(bans));
+        for (int i = 0; i < 4; ++i) {
+            // Few values, so that many are equal; some so far below that their probability is 0.
+            std::vector<float> logits(12);
+            for (float& l : logits)
+                l = static_cast<float>(random() % 5) * (random() % 3 == 0 ? -200.0f : 0.25f);
+            const Top top(logits, largest.needed() + i % 2);
+            CHECK(largest.sample(top.view()) == all.sample(logits));
+        }
+    }
+    SamplerOptions penalised;
+    penalised.repetition_penalty = 1.1f;
+    CHECK(Sampler(penalised).needed() == 0);
+    CHECK(Sampler(at_temperature(1.0f)).needed() == 0);
+    Sampler greedy({});
+    const auto sample = [&](std::vector<float> logits) {
+        const Top top(logits, 1);
+        return greedy.sample(top.view());
+    };
+    CHECK(contains(error_of([&] { sample({1.0f, kInf}); }), "token 1 is infinite"));
+    CHECK(contains(error_of([&] { sample({-kInf, -kInf}); }), "none of the decoder's logits is finite"));
+}
+
 TEST_CASE("top-k, top-p and min-p by hand, alone and together; equals rank by id") {
     const std::vector<float> logits = logits_of({0.1, 0.4, 0.05, 0.25, 0.2});
     SamplerOptions options = at_temperature(1.0f);

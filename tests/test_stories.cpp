@@ -231,7 +231,7 @@ std::vector<int32_t> generate(const Llama& decoder, size_t n, int32_t parallel,
     std::vector<std::vector<int32_t>> ids(static_cast<size_t>(parallel));
     std::vector<Sampler> samplers(ids.size(), Sampler(options));
     for (size_t s = 0; s < ids.size(); ++s) {
-        generator.start({kBos}, Buffer{}, [&, s](std::span<const float> logits, double) {
+        generator.start({kBos}, Buffer{}, [&, s](const Logits& logits, double) {
             std::optional<int32_t> id = samplers[s].sample(logits);
             ids[s].push_back(*id);
             if (ids[s].size() == n) id.reset();

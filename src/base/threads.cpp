@@ -80,7 +80,7 @@ ThreadPool::ThreadPool(int n_threads) : spins_(n_threads <= default_threads()) {
         for (std::thread& worker : workers_) worker.join();
         const bool memory = dynamic_cast<const std::bad_alloc*>(&e) != nullptr;
         fail(memory ? Status::out_of_memory : Status::runtime, "cannot start ", n_threads,
-             " threads: ", e.what());
+             " threads: ", memory ? "out of memory" : e.what());
     }
 }
 

@@ -143,6 +143,7 @@ class CpuBackend : public Backend {
     // reduce.cpp
     void pool(Tensor out, Tensor x, const Batch& batch, Pooling pooling) override;
     void nll(Tensor out, Tensor logits, const int32_t* target) override;
+    void top_logits(Tensor values, int32_t* ids, Tensor logits) override;
 
   private:
     // Calls body(begin, end) over [0, n) cut into pieces, in parallel where n items of `cost` (about one unit

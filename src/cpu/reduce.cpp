@@ -1,6 +1,8 @@
 // Reductions on the CPU: pooling a sequence's rows, and the negative log-likelihood of target tokens.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <vector>
 
 #include "cpu/backend_impl.h"
 #include "cpu/scalar_math.h"
@@ -9,6 +11,7 @@ namespace refrag {
 namespace {
 
 constexpr double kExpCost = 2.0;
+constexpr double kTopCost = 8.0;
 
 }  // namespace
 
@@ -59,6 +62,28 @@ void CpuBackend::nll(Tensor out, Tensor logits, const int32_t* target) {
             const float shift = std::isfinite(largest) ? largest : 0.0f;
             const double log_sum = std::log(kernels_.sum_exp(row, n, shift)) + static_cast<double>(shift);
             out.f32()[r] = static_cast<float>(log_sum - static_cast<double>(row[target[r]]));
+        }
+    });
+}
+
+void CpuBackend::top_logits(Tensor values, int32_t* ids, Tensor logits) {
+    const int64_t n = values.cols, cols = logits.cols;
+    REFRAG_DCHECK(values.rows == logits.rows && n >= 1 && n <= kMaxTopLogits && n <= cols);
+    parallel(logits.rows, kTopCost * static_cast<double>(cols), [&](int64_t begin, int64_t end) {
+        std::vector<int32_t> order(static_cast<size_t>(cols));
+        for (int64_t r = begin; r < end; ++r) {
+            const float* row = logits.f32() + r * cols;
+            const auto before = [row](int32_t a, int32_t b) {
+                const bool a_nan = std::isnan(row[a]), b_nan = std::isnan(row[b]);
+                if (a_nan != b_nan) return a_nan;
+                return a_nan || row[a] == row[b] ? a < b : row[a] > row[b];
+            };
+            std::iota(order.begin(), order.end(), 0);
+            std::partial_sort(order.begin(), order.begin() + n, order.end(), before);
+            for (int64_t i = 0; i < n; ++i) {
+                ids[r * n + i] = order[static_cast<size_t>(i)];
+                values.f32()[r * n + i] = row[ids[r * n + i]];
+            }
         }
     });
 }

@@ -227,6 +227,13 @@ class Backend : public MemorySource {
     // out[r] = log(sum_j exp(logits[r, j])) - logits[r, target[r]]: negative log-likelihood in nats.
     // out [1, rows]; target [rows] int32 in device memory, each below cols.
     virtual void nll(Tensor out, Tensor logits, const int32_t* target) = 0;
+    // The n = values.cols largest of each row with their columns, the largest first, equal ones by column;
+    // NaN counts as larger than everything. values [rows, n], ids [rows, n], 1 <= n <= kMaxTopLogits, n <=
+    // cols.
+    static constexpr int32_t kMaxTopLogits = 128;
+    virtual void top_logits(Tensor values, int32_t* ids, Tensor logits) = 0;
+    // Whether reading this backend's memory is a transfer, so that choosing there what is read pays.
+    virtual bool is_remote() const { return false; }
 };
 
 }  // namespace refrag

@@ -73,7 +73,7 @@ struct Engine::Running {
     }
 
     // The next token, taken into the answer; nothing when it was the last.
-    std::optional<int32_t> next(std::span<const float> logits, double logits_ms) {
+    std::optional<int32_t> next(const Logits& logits, double logits_ms) {
         const double sampling_ms = now_ms();
         const int32_t token = sampler.sample(logits);
         if (first_token_ms == 0.0) {
@@ -87,7 +87,7 @@ struct Engine::Running {
             return std::nullopt;
         }
         if (request.options.logprobs)
-            answer.logprobs.push_back(token_logprobs(logits, token, *request.options.logprobs));
+            answer.logprobs.push_back(token_logprobs(logits.values, token, *request.options.logprobs));
         answer.ids.push_back(token);
         emit(stops.push(stream.push(token)));
         if (stops.found()) return std::nullopt;
@@ -193,7 +193,8 @@ void Engine::begin(std::unique_ptr<Running>& running) {
     r.prompted_ms = now_ms();
     const int32_t slot = generator_.start(
         std::move(prompt.input.source), std::move(prompt.slots),
-        [&r](std::span<const float> logits, double logits_ms) { return r.next(logits, logits_ms); });
+        [&r](const Logits& logits, double logits_ms) { return r.next(logits, logits_ms); },
+        r.request.options.logprobs ? 0 : r.sampler.needed());
     running_[static_cast<size_t>(slot)] = std::move(running);
 }
 

@@ -35,12 +35,12 @@ uint64_t Generator::cache_bytes(const LlamaConfig& config, DType kv, int32_t n_s
     return static_cast<uint64_t>(n_slots) * heads * pages * page_bytes;
 }
 
-int32_t Generator::start(std::vector<int32_t> source, Buffer slots, NextToken next) {
+int32_t Generator::start(std::vector<int32_t> source, Buffer slots, NextToken next, int32_t n_logits) {
     REFRAG_DCHECK(has_free_slot() && !source.empty() && std::ssize(source) <= max_context());
     int32_t slot = 0;
     while (std::find(order_.begin(), order_.end(), slot) != order_.end()) ++slot;
     kv_.truncate(slot, 0);
-    at(slot) = Sequence{std::move(source), 0, std::move(slots), 0, false, std::move(next)};
+    at(slot) = Sequence{std::move(source), 0, std::move(slots), 0, false, std::move(next), n_logits};
     order_.push_back(slot);
     return slot;
 }
@@ -115,9 +115,31 @@ void Generator::feed() {
     const Tensor last = arena_.tensor(std::ssize(outputs_), dim);
     backend.gather_rows(last, hidden, upload_vector(backend, arena_, last_rows_));
     const Tensor logits = decoder_.logits(last, arena_);
-    logits_.resize(static_cast<size_t>(logits.size()));
-    backend.download(logits_.data(), logits.data, logits.bytes());
+    n_logits_ = logits_wanted();
+    ids_.clear();
+    Tensor wanted = logits;
+    if (n_logits_ < logits.cols) {
+        wanted = arena_.tensor(logits.rows, n_logits_);
+        const Tensor ids = arena_.tensor(logits.rows, n_logits_, DType::i32);
+        backend.top_logits(wanted, static_cast<int32_t*>(ids.data), logits);
+        ids_.resize(static_cast<size_t>(ids.size()));
+        backend.download(ids_.data(), ids.data, ids.bytes());
+    }
+    logits_.resize(static_cast<size_t>(wanted.size()));
+    backend.download(logits_.data(), wanted.data, wanted.bytes());
     logits_ms_ = now_ms() - started_ms;
+}
+
+int64_t Generator::logits_wanted() const {
+    const int64_t vocab = decoder_.config().vocab_size;
+    if (!decoder_.backend().is_remote()) return vocab;
+    int64_t most = 0;
+    for (const int32_t slot : outputs_) {
+        const int64_t n = sequences_[static_cast<size_t>(slot)].n_logits;
+        if (n == 0 || n > Backend::kMaxTopLogits) return vocab;
+        most = std::max(most, n);
+    }
+    return std::min(most, vocab);
 }
 
 const std::vector<Generator::Ended>& Generator::step() {
@@ -133,7 +155,7 @@ const std::vector<Generator::Ended>& Generator::step() {
         for (const Ended& end : ended_) stop(end.slot);
         return ended_;
     }
-    const auto vocab = static_cast<size_t>(decoder_.config().vocab_size);
+    const auto n_logits = static_cast<size_t>(n_logits_);
     for (size_t i = 0; i < outputs_.size(); ++i) {
         const int32_t slot = outputs_[i];
         Sequence& sequence = at(slot);
@@ -141,8 +163,9 @@ const std::vector<Generator::Ended>& Generator::step() {
         sequence.generating = true;
         Ended end{slot, false, nullptr};
         try {
-            const std::optional<int32_t> id =
-                sequence.next(std::span(logits_).subspan(i * vocab, vocab), logits_ms_);
+            Logits logits{std::span(logits_).subspan(i * n_logits, n_logits), {}};
+            if (!ids_.empty()) logits.ids = std::span(ids_).subspan(i * n_logits, n_logits);
+            const std::optional<int32_t> id = sequence.next(logits, logits_ms_);
             end.context_full = id && kv_.length(slot) >= max_context();
             if (id && !end.context_full) {
                 sequence.source.assign(1, *id);

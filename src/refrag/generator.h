@@ -16,6 +16,7 @@
 
 #include "base/arena.h"
 #include "models/llama.h"
+#include "refrag/logits.h"
 
 namespace refrag {
 
@@ -23,9 +24,10 @@ constexpr int32_t max_parallel = 1024;  // slots of one generator, well below a 
 
 class Generator {
   public:
-    // logits [vocab_size] after all rows fed so far, valid during the call; logits_ms: what making them took.
-    // Returns the id to feed next, or nothing when the sequence is to end. What it throws ends its sequence.
-    using NextToken = std::function<std::optional<int32_t>(std::span<const float> logits, double logits_ms)>;
+    // The logits after all rows fed so far, as many as `start` was told, or all of them, valid during the
+    // call; logits_ms: what making them took. Returns the id to feed next, or nothing when the sequence is to
+    // end. What it throws ends its sequence.
+    using NextToken = std::function<std::optional<int32_t>(const Logits& logits, double logits_ms)>;
 
     struct Ended {
         int32_t slot = 0;
@@ -42,8 +44,8 @@ class Generator {
 
     // Begins a sequence in a free slot and returns the slot. source: the prompt's rows (Llama::forward), 1 to
     // max_context of them; slot rows are numbered 0, 1, ... in the order of the prompt. slots: their values
-    // [n, dim] F32.
-    int32_t start(std::vector<int32_t> source, Buffer slots, NextToken next);
+    // [n, dim] F32. n_logits: how many of the largest logits `next` needs; 0: all.
+    int32_t start(std::vector<int32_t> source, Buffer slots, NextToken next, int32_t n_logits = 0);
     // Drops a sequence; its slot is free at once.
     void stop(int32_t slot) noexcept;
     // One batch. Returns the sequences that ended in it, until the next step; their slots are free again.
@@ -64,6 +66,7 @@ class Generator {
         int64_t slots_fed = 0;
         bool generating = false;  // the prompt has been read
         NextToken next;
+        int32_t n_logits = 0;
     };
     struct Part {
         int32_t slot;
@@ -76,8 +79,10 @@ class Generator {
         int64_t n;
     };
     void plan_rows();
-    // Feeds parts_; logits_ become those of outputs_, [outputs_.size(), vocab_size].
+    // Feeds parts_; logits_ become those of outputs_, [outputs_.size(), n_logits_], and ids_ their tokens.
     void feed();
+    // How many logits of each of outputs_ are brought: all, or the largest.
+    int64_t logits_wanted() const;
 
     const Llama& decoder_;
     KvCache kv_;
@@ -93,6 +98,8 @@ class Generator {
     std::vector<int32_t> last_rows_;  // of outputs_
     std::vector<Ended> ended_;
     std::vector<float> logits_;
+    std::vector<int32_t> ids_;  // empty where logits_ are all tokens'
+    int64_t n_logits_ = 0;
     double logits_ms_ = 0.0;
 };
 

@@ -15,6 +15,11 @@ bool more_likely(const std::pair<double, int32_t>& a, const std::pair<double, in
     return a.first != b.first ? a.first > b.first : a.second < b.second;
 }
 
+[[noreturn]] void refuse(float logit, size_t id) {
+    fail(Status::runtime, "the decoder's logit of token ", id, " is ",
+         std::isnan(logit) ? "not a number" : "infinite", ": broken weights");
+}
+
 }  // namespace
 
 void check_sampler_options(const SamplerOptions& o) {
@@ -91,8 +96,7 @@ int32_t Sampler::sample(std::span<const float> logits) {
     for (size_t i = 0; i < logits.size(); ++i) {
         // NaN fails the comparison too.
         if (logits[i] <= std::numeric_limits<float>::max()) continue;
-        fail(Status::runtime, "the decoder's logit of token ", i, " is ",
-             std::isnan(logits[i]) ? "not a number" : "infinite", ": broken weights");
+        refuse(logits[i], i);
     }
     adjust(logits);
     size_t best = 0;
@@ -123,6 +127,52 @@ int32_t Sampler::draw(double largest) {
                           by_logit);
         candidates_.resize(static_cast<size_t>(options_.top_k));
     }
+    return choose();
+}
+
+int32_t Sampler::needed() const {
+    if (penalises_) return 0;
+    const auto banned = static_cast<int32_t>(banned_.size());
+    if (options_.temperature == 0.0f) return 1 + banned;
+    // One more than top-k says whether there is a token that top-k drops.
+    return options_.top_k > 0 ? options_.top_k + 1 + banned : 0;
+}
+
+int32_t Sampler::sample(const Logits& logits) {
+    if (logits.ids.empty()) return sample(logits.values);
+    candidates_.clear();
+    double largest = 0.0;
+    for (size_t i = 0; i < logits.ids.size(); ++i) {
+        const float logit = logits.values[i];
+        if (!(logit <= std::numeric_limits<float>::max())) refuse(logit, static_cast<size_t>(logits.ids[i]));
+        if (std::find(banned_.begin(), banned_.end(), logits.ids[i]) != banned_.end()) continue;
+        if (candidates_.empty()) largest = static_cast<double>(logit);
+        const double p = options_.temperature == 0.0f ? 1.0
+                                                      : std::exp((static_cast<double>(logit) - largest) /
+                                                                 static_cast<double>(options_.temperature));
+        if (p > 0.0) candidates_.emplace_back(p, logits.ids[i]);
+        if (options_.temperature == 0.0f) break;
+    }
+    REFRAG_CHECK(!candidates_.empty() && std::isfinite(largest), Status::runtime,
+                 "none of the decoder's logits is finite: broken weights");
+    int32_t id = candidates_[0].second;
+    if (options_.temperature == 0.0f) {
+        candidates_.clear();
+    } else {
+        // In the order in which the choice among all logits finds them.
+        if (std::ssize(candidates_) > options_.top_k) {
+            candidates_.resize(static_cast<size_t>(options_.top_k));
+        } else {
+            std::sort(candidates_.begin(), candidates_.end(),
+                      [](const auto& a, const auto& b) { return a.second < b.second; });
+        }
+        id = choose();
+    }
+    remember(id, true);
+    return id;
+}
+
+int32_t Sampler::choose() {
     const auto sum_of = [&] {
         double sum = 0.0;
         for (const auto& [p, id] : candidates_) sum += p;

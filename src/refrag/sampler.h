@@ -19,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "refrag/logits.h"
 #include "refrag/random.h"
 
 namespace refrag {
@@ -51,6 +52,11 @@ class Sampler {
     // The id of the next token, which counts as said from now on. Status::runtime when a logit is NaN or
     // infinitely large or none is left to choose (broken weights), naming what was found.
     int32_t sample(std::span<const float> logits);
+    // The same from the largest logits alone, of which needed() must be there (or all tokens'); more do not
+    // matter.
+    int32_t sample(const Logits& logits);
+    // How many of the largest logits are enough; 0: it takes all of them.
+    int32_t needed() const;
 
     // (probability, id) of the tokens that the last draw chose among, not normalised: the largest is 1 when
     // it is the largest of all. Empty after a greedy choice.
@@ -64,6 +70,8 @@ class Sampler {
     void remember(int32_t id, bool generated);
     void adjust(std::span<const float> logits);
     int32_t draw(double largest);
+    // Steps 6 to 8, over candidates_.
+    int32_t choose();
 
     SamplerOptions options_;
     std::vector<int32_t> banned_;

@@ -189,6 +189,12 @@ inline uint32_t pack_f16(float low, float high) {
     return static_cast<uint32_t>(round_f16(high)) << 16 | round_f16(low);
 }
 
+#define REFRAG_UNROLL
+#define REFRAG_LOOP
+inline float power_of_2(float x) {
+    return std::exp2(x);
+}
+
 template <typename T>
 T* dynamic_shared() {
     return static_cast<T*>(dynamic_shared_memory());

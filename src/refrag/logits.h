@@ -1,0 +1,15 @@
+// A row of logits as a sampler sees it: all of them, or the largest with their ids, as Backend::top_logits
+// gives them where a whole row would have to come from a GPU.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+namespace refrag {
+
+struct Logits {
+    std::span<const float> values;  // of token 0, 1, ..., or of `ids`
+    std::span<const int32_t> ids;   // empty: all tokens; else the largest first, equal ones by id
+};
+
+}  // namespace refrag

@@ -1,0 +1,62 @@
+// The whole pipeline (compress, sense, expand, answer) on every backend: a tiny model gives the same answers
+// everywhere, through prompts of slots and tokens, recorded decode steps and the choice of logits on the
+// device.
+#include <doctest/doctest.h>
+
+#include <memory>
+
+#include "every_backend.h"
+#include "golden.h"
+#include "refrag/engine.h"
+
+using namespace refrag;
+using namespace refrag_test;
+
+namespace {
+
+std::vector<std::shared_ptr<ContextPassage>> some_passages() {
+    std::vector<std::shared_ptr<ContextPassage>> passages;
+    for (const char* text :
+         {"Barrow has a lighthouse. The keeper of the lighthouse of Barrow is Mira Tolland.",
+          "Ships carry barley and glass to the far coast."}) {
+        passages.push_back(std::make_shared<ContextPassage>(Passage{"p", "", text}));
+    }
+    return passages;
+}
+
+// Three requests over two slots, so that they join and leave the batch: nothing, some and all expanded.
+std::vector<std::vector<int32_t>> answers(Backend& backend) {
+    const Model model(backend, repo_path("weights_tools/refrag-nano"));
+    Engine engine(model, 2, 256);
+    for (const double p : {0.0, 0.4, 1.0}) {
+        Request request;
+        request.passages = some_passages();
+        request.question = "Who keeps the lighthouse of Barrow?";
+        request.options.policy = p == 1.0 ? SelectPolicy::all : SelectPolicy::model;
+        request.options.expand_fraction = p;
+        request.options.max_new_tokens = 6;
+        request.options.ignore_eos = true;
+        engine.submit(std::move(request));
+    }
+    std::vector<std::vector<int32_t>> ids(3);
+    while (!engine.idle()) {
+        engine.step();
+        for (Result& result : engine.take_finished()) {
+            if (result.error) FAIL_CHECK(result.error->message());
+            ids[result.id] = result.answer.ids;
+        }
+    }
+    return ids;
+}
+
+}  // namespace
+
+// A trained model, because its choices are clear enough to survive rounding.
+TEST_CASE("pipeline: the default model answers alike on every backend") {
+    const std::vector<std::vector<int32_t>> expected = answers(*every_backend()[0]);
+    for (const std::vector<int32_t>& ids : expected) CHECK(ids.size() == 6);
+    for (const auto& backend : every_backend()) {
+        CAPTURE(backend->description());
+        CHECK(answers(*backend) == expected);
+    }
+}

@@ -19,7 +19,9 @@ std::string mib(uint64_t bytes) {
 }  // namespace
 
 std::string cuda_unavailable() {
-    int count = 0;
+    int driver = 0, count = 0;
+    // The version is 0 where there is no driver at all.
+    if (cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0) return "no NVIDIA driver is installed";
     const cudaError_t error = cudaGetDeviceCount(&count);
     if (error != cudaSuccess) {
         cudaGetLastError();  // so that no later call reports it again

@@ -8,6 +8,7 @@
 #include "every_backend.h"
 #include "golden.h"
 #include "refrag/engine.h"
+#include "refrag/memory_plan.h"
 
 using namespace refrag;
 using namespace refrag_test;
@@ -59,4 +60,28 @@ TEST_CASE("pipeline: the default model answers alike on every backend") {
         CAPTURE(backend->description());
         CHECK(answers(*backend) == expected);
     }
+}
+
+TEST_CASE("pipeline: an engine that does not fit the device's memory is refused with the numbers") {
+    const auto open = [](uint64_t mib) { return refrag_on_host::open_backend({.memory_bytes = mib << 20}); };
+    const auto large = open(400), small = open(225);
+    const Model roomy(*large, repo_path("weights_tools/refrag-nano"));
+    const MemoryPlan plan = plan_memory(roomy, 1, 2048);
+    CHECK(plan.fits());
+    CHECK(plan.kv_bytes == 2048 * 2048);  // 2 x 2 KV heads of 64 in 4 layers, bf16
+    CHECK(plan.weight_bytes == roomy.weight_bytes());
+    CHECK(plan.available_bytes == large->available_bytes());
+    const Engine engine(roomy, 1);
+    const Model tight(*small, repo_path("weights_tools/refrag-nano"));
+    try {
+        const Engine refused(tight, 1);
+        CHECK(false);
+    } catch (const Error& error) {
+        CHECK(error.status() == Status::out_of_memory);
+        CHECK(contains(error.message(),
+                       str("GPU memory: ", plan.kv_bytes + plan.workspace_bytes,
+                           " bytes needed beside the weights (KV cache 4194304 for 1 sequence of ")));
+        CHECK(contains(error.message(), str(small->available_bytes(), " available")));
+    }
+    const Engine shorter(tight, 1, 64);
 }

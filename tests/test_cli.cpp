@@ -182,7 +182,10 @@ TEST_CASE("inspect shows shapes and the tensors left unused") {
     const Ran text = refrag_run(dir, std::string("inspect ") + kModel);
     CHECK(text.code == 0);
     CHECK(contains(text.out, "LLaMA, dim 40"));
+    CHECK(contains(text.out, "memory      weights "));
     const Ran json = refrag_run(dir, std::string("inspect --json ") + kModel);
+    CHECK(contains(json.out, "\"workspace_bytes\": "));
+    CHECK(contains(json.out, "\"fits\": true"));
     CHECK(json.code == 0);
     const Json model = Json::parse(json.out, "stdout");
     CHECK(model.get_object("decoder").get_int("dim") == 40);

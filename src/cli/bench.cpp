@@ -11,6 +11,7 @@
 #include "cli/bench_report.h"
 #include "cli/common.h"
 #include "cli/eval_table.h"
+#include "cuda/peaks.h"
 #include "io/file.h"
 #include "refrag/random_model.h"
 #include "refrag/timer.h"
@@ -19,17 +20,33 @@ namespace refrag {
 namespace {
 
 struct BenchCommand {
-    std::string model_dir;  // "": random weights
-    std::string shape = "llama-160m";
-    std::string encoder_shape = "roberta-base";
+    std::string model_dir;      // "": random weights
+    std::string shape;          // "": by the device, see set_shapes
+    std::string encoder_shape;  // the same
     std::vector<std::string> modes{"full", "refrag"};
     std::vector<std::string> from{"cached", "text"};
     bool skip_known = false;
     std::string format = "md";
     std::string output;
+    std::string json_output;
     DeviceOptions device;
     BenchOptions bench;
 };
+
+// By default what the device is made for: a GPU is idle between the kernels of a small decoder.
+constexpr const char* kShape = "llama-160m";
+constexpr const char* kEncoderShape = "roberta-base";
+constexpr const char* kGpuShape = "llama-2-7b";
+constexpr const char* kGpuEncoderShape = "roberta-large";
+
+bool is_gpu(const Backend& backend) {
+    return backend.description().starts_with("cuda");
+}
+
+void set_shapes(BenchCommand& command, bool gpu) {
+    if (command.shape.empty()) command.shape = gpu ? kGpuShape : kShape;
+    if (command.encoder_shape.empty()) command.encoder_shape = gpu ? kGpuEncoderShape : kEncoderShape;
+}
 
 // Whether each of two words is in a comma list of no others.
 void read_words(const char* option, const std::vector<std::string>& words, const char* first, bool& has_first,
@@ -42,20 +59,21 @@ void read_words(const char* option, const std::vector<std::string>& words, const
     }
 }
 
-void check_memory(const BenchCommand& command, const std::string& what, uint64_t weight_bytes,
-                  const LlamaConfig& decoder, DType kv, const RobertaConfig& encoder,
+void check_memory(const BenchCommand& command, const Backend& backend, const std::string& what,
+                  uint64_t weight_bytes, const LlamaConfig& decoder, DType kv, const RobertaConfig& encoder,
                   const RefragConfig& config) {
     const BenchMemory memory = bench_memory(decoder, kv, encoder, config, command.bench);
     const uint64_t needed = weight_bytes + memory.kv_bytes + memory.workspace_bytes;
-    const uint64_t available = available_memory_bytes();
+    const uint64_t available = backend.available_bytes();
     const auto shown = [](uint64_t bytes) {
         char text[32];
         std::snprintf(text, sizeof text, "%.2f", static_cast<double>(bytes) * 1e-9);
         return std::string(text);
     };
     REFRAG_CHECK(needed <= available, Status::out_of_memory, "bench: ", what, " needs ", shown(needed),
-                 " GB of memory (weights ", shown(weight_bytes), ", KV cache ", shown(memory.kv_bytes),
-                 ", workspace ", shown(memory.workspace_bytes), "), ", shown(available),
+                 is_gpu(backend) ? " GB of GPU memory (weights " : " GB of memory (weights ",
+                 shown(weight_bytes), ", KV cache ", shown(memory.kv_bytes), ", workspace ",
+                 shown(memory.workspace_bytes), "), ", shown(available),
                  " GB are available: choose a smaller --shape, --context or --batch");
 }
 
@@ -63,8 +81,8 @@ std::unique_ptr<Model> make_model(const BenchCommand& command, Backend& backend,
     if (!command.model_dir.empty()) {
         name = command.model_dir;
         std::unique_ptr<Model> model = load_model(backend, command.model_dir, command.device);
-        check_memory(command, command.model_dir, 0, model->decoder().config(), model->decoder().kv_dtype(),
-                     model->encoder().config(), model->config());
+        check_memory(command, backend, command.model_dir, 0, model->decoder().config(),
+                     model->decoder().kv_dtype(), model->encoder().config(), model->config());
         return model;
     }
     const WeightFormat format = parse_weight_format("--weights", command.device.weights);
@@ -73,12 +91,28 @@ std::unique_ptr<Model> make_model(const BenchCommand& command, Backend& backend,
     ModelParts parts = random_model_parts(decoder_shape(command.shape), encoder_shape(command.encoder_shape));
     // Keys and values follow the layers' weights, as Llama::kv_dtype.
     check_memory(
-        command, str(command.shape, " with ", command.encoder_shape), random_weight_bytes(parts, format),
-        parts.decoder,
+        command, backend, str(command.shape, " with ", command.encoder_shape),
+        random_weight_bytes(parts, format), parts.decoder,
         backend.kv_dtype(format == WeightFormat::int8 ? DType::i8 : DType::bf16, parts.decoder.head_dim),
         parts.encoder, parts.config);
     Progress progress("making random weights", ProgressUnit::bytes);
     return make_random_model(backend, std::move(parts), command.bench.seed, progress.sink(), format);
+}
+
+// After the sweep, because the memory it reads would hide the sweep's own peak.
+void measure_machine(const BenchCommand& command, const Backend& backend, BenchReport& report) {
+    report.threads = command.device.threads == 0 ? default_threads() : command.device.threads;
+    report.cpu = cpu_name();
+    report.backend = backend.description();
+#if defined(REFRAG_WITH_CUDA)
+    if (is_gpu(backend)) {
+        const Progress progress("measuring the GPU's peaks");
+        report.gpu = BenchGpu{cuda::gpu_info().name, cuda::measure_gpu_peaks()};
+        return;
+    }
+#endif
+    const Progress progress("measuring the machine's peaks");
+    report.peaks = measure_peaks(report.threads, available_memory_bytes() / 8);
 }
 
 // Rows whose rounds differ much say more about what else runs here than about refrag.
@@ -110,6 +144,7 @@ void bench(BenchCommand& command) {
 
     BenchReport report;
     const std::unique_ptr<Backend> backend = make_backend(command.device);
+    set_shapes(command, is_gpu(*backend));
     const double began_ms = now_ms();
     const std::unique_ptr<Model> model = make_model(command, *backend, report.model);
     report.load_s = (now_ms() - began_ms) / 1000.0;
@@ -121,20 +156,15 @@ void bench(BenchCommand& command) {
             run_bench(*model, options, [&](int64_t done, int64_t total) { progress.update(done, total); });
     }
     report.peak_rss_bytes = peak_resident_bytes();
-    {
-        // After the sweep, because the memory it reads would hide the sweep's own peak.
-        const Progress progress("measuring the machine's peaks");
-        report.threads = command.device.threads == 0 ? default_threads() : command.device.threads;
-        report.peaks = measure_peaks(report.threads, available_memory_bytes() / 8);
-        report.cpu = cpu_name();
-        report.backend = backend->description();
-    }
+    measure_machine(command, *backend, report);
     const std::string text = write_bench_report(report, command.format);
     if (command.output.empty()) {
         write_stdout(text);
     } else {
         write_file_atomic(command.output, text);
     }
+    if (!command.json_output.empty())
+        write_file_atomic(command.json_output, write_bench_report(report, "json"));
     warn_of_noise(report.rows);
     for (const BenchRow& row : report.rows) {
         if (row.figures || row.cached != options.cached) continue;
@@ -160,8 +190,9 @@ CLI::Option* add_list(CLI::App& sub, const char* name, std::vector<T>& values, c
 void add_bench(CLI::App& app) {
     auto command = std::make_shared<BenchCommand>();
     BenchOptions& bench_options = command->bench;
-    CLI::App& sub = *app.add_subcommand(
-        "bench", "Times REFRAG against the full context, and the machine's own peaks beside it");
+    CLI::App& sub = *app.add_subcommand("bench",
+                                        "Times REFRAG against the full context, and the machine's own peaks "
+                                        "(on a GPU: the card's) beside it");
     const char* group = "Model";
     CLI::Option* model = sub.add_option("-m,--model", command->model_dir,
                                         "Model directory; without it random weights of a shape, in memory")
@@ -170,12 +201,12 @@ void add_bench(CLI::App& app) {
     sub.add_option("--shape", command->shape, "The decoder's shape")
         ->group(group)
         ->excludes(model)
-        ->capture_default_str()
+        ->default_str(str(kShape, "; on a GPU ", kGpuShape))
         ->type_name(decoder_shape_names());
     sub.add_option("--encoder-shape", command->encoder_shape, "The encoder's shape")
         ->group(group)
         ->excludes(model)
-        ->capture_default_str()
+        ->default_str(str(kEncoderShape, "; on a GPU ", kGpuEncoderShape))
         ->type_name(encoder_shape_names());
     group = "What is measured (comma lists; every combination is a row)";
     add_list(sub, "--context", bench_options.contexts, "Context tokens")->group(group);
@@ -219,6 +250,9 @@ void add_bench(CLI::App& app) {
         ->capture_default_str()
         ->type_name("md|csv|json");
     sub.add_option("--out", command->output, "Write it to a file instead of standard output")
+        ->group(group)
+        ->type_name("FILE");
+    sub.add_option("--json", command->json_output, "Write it as JSON to this file as well")
         ->group(group)
         ->type_name("FILE");
     add_device_options(sub, command->device);

@@ -33,6 +33,14 @@ std::optional<double> share(std::optional<double> value, double peak) {
     return *value / peak;
 }
 
+// What prefill and decode are held against.
+double bf16_gflops(const BenchReport& report) {
+    return report.gpu ? report.gpu->peaks.bf16_gflops : report.peaks.bf16_gflops;
+}
+double read_gbs(const BenchReport& report) {
+    return report.gpu ? report.gpu->peaks.read_gbs : report.peaks.read_gbs;
+}
+
 // The keys of the JSON rows are a promise to whoever reads them (bench/plot.py is one).
 ResultTable whole_table(const BenchReport& report, bool with_machine) {
     std::vector<std::string> columns = {"mode",
@@ -77,9 +85,9 @@ ResultTable whole_table(const BenchReport& report, bool with_machine) {
             .number(of(row, &BenchFigures::ttit_ms))
             .number(of(row, &BenchFigures::tokens_per_s))
             .number(gflops)
-            .number(share(gflops, report.peaks.bf16_gflops))
+            .number(share(gflops, bf16_gflops(report)))
             .number(gbs)
-            .number(share(gbs, report.peaks.read_gbs))
+            .number(share(gbs, read_gbs(report)))
             .integer(of(row, &BenchFigures::kv_bytes))
             .number(row.ttft_ratio)
             .number(row.ttit_ratio)
@@ -87,10 +95,12 @@ ResultTable whole_table(const BenchReport& report, bool with_machine) {
             .integer(row.figures ? row.figures->repeats : 0)
             .number(spread);
         if (!with_machine) continue;
-        table.number(report.peaks.bf16_gflops)
-            .number(report.peaks.fp32_gflops)
-            .number(report.peaks.int8_gops)
-            .number(report.peaks.read_gbs);
+        std::optional<double> int8_gops;
+        if (!report.gpu) int8_gops = report.peaks.int8_gops;
+        table.number(bf16_gflops(report))
+            .number(report.gpu ? report.gpu->peaks.fp32_gflops : report.peaks.fp32_gflops)
+            .number(int8_gops)
+            .number(read_gbs(report));
     }
     return table;
 }
@@ -99,14 +109,23 @@ std::string write_json(const BenchReport& report) {
     JsonWriter json(1);
     json.begin_object().key("machine").begin_object();
     json.key("cpu").string(report.cpu);
+    if (report.gpu) json.key("gpu").string(report.gpu->name);
     json.key("threads").integer(report.threads);
-    json.key("peak_bf16_gflops").number(report.peaks.bf16_gflops);
-    json.key("peak_fp32_gflops").number(report.peaks.fp32_gflops);
-    json.key("peak_int8_gops").number(report.peaks.int8_gops);
-    json.key("read_gbs").number(report.peaks.read_gbs);
-    json.key("bf16_instruction").string(report.peaks.bf16_instruction);
-    json.key("fp32_instruction").string(report.peaks.fp32_instruction);
-    json.key("int8_instruction").string(report.peaks.int8_instruction);
+    if (report.gpu) {
+        const cuda::GpuPeaks& peaks = report.gpu->peaks;
+        json.key("peak_bf16_gflops").number(peaks.bf16_gflops);
+        json.key("peak_fp32_gflops").number(peaks.fp32_gflops);
+        json.key("read_gbs").number(peaks.read_gbs);
+        json.key("copy_gbs").number(peaks.copy_gbs);
+    } else {
+        json.key("peak_bf16_gflops").number(report.peaks.bf16_gflops);
+        json.key("peak_fp32_gflops").number(report.peaks.fp32_gflops);
+        json.key("peak_int8_gops").number(report.peaks.int8_gops);
+        json.key("read_gbs").number(report.peaks.read_gbs);
+        json.key("bf16_instruction").string(report.peaks.bf16_instruction);
+        json.key("fp32_instruction").string(report.peaks.fp32_instruction);
+        json.key("int8_instruction").string(report.peaks.int8_instruction);
+    }
     json.key("backend").string(report.backend);
     json.key("model").string(report.model);
     json.key("parameters").integer(static_cast<int64_t>(report.parameters));
@@ -125,17 +144,29 @@ std::optional<std::string> with_share(std::optional<double> value, int digits, d
     return str(fixed(*value, digits), " (", fixed(*value / peak, 2), ")");
 }
 
-std::string write_markdown(const BenchReport& report) {
+// The two lines of the machine and its peaks.
+std::string machine_lines(const BenchReport& report) {
+    if (report.gpu) {
+        const cuda::GpuPeaks& peaks = report.gpu->peaks;
+        return str(report.gpu->name, "; ", report.backend, "; beside it ", report.cpu, "\npeaks of ",
+                   report.gpu->name, ": bf16 ", fixed(peaks.bf16_gflops, 0), " GFLOP/s, fp32 ",
+                   fixed(peaks.fp32_gflops, 0), " GFLOP/s, memory read ", fixed(peaks.read_gbs, 1),
+                   " GB/s, copied ", fixed(peaks.copy_gbs, 1), " GB/s (read and written)\n");
+    }
     const MachinePeaks& peaks = report.peaks;
+    return str(report.cpu, "; ", report.backend, "\npeaks of ", report.threads,
+               report.threads == 1 ? " thread" : " threads", ": bf16 ", fixed(peaks.bf16_gflops, 0),
+               " GFLOP/s (", peaks.bf16_instruction, "), fp32 ", fixed(peaks.fp32_gflops, 0), " GFLOP/s (",
+               peaks.fp32_instruction, "), int8 ", fixed(peaks.int8_gops, 0), " GOP/s (",
+               peaks.int8_instruction, "), memory read ", fixed(peaks.read_gbs, 1), " GB/s\n");
+}
+
+std::string write_markdown(const BenchReport& report) {
     std::string out =
         str(report.model, ", ", fixed(static_cast<double>(report.parameters) * 1e-6, 1),
             "M parameters; loaded in ", fixed(report.load_s, 2), " s, peak memory ",
             gigabytes(report.load_peak_rss_bytes), " until then, ", gigabytes(report.peak_rss_bytes),
-            " in all\n", report.cpu, "; ", report.backend, "\npeaks of ", report.threads,
-            report.threads == 1 ? " thread" : " threads", ": bf16 ", fixed(peaks.bf16_gflops, 0),
-            " GFLOP/s (", peaks.bf16_instruction, "), fp32 ", fixed(peaks.fp32_gflops, 0), " GFLOP/s (",
-            peaks.fp32_instruction, "), int8 ", fixed(peaks.int8_gops, 0), " GOP/s (", peaks.int8_instruction,
-            "), memory read ", fixed(peaks.read_gbs, 1), " GB/s\n\n");
+            report.gpu ? " in all, beside the GPU's\n" : " in all\n", machine_lines(report), "\n");
     ResultTable table({"mode", "context", "k", "p", "from", "batch", "positions", "TTFT ms", "TTIT ms",
                        "tokens/s", "prefill GFLOP/s (of bf16)", "decode GB/s (of read)", "KV MB", "TTFT x",
                        "TTIT x", "throughput x", "FLOP x", "repeats", "spread"});
@@ -156,8 +187,8 @@ std::string write_markdown(const BenchReport& report) {
             .number(of(row, &BenchFigures::ttft_ms), 1)
             .number(of(row, &BenchFigures::ttit_ms), 2)
             .number(of(row, &BenchFigures::tokens_per_s), 1)
-            .text(with_share(of(row, &BenchFigures::prefill_gflops), 0, peaks.bf16_gflops))
-            .text(with_share(of(row, &BenchFigures::decode_gbs), 1, peaks.read_gbs))
+            .text(with_share(of(row, &BenchFigures::prefill_gflops), 0, bf16_gflops(report)))
+            .text(with_share(of(row, &BenchFigures::decode_gbs), 1, read_gbs(report)))
             .number(kv_mb, 1)
             .number(row.ttft_ratio, 2)
             .number(row.ttit_ratio, 2)

@@ -7,6 +7,7 @@
 #include "cli/common.h"
 #include "io/file.h"
 #include "io/json.h"
+#include "refrag/memory_plan.h"
 #include "refrag/model.h"
 
 namespace refrag {
@@ -49,7 +50,15 @@ std::string join(const std::vector<int32_t>& numbers) {
     return text.empty() ? "none" : text;
 }
 
-std::string as_text(const Model& model) {
+// Weights, cache and workspace of one request over the whole window, against what there is.
+std::string shown(const MemoryPlan& plan) {
+    return str("weights ", plan.weight_bytes, " bytes; for a request over the whole window KV cache ",
+               plan.kv_bytes, " and workspace ", plan.workspace_bytes,
+               plan.fits() ? ", of " : ", MORE THAN the ", plan.available_bytes,
+               plan.fits() ? " available" : " that are available");
+}
+
+std::string as_text(const Model& model, const std::string& choice) {
     const RefragConfig& r = model.config();
     const LlamaConfig& d = model.decoder().config();
     const RobertaConfig& e = model.encoder().config();
@@ -61,7 +70,7 @@ std::string as_text(const Model& model) {
         out += padded + value + "\n";
     };
     line("model", model.dir());
-    line("device", model.backend().description());
+    line("device", str(model.backend().description(), " (", choice, ")"));
     line("parameters", str(model.parameters(), " (encoder ", model.encoder().parameters(), ", projector ",
                            model.projector().parameters(), ", policy ", model.policy().parameters(),
                            ", decoder ", model.decoder().parameters(), ")"));
@@ -85,6 +94,7 @@ std::string as_text(const Model& model) {
     line("tokens", str("first ", model.bos_id() ? str(*model.bos_id()) : "none", ", end ", join(d.eos_ids)));
     line("KV cache", str(kv_bytes_per_position(model.decoder()), " bytes a position, ",
                          kv_bytes_per_position(model.decoder()) * d.max_seq_len, " for the whole window"));
+    line("memory", shown(plan_memory(model, 1, d.max_seq_len)));
     line("unused", str("encoder: ", join(model.encoder().unused_tensors()),
                        "; decoder: ", join(model.decoder().unused_tensors())));
     return out;
@@ -102,7 +112,7 @@ void write_ids(JsonWriter& json, const char* key, const std::vector<int32_t>& id
     json.end_array();
 }
 
-std::string as_json(const Model& model) {
+std::string as_json(const Model& model, const std::string& choice) {
     const RefragConfig& r = model.config();
     const LlamaConfig& d = model.decoder().config();
     const RobertaConfig& e = model.encoder().config();
@@ -110,6 +120,15 @@ std::string as_json(const Model& model) {
     json.begin_object();
     json.key("model").string(model.dir());
     json.key("device").string(model.backend().description());
+    json.key("device_choice").string(choice);
+    const MemoryPlan plan = plan_memory(model, 1, d.max_seq_len);
+    json.key("memory").begin_object();
+    json.key("weight_bytes").integer(static_cast<int64_t>(plan.weight_bytes));
+    json.key("kv_bytes").integer(static_cast<int64_t>(plan.kv_bytes));
+    json.key("workspace_bytes").integer(static_cast<int64_t>(plan.workspace_bytes));
+    json.key("available_bytes").integer(static_cast<int64_t>(plan.available_bytes));
+    json.key("fits").boolean(plan.fits());
+    json.end_object();
     json.key("parameters").integer(static_cast<int64_t>(model.parameters()));
     json.key("weight_bytes").integer(static_cast<int64_t>(model.weight_bytes()));
     json.key("chunk_len").integer(r.chunk_len);
@@ -171,7 +190,8 @@ std::string as_json(const Model& model) {
 void inspect(const InspectOptions& options) {
     const std::unique_ptr<Backend> backend = make_backend(options.device);
     const std::unique_ptr<Model> model = load_model(*backend, options.model_dir, options.device);
-    write_stdout(options.json ? as_json(*model) : as_text(*model));
+    const std::string choice = device_choice(options.device);
+    write_stdout(options.json ? as_json(*model, choice) : as_text(*model, choice));
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <new>
 #include <utility>
 
+#include "refrag/memory_plan.h"
 #include "refrag/prompt.h"
 #include "refrag/stop.h"
 #include "refrag/timer.h"
@@ -137,10 +138,24 @@ struct Engine::Running {
     double first_token_ms = 0.0;  // 0: none yet
 };
 
+namespace {
+
+// The context that is meant by `max_context`, when there is memory for it.
+int64_t planned_context(const Model& model, int32_t n_slots, int64_t max_context) {
+    const int64_t window = model.decoder().config().max_seq_len;
+    if (max_context == 0) max_context = window;
+    // Numbers that make no sense are the generator's to refuse.
+    if (n_slots >= 1 && n_slots <= max_parallel && max_context >= 1 && max_context <= window) {
+        check_memory_plan(model, n_slots, max_context);
+    }
+    return max_context;
+}
+
+}  // namespace
+
 Engine::Engine(const Model& model, int32_t n_slots, int64_t max_context)
     : model_(model),
-      generator_(model.decoder(), n_slots,
-                 max_context == 0 ? model.decoder().config().max_seq_len : max_context),
+      generator_(model.decoder(), n_slots, planned_context(model, n_slots, max_context)),
       arena_(model.backend()),
       running_(static_cast<size_t>(n_slots)) {}
 

@@ -8,7 +8,8 @@
 #   make format               clang-format over all sources
 #   make tidy                 clang-tidy over src/
 #   make fuzz-run SECONDS=60  builds the fuzz targets with clang and runs each from its corpus (make fuzz: builds only)
-#   make bench                build/bench_ops and bench_tokenizer: single ops, tokenizers (`refrag bench` times whole models)
+#   make bench                build/bench_ops, bench_tokenizer, bench_cuda: single ops, tokenizers (`refrag bench`: whole models)
+#   make gpu-check PART=tests checks and measures on a GPU: PART tests, sanitize, bench or attention; results in OUT
 #
 # CONFIG=debug keeps REFRAG_DCHECK and -O1; CONFIG=release (default) is -O2 -DNDEBUG.
 
@@ -59,8 +60,9 @@ TEST_OBJ := $(TEST_SRC:%.cpp=$(BUILD)/obj/%.o)
 # The tests drive the commands in-process, so they link all of the command line but its main().
 CLI_LIB_OBJ := $(filter-out %/main.o,$(CLI_OBJ))
 
-# The kernels as C++ for the tests, with tests/cuda_on_host/ in place of CUDA. cuBLAS has a stand-in there.
-ON_HOST_SRC   := $(filter-out cuda/cublas.cu,$(wildcard cuda/*.cu)) $(wildcard tests/cuda_on_host/*.cpp)
+# The kernels as C++ for the tests, with tests/cuda_on_host/ in place of CUDA. cuBLAS has a stand-in there, and
+# there is no speed to measure.
+ON_HOST_SRC   := $(filter-out cuda/cublas.cu cuda/peaks.cu,$(wildcard cuda/*.cu)) $(wildcard tests/cuda_on_host/*.cpp)
 ON_HOST_OBJ   := $(ON_HOST_SRC:%=$(BUILD)/obj/on_host/%.o)
 ON_HOST_FLAGS := -DREFRAG_CUDA_ON_HOST -Itests/cuda_on_host -Icuda -fno-strict-aliasing \
                  -include tests/cuda_on_host/on_host.h -x c++
@@ -99,7 +101,7 @@ say = @:
 endif
 
 .DEFAULT_GOAL := all
-.PHONY: all demo test test-files deps deps-fuzz deps-tidy install uninstall format format-check tidy clean help bench cuda-says fuzz fuzz-run
+.PHONY: all demo test test-files deps deps-fuzz deps-tidy install uninstall format format-check tidy clean help bench gpu-check cuda-says fuzz fuzz-run
 
 all: cuda-says $(BUILD)/refrag
 
@@ -128,7 +130,17 @@ $(BUILD)/bench_tokenizer: $(BUILD)/obj/bench/bench_tokenizer.o $(BUILD)/librefra
 	$(call say,LINK,$@)
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-bench: $(BUILD)/bench_ops $(BUILD)/bench_tokenizer
+$(BUILD)/bench_cuda: $(BUILD)/obj/bench/bench_cuda.o $(BUILD)/librefrag.a
+	$(call say,LINK,$@)
+	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+
+bench: $(BUILD)/bench_ops $(BUILD)/bench_tokenizer $(if $(CUDA_OBJ),$(BUILD)/bench_cuda)
+
+# PART: tests, sanitize, bench or attention, each in less than 9 minutes; logs and results go to OUT.
+PART ?=
+OUT  ?= build/gpu-check
+gpu-check:
+	@REFRAG_BUILD='$(BUILD)' bash bench/gpu_check.sh '$(PART)' '$(OUT)'
 
 $(BUILD)/obj/%.o: %.cpp VERSION
 	$(call say,CXX ,$<)
@@ -285,4 +297,4 @@ clean:
 	rm -rf build
 
 help:
-	@sed -n '2,16s/^# \{0,1\}//p' Makefile
+	@sed -n '2,17s/^# \{0,1\}//p' Makefile

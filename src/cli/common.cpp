@@ -50,6 +50,7 @@ void add_device_options(CLI::App& app, DeviceOptions& options) {
     app.add_option("--device", options.device,
                    "Where to compute; auto takes a GPU when this build and machine have one")
         ->capture_default_str()
+        ->envname("REFRAG_DEVICE")
         ->type_name("auto|cpu|cuda");
     app.add_option("-t,--threads", options.threads, "CPU threads; 0: all this process may use")
         ->capture_default_str()

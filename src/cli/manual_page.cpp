@@ -83,6 +83,7 @@ std::string manual_page(const Command& root) {
         ".TP\n0\nDone.\n.TP\n1\nFailed at run time.\n.TP\n2\nWrong usage.\n.TP\n3\nBad input file.\n"
         ".SH ENVIRONMENT\n"
         ".TP\n.B REFRAG_MODEL\nThe model directory where \\fB\\-m\\fR is not given.\n"
+        ".TP\n.B REFRAG_DEVICE\nThe device where \\fB\\-\\-device\\fR is not given.\n"
         ".TP\n.B REFRAG_CPU_INT8\n"
         "How products with 8-bit weights are computed: widen (weights widened to fp32), bf16 (weights and\n"
         "activations rounded to bf16) or vnni (activations rounded to 8 bits, dot products of bytes).\n"

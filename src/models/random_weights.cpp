@@ -49,7 +49,11 @@ void random_row(uint64_t tensor_seed, int64_t row, int64_t in_dim, uint16_t* out
 }
 
 RandomWeights::RandomWeights(Backend& backend, uint64_t seed, LoadedBytes loaded, WeightFormat format)
-    : backend_(backend), seed_(seed), loaded_(std::move(loaded)), format_(format) {}
+    : backend_(backend),
+      seed_(seed),
+      loaded_(std::move(loaded)),
+      format_(format),
+      threads_(default_threads()) {}
 
 std::unique_ptr<Matrix> RandomWeights::matrix(std::string_view name, int64_t out_dim, int64_t in_dim) {
     std::unique_ptr<Matrix> made = make(name, out_dim, in_dim, WeightFormat::as_stored);
@@ -69,9 +73,7 @@ std::unique_ptr<Matrix> RandomWeights::make(std::string_view name, int64_t out_d
     const uint64_t tensor_seed = mixed(seed_ ^ hash_of(name));
     const auto read = [&](int64_t begin, int64_t n, void* dst) {
         auto* out = static_cast<uint16_t*>(dst);
-        for (int64_t row = begin; row < begin + n; ++row) {
-            random_row(tensor_seed, row, in_dim, out + (row - begin) * in_dim);
-        }
+        threads_.run(n, [&](int64_t i) { random_row(tensor_seed, begin + i, in_dim, out + i * in_dim); });
         if (loaded_) loaded_(static_cast<uint64_t>(n * in_dim) * sizeof(uint16_t));
     };
     if (format == WeightFormat::as_stored) return backend_.make_matrix(DType::bf16, out_dim, in_dim, read);

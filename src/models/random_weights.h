@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/threads.h"
 #include "models/weights.h"
 
 namespace refrag {
@@ -35,6 +36,7 @@ class RandomWeights : public WeightSource {
     uint64_t seed_;
     LoadedBytes loaded_;
     WeightFormat format_;
+    ThreadPool threads_;  // drawing takes longer than packing
     uint64_t parameters_ = 0;
     uint64_t held_bytes_ = 0;
 };

@@ -132,6 +132,8 @@ cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shar
 // loops that unrolled would need more registers than there are.
 #define REFRAG_UNROLL _Pragma("unroll")
 #define REFRAG_LOOP _Pragma("unroll 1")
+// Before loops that wait for memory: the reads of kTurns turns are under way at once.
+#define REFRAG_UNROLL_TURNS _Pragma("unroll kTurns")
 
 // 2^x to a relative error of 2^-22; results below 2^-126 are 0.
 __device__ __forceinline__ float power_of_2(float x) {

@@ -20,6 +20,21 @@ constexpr int kColumns = 2;
 constexpr int64_t kWidenedBytes = int64_t{64} << 20;
 constexpr size_t kReadBlockBytes = size_t{4} << 20;
 
+// 8 floats in a row; aligned: to 16 bytes.
+__device__ __forceinline__ void load_8(float (&x)[8], const float* from, bool aligned) {
+    if (!aligned) {
+        for (int i = 0; i < 8; ++i) x[i] = from[i];
+        return;
+    }
+    for (int i = 0; i < 8; i += 4) {
+        const float4 four = *reinterpret_cast<const float4*>(from + i);
+        x[i] = four.x;
+        x[i + 1] = four.y;
+        x[i + 2] = four.z;
+        x[i + 3] = four.w;
+    }
+}
+
 // How a lane reads 8 neighbouring weights of a row (16 bytes of 16-bit weights), widened. k is a multiple
 // of 8.
 struct WeightsF32 {
@@ -27,7 +42,7 @@ struct WeightsF32 {
     int64_t stride;
 
     __device__ __forceinline__ void load(float (&w)[8], int64_t n, int64_t k) const {
-        for (int i = 0; i < 8; ++i) w[i] = data[n * stride + k + i];
+        load_8(w, data + n * stride + k, stride % 4 == 0);
     }
     __device__ __forceinline__ float at(int64_t n, int64_t k) const { return data[n * stride + k]; }
 };
@@ -120,16 +135,19 @@ __global__ void __launch_bounds__(kThreads) matvec_kernel(Matvec<Weights> a) {
 
     float sum[kRows][kColumns] = {};
     const int64_t whole = a.in_dim / 8 * 8;
+    const bool aligned = a.in_dim % 4 == 0;
+    [[maybe_unused]] constexpr int kTurns = kRows == 1 ? 4 : kRows == 2 ? 2 : 1;  // more would cost warps
+    REFRAG_UNROLL_TURNS
     for (int64_t k = lane * 8; k < whole; k += kWarp * 8) {
         float weights[kColumns][8];
         one.w.load(weights[0], columns[0], k);
         other.w.load(weights[1], columns[1], k);
         for (int r = 0; r < kRows; ++r) {
             if (r >= a.rows) break;
-            const float* const from = a.x + r * a.in_dim + k;
+            float values[8];
+            load_8(values, a.x + r * a.in_dim + k, aligned);
             for (int i = 0; i < 8; ++i) {
-                const float value = from[i];
-                for (int c = 0; c < kColumns; ++c) sum[r][c] += value * weights[c][i];
+                for (int c = 0; c < kColumns; ++c) sum[r][c] += values[i] * weights[c][i];
             }
         }
     }

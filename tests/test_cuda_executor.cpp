@@ -65,6 +65,13 @@ __global__ void split_warp_kernel(float* out) {
         __syncwarp();
 }
 
+__global__ void vote_kernel(uint32_t* out) {
+    const int lane = static_cast<int>(threadIdx.x);
+    const uint32_t votes = __ballot_sync(kAllLanes, lane % 3 == 0);
+    const int any = __any_sync(kAllLanes, lane == 7), all = __all_sync(kAllLanes, lane < 31);
+    out[lane] = votes + static_cast<uint32_t>(any - all);
+}
+
 // mode 0: waits as it should; 1: reads before waiting; 2: never waits; 3: from an odd address.
 __global__ void copy_kernel(float* out, const float* x, int mode) {
     float* const to = dynamic_shared<float>() + 4 * threadIdx.x;
@@ -179,6 +186,13 @@ TEST_CASE("cuda on host: threads that wait for ever are an error that says for w
     const std::vector<float> x = numbers(kThreads);
     launch(sum_kernel<true>, Dim{1}, Dim{kThreads}, 0, s.stream, &sum, x.data());
     CHECK(sum == 8256.0f);
+}
+
+TEST_CASE("cuda on host: votes of a warp") {
+    const Stream1 s;
+    std::vector<uint32_t> out(32);
+    launch(vote_kernel, Dim{1}, Dim{32}, 0, s.stream, out.data());
+    for (const uint32_t votes : out) CHECK(votes == 0x49249249u + 1);
 }
 
 TEST_CASE("cuda on host: asynchronous copies arrive when they are waited for") {

@@ -74,6 +74,31 @@ inline void __syncwarp(uint32_t mask = 0xffffffff) {
     warp_together("__syncwarp", mask, &nothing, [](void* const*) {});
 }
 
+// Bit l of the result: whether lane l brought something that is not 0.
+inline uint32_t __ballot_sync(uint32_t mask, int predicate) {
+    struct Mine {
+        int predicate;
+        uint32_t result;
+    } mine{predicate, 0};
+    warp_together("__ballot_sync", mask, &mine, [&](void* const* lanes) {
+        uint32_t votes = 0;
+        for (int l = 0; l < 32; ++l) {
+            if ((mask >> l & 1) == 0) continue;
+            if (static_cast<Mine*>(lanes[l])->predicate != 0) votes |= 1u << l;
+        }
+        for (int l = 0; l < 32; ++l) {
+            if ((mask >> l & 1) != 0) static_cast<Mine*>(lanes[l])->result = votes;
+        }
+    });
+    return mine.result;
+}
+inline int __any_sync(uint32_t mask, int predicate) {
+    return __ballot_sync(mask, predicate) != 0 ? 1 : 0;
+}
+inline int __all_sync(uint32_t mask, int predicate) {
+    return __ballot_sync(mask, predicate) == mask ? 1 : 0;
+}
+
 // Lane l gets the value of lane source(l); where that is no lane of the warp, its own.
 template <typename T, typename Source>
 T shuffled(const char* what, uint32_t mask, T value, const Source& source) {
@@ -191,6 +216,7 @@ inline uint32_t pack_f16(float low, float high) {
 
 #define REFRAG_UNROLL
 #define REFRAG_LOOP
+#define REFRAG_UNROLL_TURNS
 inline float power_of_2(float x) {
     return std::exp2(x);
 }

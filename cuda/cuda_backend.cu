@@ -184,6 +184,9 @@ void CudaBackend::copy(Tensor out, Tensor x) {
 // ---- recorded work --------------------------------------------------------------------------------------
 
 void CudaBackend::forget_recorded() noexcept {
+    const auto is_graph = [](const auto& recorded) { return recorded.second.graph != nullptr; };
+    // None may be destroyed while it runs.
+    if (std::any_of(recorded_.begin(), recorded_.end(), is_graph)) cudaStreamSynchronize(stream_);
     for (const auto& [key, recorded] : recorded_) {
         if (recorded.graph != nullptr) cudaGraphExecDestroy(recorded.graph);
     }
@@ -199,6 +202,7 @@ void CudaBackend::repeat(std::span<const uint64_t> key, FunctionRef<void()> enqu
             const auto oldest = std::min_element(recorded_.begin(), recorded_.end(), [](auto& a, auto& b) {
                 return a.second.used < b.second.used;
             });
+            CUDA_CHECK(cudaStreamSynchronize(stream_));  // it may still run
             if (oldest->second.graph != nullptr) cudaGraphExecDestroy(oldest->second.graph);
             recorded_.erase(oldest);
         }

@@ -114,8 +114,12 @@ class CudaBackend : public Backend {
     void nll(Tensor out, Tensor logits, const int32_t* target) override;
     void top_logits(Tensor values, int32_t* ids, Tensor logits) override;
     bool is_remote() const override { return true; }
+    void draw(int32_t* ids, Tensor logits, const TokenDraw* draws) override;
 
   private:
+    // The n largest of each row, in scratch that goes on for `more_bytes` behind them. See reduce.cu.
+    void* top_candidates(Tensor logits, int32_t n, size_t more_bytes);
+
     // Scratch of one purpose that keeps its memory, until more is asked for.
     struct Scratch {
         Buffer buffer;

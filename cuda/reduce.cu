@@ -71,6 +71,7 @@ __device__ __forceinline__ Candidate first_of_warp(Candidate best) {
 }
 
 constexpr int kPieceColumns = 4096;
+constexpr int kSumColumns = 512;  // of a sum: one thread may have to walk through as many
 
 // The first n of the order among a piece of a row: of the logits, or of the pieces' own firsts.
 // Mapping: block (piece, row). n rounds, each finding the first of what is behind the round before.
@@ -117,6 +118,137 @@ __global__ void split_candidates_kernel(float* values, int32_t* ids, const Candi
     ids[i] = from[i].id;
 }
 
+// Of a piece of a row: sum exp((l - largest) / temperature), in double.
+// Mapping: block (piece, row). Reduction order: a thread's elements, a warp's lanes from the last to the
+// first, the warps in order. Shared memory bytes: 8 * kWarps. Bound by: exp in double.
+__global__ void piece_sums_kernel(double* out, const float* logits, const Candidate* firsts, int32_t n,
+                                  const TokenDraw* draws, int64_t cols) {
+    const int64_t row = blockIdx.y, begin = static_cast<int64_t>(blockIdx.x) * kSumColumns;
+    const int64_t size = min(static_cast<int64_t>(kSumColumns), cols - begin);
+    const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+    REFRAG_SHARED(double, of_warp, kWarps);
+    const auto largest = static_cast<double>(firsts[row * n].value);
+    const auto temperature = static_cast<double>(draws[row].temperature);
+    double sum = 0.0;
+    for (int64_t i = threadIdx.x; i < size; i += kThreads) {
+        sum += exp((static_cast<double>(logits[row * cols + begin + i]) - largest) / temperature);
+    }
+    for (int d = kWarp / 2; d > 0; d /= 2) sum += __shfl_down_sync(kAllLanes, sum, d);
+    if (lane == 0) of_warp[warp] = sum;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    sum = 0.0;
+    for (int w = 0; w < kWarps; ++w) sum += of_warp[w];
+    out[row * gridDim.x + blockIdx.x] = sum;
+}
+
+// Steps 4 to 8 of refrag/sampler.h over a row's n largest logits, or, where nothing is filtered, over all of
+// it. Mapping: a block for each row; the choice is thread 0's, the walk through one piece its own warp's.
+// Reduction order: sums of probabilities in the order in which the sampler on the host adds them; of a whole
+// row, by pieces. Shared memory bytes: 24 * kMaxTopLogits. Bound by: latency.
+__global__ void draw_kernel(int32_t* ids, const Candidate* firsts, int32_t n, const double* piece_sums,
+                            int32_t n_pieces, const float* logits, int64_t cols, const TokenDraw* draws) {
+    constexpr int32_t kMost = Backend::kMaxTopLogits;
+    const int64_t row = blockIdx.x;
+    const TokenDraw d = draws[row];
+    const Candidate* const first = firsts + row * n;
+    REFRAG_SHARED(double, p, kMost);
+    REFRAG_SHARED(double, q, kMost);
+    REFRAG_SHARED(int32_t, id, kMost);
+    const auto largest = static_cast<double>(first[0].value),
+               temperature = static_cast<double>(d.temperature);
+    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < n; i += kThreads) {
+        q[i] = exp((static_cast<double>(first[i].value) - largest) / temperature);
+    }
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    // Not finite: for the host to refuse, by name.
+    if (!(fabsf(first[0].value) < INFINITY)) {
+        ids[row] = -1;
+        return;
+    }
+    if (d.temperature == 0.0f) {
+        ids[row] = first[0].id;
+        return;
+    }
+    const double* const sums = piece_sums + row * n_pieces;
+    int32_t kept = 0;  // of the largest, those with p > 0
+    while (kept < n && q[kept] > 0.0) ++kept;
+    const bool cut = d.top_k > 0 && kept > d.top_k;
+    bool complete = cut || kept < n || n == cols;  // whether all that may be drawn are among them
+    if (cut) kept = d.top_k;
+    const bool sorted = cut || d.top_p < 1.0f;
+    // Sorted by probability, or by id.
+    for (int32_t i = 0; i < kept; ++i) {
+        int32_t at = i;
+        if (!sorted) {
+            at = 0;
+            for (int32_t j = 0; j < kept; ++j) at += first[j].id < first[i].id ? 1 : 0;
+        }
+        p[at] = q[i];
+        id[at] = first[i].id;
+    }
+    if (d.top_p < 1.0f) {
+        double total = 0.0;
+        if (complete) {
+            for (int32_t i = 0; i < kept; ++i) total += p[i];
+        } else {
+            for (int32_t i = 0; i < n_pieces; ++i) total += sums[i];
+        }
+        const double enough = static_cast<double>(d.top_p) * total;
+        double sum = 0.0;
+        int32_t in = 0;
+        while (in < kept && sum < enough) sum += p[in++];
+        complete = complete || sum >= enough;
+        kept = in;
+    }
+    if (d.min_p > 0.0f) {
+        const auto least = static_cast<double>(d.min_p);
+        complete = complete || q[n - 1] < least;
+        int32_t in = 0;
+        for (int32_t i = 0; i < kept; ++i) {
+            if (p[i] < least) continue;
+            p[in] = p[i];
+            id[in++] = id[i];
+        }
+        kept = in;
+    }
+    if (complete) {
+        double left = 0.0;
+        for (int32_t i = 0; i < kept; ++i) left += p[i];
+        left *= d.uniform;
+        int32_t chosen = id[kept - 1];
+        for (int32_t i = 0; i < kept; ++i) {
+            left -= p[i];
+            if (left >= 0.0) continue;
+            chosen = id[i];
+            break;
+        }
+        ids[row] = chosen;
+        return;
+    }
+    if (d.top_p < 1.0f || d.min_p > 0.0f || d.top_k > 0) {
+        ids[row] = -1;
+        return;
+    }
+    // All of the row: the piece, then the token in it.
+    double left = 0.0;
+    for (int32_t i = 0; i < n_pieces; ++i) left += sums[i];
+    left *= d.uniform;
+    int32_t piece = 0;
+    while (piece + 1 < n_pieces && left >= sums[piece]) left -= sums[piece++];
+    const int64_t begin = static_cast<int64_t>(piece) * kSumColumns;
+    const int64_t end = min(begin + kSumColumns, cols);
+    int64_t chosen = first[0].id;
+    for (int64_t i = begin; i < end; ++i) {
+        const double weight = exp((static_cast<double>(logits[row * cols + i]) - largest) / temperature);
+        if (weight > 0.0) chosen = i;
+        left -= weight;
+        if (left < 0.0) break;
+    }
+    ids[row] = static_cast<int32_t>(chosen);
+}
+
 }  // namespace
 
 void CudaBackend::pool(Tensor out, Tensor x, const Batch& batch, Pooling pooling) {
@@ -133,23 +265,45 @@ void CudaBackend::nll(Tensor out, Tensor logits, const int32_t* target) {
                       out.f32(), logits.f32(), target, logits.cols));
 }
 
-void CudaBackend::top_logits(Tensor values, int32_t* ids, Tensor logits) {
-    const auto n = static_cast<int32_t>(values.cols);
+void* CudaBackend::top_candidates(Tensor logits, int32_t n, size_t more_bytes) {
     const int64_t rows = logits.rows, n_pieces = ceil_div(logits.cols, kPieceColumns);
-    REFRAG_DCHECK(values.rows == rows && n >= 1 && n <= kMaxTopLogits && n <= logits.cols);
-    if (rows == 0) return;
-    const int64_t of_pieces = rows * n_pieces * n;
+    const size_t of_firsts = static_cast<size_t>(rows * n) * sizeof(Candidate);
+    auto* const firsts = static_cast<Candidate*>(
+        scratch(top_, of_firsts + more_bytes + static_cast<size_t>(rows * n_pieces * n) * sizeof(Candidate)));
     auto* const pieces =
-        static_cast<Candidate*>(scratch(top_, static_cast<size_t>(of_pieces + rows * n) * sizeof(Candidate)));
-    Candidate* const firsts = pieces + of_pieces;
+        reinterpret_cast<Candidate*>(reinterpret_cast<std::byte*>(firsts) + of_firsts + more_bytes);
     const float* const from = logits.f32();
     CUDA_CHECK(launch(top_kernel<true>, dim3(static_cast<unsigned>(n_pieces), static_cast<unsigned>(rows)),
                       dim3(kThreads), 0, stream_, pieces, from, nullptr, logits.cols, n));
     CUDA_CHECK(launch(top_kernel<false>, dim3(1, static_cast<unsigned>(rows)), dim3(kThreads), 0, stream_,
                       firsts, nullptr, static_cast<const Candidate*>(pieces), n_pieces * n, n));
+    return firsts;
+}
+
+void CudaBackend::top_logits(Tensor values, int32_t* ids, Tensor logits) {
+    const auto n = static_cast<int32_t>(values.cols);
+    const int64_t rows = logits.rows;
+    REFRAG_DCHECK(values.rows == rows && n >= 1 && n <= kMaxTopLogits && n <= logits.cols);
+    if (rows == 0) return;
+    const auto* const firsts = static_cast<const Candidate*>(top_candidates(logits, n, 0));
     CUDA_CHECK(launch(split_candidates_kernel, dim3(static_cast<unsigned>(ceil_div(rows * n, kThreads))),
-                      dim3(kThreads), 0, stream_, values.f32(), ids, static_cast<const Candidate*>(firsts),
-                      rows * n));
+                      dim3(kThreads), 0, stream_, values.f32(), ids, firsts, rows * n));
+}
+
+void CudaBackend::draw(int32_t* ids, Tensor logits, const TokenDraw* draws) {
+    const int64_t rows = logits.rows, n_pieces = ceil_div(logits.cols, kSumColumns);
+    if (rows == 0) return;
+    const auto n = static_cast<int32_t>(std::min<int64_t>(kMaxTopLogits, logits.cols));
+    // The candidates are 8 bytes each, so what follows them is aligned for double.
+    void* const top = top_candidates(logits, n, static_cast<size_t>(rows * n_pieces) * sizeof(double));
+    const auto* const firsts = static_cast<const Candidate*>(top);
+    auto* const sums = reinterpret_cast<double*>(static_cast<Candidate*>(top) + rows * n);
+    const float* const from = logits.f32();
+    CUDA_CHECK(launch(piece_sums_kernel, dim3(static_cast<unsigned>(n_pieces), static_cast<unsigned>(rows)),
+                      dim3(kThreads), 0, stream_, sums, from, firsts, n, draws, logits.cols));
+    CUDA_CHECK(launch(draw_kernel, dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0, stream_, ids, firsts,
+                      n, static_cast<const double*>(sums), static_cast<int32_t>(n_pieces), from, logits.cols,
+                      draws));
 }
 
 }  // namespace refrag::REFRAG_CUDA

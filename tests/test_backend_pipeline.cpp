@@ -36,7 +36,9 @@ std::vector<std::vector<int32_t>> answers(Backend& backend) {
         request.options.policy = p == 1.0 ? SelectPolicy::all : SelectPolicy::model;
         request.options.expand_fraction = p;
         request.options.max_new_tokens = 6;
-        request.options.ignore_eos = true;
+        // While a sequence bans end tokens the host draws; else the device does, where there is one.
+        request.options.ignore_eos = p == 0.0;
+        if (p == 1.0) request.options.sampler = {.temperature = 0.3f, .top_p = 0.9f, .seed = 4};
         engine.submit(std::move(request));
     }
     std::vector<std::vector<int32_t>> ids(3);
@@ -55,7 +57,7 @@ std::vector<std::vector<int32_t>> answers(Backend& backend) {
 // A trained model, because its choices are clear enough to survive rounding.
 TEST_CASE("pipeline: the default model answers alike on every backend") {
     const std::vector<std::vector<int32_t>> expected = answers(*every_backend()[0]);
-    for (const std::vector<int32_t>& ids : expected) CHECK(ids.size() == 6);
+    for (const std::vector<int32_t>& ids : expected) CHECK(!ids.empty());
     for (const auto& backend : every_backend()) {
         CAPTURE(backend->description());
         CHECK(answers(*backend) == expected);

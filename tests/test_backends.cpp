@@ -13,6 +13,7 @@
 #include "models/device_batch.h"
 #include "models/kv_cache.h"
 #include "ops_test.h"
+#include "refrag/sampler.h"
 
 using namespace refrag_test;
 using refrag::Arena;
@@ -459,6 +460,62 @@ TEST_CASE("backends: the largest logits, with their ids") {
             });
         }
     }
+}
+
+TEST_CASE("backends: tokens are drawn where the logits are as the sampler draws them") {
+    int drawn = 0, refused = 0;
+    for (const auto& backend : every_backend()) {
+        if (!backend->is_remote()) continue;
+        CAPTURE(backend->description());
+        On on(*backend);
+        for (const int64_t cols : {150, 9000}) {
+            for (int round = 0; round < 40; ++round) {
+                refrag::SamplerOptions options;
+                // From a few likely tokens to nearly as many as there are.
+                options.temperature = round == 0       ? 0.0f
+                                      : round % 3 == 0 ? 0.05f
+                                      : round % 3 == 1 ? 0.5f
+                                                       : 3.0f;
+                options.top_k = round % 4 == 0 ? 1 + round : 0;
+                options.top_p = round % 5 < 2 ? 0.7f : 1.0f;
+                options.min_p = round % 7 < 2 ? 0.1f : 0.0f;
+                options.seed = static_cast<uint64_t>(round);
+                refrag::Sampler host(options), here(options);
+                const Floats row = random_floats(cols, static_cast<uint32_t>(70 + round), 8.0f);
+                for (int i = 0; i < 2; ++i) {
+                    CAPTURE(cols);
+                    CAPTURE(round);
+                    const auto draw = here.draw_elsewhere();
+                    REQUIRE(draw.has_value());
+                    const Tensor draws = on.arena.tensor(1, sizeof *draw / 4), id = on.arena.tensor(1, 1);
+                    on.b.upload(draws.data, &*draw, sizeof *draw);
+                    on.b.draw(static_cast<int32_t*>(id.data), on.put(row, 1, cols),
+                              static_cast<const refrag::TokenDraw*>(draws.data));
+                    int32_t token = -2;
+                    on.b.download(&token, id.data, sizeof token);
+                    (token < 0 ? refused : drawn) += 1;
+                    // What was refused is drawn from all logits, by the same number.
+                    const int32_t expected = host.sample(row);
+                    CHECK(here.sample(token < 0 ? refrag::Logits{row, {}} : refrag::Logits{{}, {}, token}) ==
+                          expected);
+                }
+            }
+        }
+        for (const float broken : {kNan, kInf}) {
+            Floats row = random_floats(200, 90);
+            row[5] = broken;
+            const refrag::TokenDraw draw{0.5, 1.0f, 1.0f, 0.0f, 0};
+            const Tensor draws = on.arena.tensor(1, sizeof draw / 4), id = on.arena.tensor(1, 1);
+            on.b.upload(draws.data, &draw, sizeof draw);
+            on.b.draw(static_cast<int32_t*>(id.data), on.put(row, 1, 200),
+                      static_cast<const refrag::TokenDraw*>(draws.data));
+            int32_t token = -2;
+            on.b.download(&token, id.data, sizeof token);
+            CHECK(token == -1);
+        }
+    }
+    CHECK(drawn > 100);
+    CHECK(refused > 0);
 }
 
 TEST_CASE("backends: no rows are no work") {

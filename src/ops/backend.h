@@ -105,6 +105,15 @@ struct Product {
     Tensor bias;
 };
 
+// How to draw a token from a row of logits.
+struct TokenDraw {
+    double uniform;     // in [0, 1)
+    float temperature;  // 0: the largest logit, the lowest id among equals
+    float top_p;        // (0, 1]
+    float min_p;        // [0, 1]
+    int32_t top_k;      // below kMaxTopLogits; 0: all
+};
+
 class Backend : public MemorySource {
   public:
     // One line for people: the device, and how it is used ("cpu: AVX-512, 2 threads").
@@ -234,6 +243,13 @@ class Backend : public MemorySource {
     virtual void top_logits(Tensor values, int32_t* ids, Tensor logits) = 0;
     // Whether reading this backend's memory is a transfer, so that choosing there what is read pays.
     virtual bool is_remote() const { return false; }
+    // One token of each row, drawn as refrag/sampler.h says (steps 4 to 8), in double: ids[r], or -1 where
+    // the kMaxTopLogits largest logits do not hold all that may be drawn, or where one is NaN or infinite;
+    // whoever asked then reads the row. logits [rows, cols]; ids and draws [rows] in device memory. Only
+    // where is_remote().
+    virtual void draw(int32_t* /*ids*/, Tensor /*logits*/, const TokenDraw* /*draws*/) {
+        fail(Status::runtime, "this backend draws no tokens");
+    }
 };
 
 }  // namespace refrag

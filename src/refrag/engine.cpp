@@ -209,7 +209,11 @@ void Engine::begin(std::unique_ptr<Running>& running) {
     const int32_t slot = generator_.start(
         std::move(prompt.input.source), std::move(prompt.slots),
         [&r](const Logits& logits, double logits_ms) { return r.next(logits, logits_ms); },
-        r.request.options.logprobs ? 0 : r.sampler.needed());
+        r.request.options.logprobs ? 0 : r.sampler.needed(),
+        [&r]() -> std::optional<TokenDraw> {
+            if (r.request.options.logprobs) return std::nullopt;
+            return r.sampler.draw_elsewhere();
+        });
     running_[static_cast<size_t>(slot)] = std::move(running);
 }
 

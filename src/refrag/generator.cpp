@@ -35,12 +35,14 @@ uint64_t Generator::cache_bytes(const LlamaConfig& config, DType kv, int32_t n_s
     return static_cast<uint64_t>(n_slots) * heads * pages * page_bytes;
 }
 
-int32_t Generator::start(std::vector<int32_t> source, Buffer slots, NextToken next, int32_t n_logits) {
+int32_t Generator::start(std::vector<int32_t> source, Buffer slots, NextToken next, int32_t n_logits,
+                         Draw draw) {
     REFRAG_DCHECK(has_free_slot() && !source.empty() && std::ssize(source) <= max_context());
     int32_t slot = 0;
     while (std::find(order_.begin(), order_.end(), slot) != order_.end()) ++slot;
     kv_.truncate(slot, 0);
-    at(slot) = Sequence{std::move(source), 0, std::move(slots), 0, false, std::move(next), n_logits};
+    at(slot) = Sequence{std::move(source), 0,        std::move(slots), 0, false,
+                        std::move(next),   n_logits, std::move(draw)};
     order_.push_back(slot);
     return slot;
 }
@@ -115,8 +117,14 @@ void Generator::feed() {
     const Tensor last = arena_.tensor(std::ssize(outputs_), dim);
     backend.gather_rows(last, hidden, upload_vector(backend, arena_, last_rows_));
     const Tensor logits = decoder_.logits(last, arena_);
-    n_logits_ = logits_wanted();
     ids_.clear();
+    logits_.clear();
+    n_logits_ = 0;
+    if (draw(logits)) {
+        logits_ms_ = now_ms() - started_ms;
+        return;
+    }
+    n_logits_ = logits_wanted();
     Tensor wanted = logits;
     if (n_logits_ < logits.cols) {
         wanted = arena_.tensor(logits.rows, n_logits_);
@@ -128,6 +136,28 @@ void Generator::feed() {
     logits_.resize(static_cast<size_t>(wanted.size()));
     backend.download(logits_.data(), wanted.data, wanted.bytes());
     logits_ms_ = now_ms() - started_ms;
+}
+
+bool Generator::draw(Tensor logits) {
+    Backend& backend = decoder_.backend();
+    draws_.clear();
+    drawn_.clear();
+    if (!backend.is_remote() || logits.cols < Backend::kMaxTopLogits) return false;
+    for (const int32_t slot : outputs_) {
+        const Sequence& sequence = at(slot);
+        const std::optional<TokenDraw> draw = sequence.draw ? sequence.draw() : std::nullopt;
+        if (!draw) return false;
+        draws_.push_back(*draw);
+    }
+    const ArenaScope scratch(arena_);
+    const TokenDraw* const draws = upload_vector(backend, arena_, draws_);
+    const Tensor ids = arena_.tensor(1, std::ssize(draws_), DType::i32);
+    backend.draw(static_cast<int32_t*>(ids.data), logits, draws);
+    drawn_.resize(draws_.size());
+    backend.download(drawn_.data(), ids.data, ids.bytes());
+    if (std::find(drawn_.begin(), drawn_.end(), -1) == drawn_.end()) return true;
+    drawn_.clear();
+    return false;
 }
 
 int64_t Generator::logits_wanted() const {
@@ -164,6 +194,7 @@ const std::vector<Generator::Ended>& Generator::step() {
         Ended end{slot, false, nullptr};
         try {
             Logits logits{std::span(logits_).subspan(i * n_logits, n_logits), {}};
+            if (!drawn_.empty()) logits.drawn = drawn_[i];
             if (!ids_.empty()) logits.ids = std::span(ids_).subspan(i * n_logits, n_logits);
             const std::optional<int32_t> id = sequence.next(logits, logits_ms_);
             end.context_full = id && kv_.length(slot) >= max_context();

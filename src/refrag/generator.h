@@ -44,8 +44,11 @@ class Generator {
 
     // Begins a sequence in a free slot and returns the slot. source: the prompt's rows (Llama::forward), 1 to
     // max_context of them; slot rows are numbered 0, 1, ... in the order of the prompt. slots: their values
-    // [n, dim] F32. n_logits: how many of the largest logits `next` needs; 0: all.
-    int32_t start(std::vector<int32_t> source, Buffer slots, NextToken next, int32_t n_logits = 0);
+    // [n, dim] F32. n_logits: how many of the largest logits `next` needs; 0: all. draw: asked before each
+    // call of `next`; where it gives something, the token may have been drawn when `next` is called.
+    using Draw = std::function<std::optional<TokenDraw>()>;
+    int32_t start(std::vector<int32_t> source, Buffer slots, NextToken next, int32_t n_logits = 0,
+                  Draw draw = {});
     // Drops a sequence; its slot is free at once.
     void stop(int32_t slot) noexcept;
     // One batch. Returns the sequences that ended in it, until the next step; their slots are free again.
@@ -67,6 +70,7 @@ class Generator {
         bool generating = false;  // the prompt has been read
         NextToken next;
         int32_t n_logits = 0;
+        Draw draw;
     };
     struct Part {
         int32_t slot;
@@ -83,6 +87,9 @@ class Generator {
     void feed();
     // How many logits of each of outputs_ are brought: all, or the largest.
     int64_t logits_wanted() const;
+    // Draws the tokens of all of outputs_ where the logits are, into drawn_, if that is wanted of all of
+    // them. False where a row must be read after all: then all are.
+    bool draw(Tensor logits);
 
     const Llama& decoder_;
     KvCache kv_;
@@ -100,6 +107,8 @@ class Generator {
     std::vector<float> logits_;
     std::vector<int32_t> ids_;  // empty where logits_ are all tokens'
     int64_t n_logits_ = 0;
+    std::vector<TokenDraw> draws_;
+    std::vector<int32_t> drawn_;  // tokens of outputs_, or empty
     double logits_ms_ = 0.0;
 };
 

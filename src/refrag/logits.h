@@ -10,6 +10,7 @@ namespace refrag {
 struct Logits {
     std::span<const float> values;  // of token 0, 1, ..., or of `ids`
     std::span<const int32_t> ids;   // empty: all tokens; else the largest first, equal ones by id
+    int32_t drawn = -1;             // the token, where it has been drawn already (there are no values then)
 };
 
 }  // namespace refrag

@@ -138,7 +138,22 @@ int32_t Sampler::needed() const {
     return options_.top_k > 0 ? options_.top_k + 1 + banned : 0;
 }
 
+std::optional<TokenDraw> Sampler::draw_elsewhere() {
+    const SamplerOptions& o = options_;
+    if (penalises_ || !banned_.empty()) return std::nullopt;
+    if (o.temperature == 0.0f) return TokenDraw{0.0, 0.0f, 1.0f, 0.0f, 0};
+    if (o.top_k >= Backend::kMaxTopLogits) return std::nullopt;
+    if (!uniform_) uniform_ = random_.uniform();
+    return TokenDraw{*uniform_, o.temperature, o.top_p, o.min_p, std::max(o.top_k, 0)};
+}
+
 int32_t Sampler::sample(const Logits& logits) {
+    if (logits.drawn >= 0) {
+        candidates_.clear();
+        uniform_.reset();
+        remember(logits.drawn, true);
+        return logits.drawn;
+    }
     if (logits.ids.empty()) return sample(logits.values);
     candidates_.clear();
     double largest = 0.0;
@@ -193,7 +208,8 @@ int32_t Sampler::choose() {
     }
     // The most likely token has p = 1 and is among the candidates.
     std::erase_if(candidates_, [&](const auto& c) { return c.first < static_cast<double>(options_.min_p); });
-    double left = random_.uniform() * sum_of();
+    double left = (uniform_ ? *uniform_ : random_.uniform()) * sum_of();
+    uniform_.reset();
     for (const auto& [p, id] : candidates_) {
         left -= p;
         if (left < 0.0) return id;

@@ -14,11 +14,13 @@
 
 #include <cstdint>
 #include <deque>
+#include <optional>
 #include <span>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "ops/backend.h"
 #include "refrag/logits.h"
 #include "refrag/random.h"
 
@@ -57,6 +59,9 @@ class Sampler {
     int32_t sample(const Logits& logits);
     // How many of the largest logits are enough; 0: it takes all of them.
     int32_t needed() const;
+    // How a backend may draw the next token in its own memory, where it can draw as this sampler would. The
+    // next sample(), over logits or over what was drawn, belongs to it.
+    std::optional<TokenDraw> draw_elsewhere();
 
     // (probability, id) of the tokens that the last draw chose among, not normalised: the largest is 1 when
     // it is the largest of all. Empty after a greedy choice.
@@ -77,6 +82,7 @@ class Sampler {
     std::vector<int32_t> banned_;
     bool penalises_;
     Random random_;
+    std::optional<double> uniform_;  // drawn already, for the next sample()
     std::unordered_map<int32_t, Uses> uses_;
     std::deque<std::pair<int32_t, bool>> window_;         // (id, generated); only for repeat_last_n > 0
     std::vector<double> adjusted_;                        // the logits after steps 1 to 3

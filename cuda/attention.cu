@@ -26,14 +26,7 @@ __device__ __forceinline__ float element(const void* pages, DType dtype, int64_t
 __global__ void attention_plain_kernel(AttentionArgs a, DType kv, Wanted wanted) {
     const int32_t r = static_cast<int32_t>(blockIdx.x), h = static_cast<int32_t>(blockIdx.y);
     const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
-    int32_t s = 0, end = a.n_seq;  // the last sequence that begins at or before the row
-    while (end - s > 1) {
-        const int32_t middle = (s + end) / 2;
-        if (a.row_begin[middle] <= r)
-            s = middle;
-        else
-            end = middle;
-    }
+    const int32_t s = sequence_of(a.row_begin, a.n_seq, r);
     const bool cached = a.slot[s] >= 0;
     if ((wanted == Wanted::cached && !cached) || (wanted == Wanted::uncached && cached)) return;
     const int64_t dim = a.head_dim, kv_head = h / a.group();

@@ -9,6 +9,19 @@
 
 namespace refrag::REFRAG_CUDA {
 
+// The sequence that row r of a batch belongs to: the last that begins at or before it.
+__device__ __forceinline__ int32_t sequence_of(const int32_t* row_begin, int32_t n_seq, int32_t r) {
+    int32_t s = 0, end = n_seq;
+    while (end - s > 1) {
+        const int32_t middle = (s + end) / 2;
+        if (row_begin[middle] <= r)
+            s = middle;
+        else
+            end = middle;
+    }
+    return s;
+}
+
 // The op's arguments, passed to kernels by value. Pointers are to device memory.
 struct AttentionArgs {
     float* out;      // [n_rows, n_heads * head_dim]

@@ -87,14 +87,7 @@ __global__ void rope_kernel(float* x, const float* cos_sin, int64_t cols, int64_
 // Mapping: block (row of the batch, KV head). Lengths are raised by raise_lengths_kernel. Bound by: memory.
 __global__ void append_kernel(Append a, int32_t n_seq) {
     const int32_t r = static_cast<int32_t>(blockIdx.x), kv_head = static_cast<int32_t>(blockIdx.y);
-    int32_t s = 0, end = n_seq;  // the last sequence that begins at or before the row
-    while (end - s > 1) {
-        const int32_t middle = (s + end) / 2;
-        if (a.row_begin[middle] <= r)
-            s = middle;
-        else
-            end = middle;
-    }
+    const int32_t s = sequence_of(a.row_begin, n_seq, r);
     if (a.slot[s] < 0) return;
     const int64_t head = a.head(a.slot[s], kv_head);
     append_row(a, head, kv_head, r, a.length[head] + r - a.row_begin[s]);

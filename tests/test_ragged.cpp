@@ -93,7 +93,8 @@ void check_chunks(Backend& backend) {
         CAPTURE(name);
         const Roberta encoder(backend, network_path(name), pooling, true);
         Arena arena(backend);
-        // 90 chunks of up to 38 tokens: more rows than one group of a call takes. The kernels on the host are slow.
+        // 90 chunks of up to 38 tokens: more rows than one group of a call takes. The kernels on the host are
+        // slow.
         const bool few = refrag_test::contains(backend.description(), "kernels on the host");
         std::vector<std::vector<int32_t>> chunks(few ? 6 : 90);
         size_t rows = 0;

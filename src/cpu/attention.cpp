@@ -114,7 +114,8 @@ void CpuBackend::plan_attention(const AttentionCall& call) {
     if (!std::is_sorted(plan_.items.begin(), plan_.items.end(), longer)) {
         std::sort(plan_.items.begin(), plan_.items.end(), longer);
     }
-    plan_.task_begin.reserve(plan_.items.size() + 1);  // as many as there can be, so that later steps take no more
+    plan_.task_begin.reserve(plan_.items.size() +
+                             1);  // as many as there can be, so that later steps take no more
     double left = 0.0;
     for (size_t i = 0; i < plan_.items.size(); ++i) {
         if (left <= 0.0) {

@@ -13,6 +13,7 @@
 #
 # CONFIG=debug keeps REFRAG_DCHECK and -O1; CONFIG=release (default) is -O2 -DNDEBUG.
 
+.DEFAULT_GOAL := all
 CXX      ?= g++
 CONFIG   ?= release
 SAN      ?=
@@ -92,6 +93,14 @@ LDLIBS    += $(firstword $(wildcard $(CUDA_HOME)/lib64/libcudart_static.a \
                $(CUDA_HOME)/targets/x86_64-linux/lib/libcudart_static.a) -lcudart_static) -ldl -lrt
 endif
 
+# Changes when the CUDA backend comes or goes: what is compiled differently then is compiled anew.
+WITH_CUDA := $(BUILD)/obj/with-cuda
+$(CLI_OBJ) $(TEST_OBJ): $(WITH_CUDA)
+$(WITH_CUDA): FORCE
+	@mkdir -p $(@D)
+	@echo '$(if $(CUDA_OBJ),yes,no)' | cmp -s - $@ || echo '$(if $(CUDA_OBJ),yes,no)' > $@
+FORCE:
+
 ifeq ($(V),0)
 Q := @
 say = @echo "  $(1)  $(2)"
@@ -100,8 +109,7 @@ Q :=
 say = @:
 endif
 
-.DEFAULT_GOAL := all
-.PHONY: all demo test test-files deps deps-fuzz deps-tidy install uninstall format format-check tidy clean help bench gpu-check cuda-says fuzz fuzz-run
+.PHONY: FORCE all demo test test-files deps deps-fuzz deps-tidy install uninstall format format-check tidy clean help bench gpu-check cuda-says fuzz fuzz-run
 
 all: cuda-says $(BUILD)/refrag
 

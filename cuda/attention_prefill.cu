@@ -12,6 +12,10 @@
 // * v for each row that sees them. Entries beyond the last one that the block sees are never read: their K
 // and V are 0.
 //
+// The call's own rows are read from the pages too, not from the fp32 k and v they came in: they lie there
+// rounded already, in half the bytes, and half a page is as contiguous as scratch would be; so there is one
+// path.
+//
 // Steps count from entry 0, and one that a row does not see changes no bit of its sums: so prefill in one
 // call and in several give the same bits.
 #include <algorithm>

@@ -120,11 +120,8 @@ class CudaBackend : public Backend {
     // The n largest of each row, in scratch that goes on for `more_bytes` behind them. See reduce.cu.
     void* top_candidates(Tensor logits, int32_t n, size_t more_bytes);
 
-    // Scratch of one purpose that keeps its memory, until more is asked for.
-    struct Scratch {
-        Buffer buffer;
-    };
-    void* scratch(Scratch& s, size_t bytes);
+    // Scratch of one purpose keeps its memory, until more is asked for.
+    void* scratch(Buffer& held, size_t bytes);
 
     // See gemm.cu. add: out += instead of out =.
     void multiply(Tensor out, const CudaMatrix& w, Tensor bias, bool add, const void* rounded_x);
@@ -144,10 +141,10 @@ class CudaBackend : public Backend {
     std::optional<Staging> staging_;
     Buffer workspace_;
     std::optional<Cublas> cublas_;
-    Scratch rounded_;
-    Scratch widened_;
-    Scratch partial_;
-    Scratch top_;
+    Buffer rounded_;
+    Buffer widened_;
+    Buffer partial_;
+    Buffer top_;
 
     // Recorded work by its key. A key's first call runs as it is, so that all scratch is there; its second is
     // recorded.

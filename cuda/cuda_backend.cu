@@ -78,7 +78,7 @@ CudaBackend::CudaBackend(const CudaOptions& options) : options_(options) {
 CudaBackend::~CudaBackend() {
     cudaStreamSynchronize(stream_);
     forget_recorded();
-    for (Scratch* s : {&rounded_, &widened_, &partial_, &top_}) s->buffer = Buffer{};
+    for (Buffer* held : {&rounded_, &widened_, &partial_, &top_}) *held = Buffer{};
     cublas_.reset();
     workspace_ = Buffer{};
     staging_.reset();
@@ -125,12 +125,12 @@ void CudaBackend::release(void* data) noexcept {
     cudaFreeAsync(data, stream_);
 }
 
-void* CudaBackend::scratch(Scratch& s, size_t bytes) {
-    if (bytes <= s.buffer.bytes()) return s.buffer.data();
+void* CudaBackend::scratch(Buffer& held, size_t bytes) {
+    if (bytes <= held.bytes()) return held.data();
     REFRAG_CHECK(!recording_, Status::runtime, "GPU memory taken while work is recorded");
-    s.buffer = Buffer{};
-    s.buffer = Buffer(*this, bytes + bytes / 4);
-    return s.buffer.data();
+    held = Buffer{};
+    held = Buffer(*this, bytes + bytes / 4);
+    return held.data();
 }
 
 Staging::~Staging() {

@@ -24,7 +24,7 @@ namespace {
 constexpr double kBound = 1e-4;
 // Where weights are BF16 or F16 a backend may round activations to their type: 2^-9 of each (F16: 2^-12), in
 // front of some ten products from end to end. Two layers' worth of them is within 2^-6 of the largest value
-// (measured: 2^-6.3 at most), which is about 12 for logits and 2 for embeddings, while greedy continuations
+//, which is about 12 for logits and 2 for embeddings, while greedy continuations
 // stay the golden's.
 constexpr double kRoundedBound = 0x1p-6;
 

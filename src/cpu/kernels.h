@@ -73,7 +73,8 @@ struct Bf16Gemm {
     int64_t n_cols;
     int64_t k_tiles;     // k / 32
     const float* start;  // [rows, ldc], may be c; or null
-    // Other than `store` only from kThenRows rows on, where CpuKernels::gemm_bf16_then says so.
+    // Other than `store` only from kThenRows rows on (of few rows the sums stay in the cache anyway), where
+    // CpuKernels::gemm_bf16_then says so.
     Bf16Then then = Bf16Then::store;
     const uint16_t* up_b = nullptr;   // silu_mul: the second product's right operand, with b's stride
     const float* up_start = nullptr;  // as start

@@ -246,7 +246,8 @@ class Backend : public MemorySource {
     // One token of each row, drawn as refrag/sampler.h says (steps 4 to 8), in double: ids[r], or -1 where
     // the kMaxTopLogits largest logits do not hold all that may be drawn, or where one is NaN or infinite;
     // whoever asked then reads the row. logits [rows, cols]; ids and draws [rows] in device memory. Only
-    // where is_remote().
+    // where is_remote(): elsewhere the sampler has the row at hand, and there is no definition to fall back
+    // on.
     virtual void draw(int32_t* /*ids*/, Tensor /*logits*/, const TokenDraw* /*draws*/) {
         fail(Status::runtime, "this backend draws no tokens");
     }

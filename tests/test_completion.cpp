@@ -16,8 +16,8 @@ using refrag_test::TempDir;
 
 namespace {
 
-constexpr const char* kCommands[] = {"run",      "eval perplexity", "bench", "inspect",
-                                     "tokenize", "completion",      "man"};
+constexpr const char* kCommands[] = {"run",     "eval perplexity", "eval qa",    "bench",
+                                     "inspect", "tokenize",        "completion", "man"};
 
 // The long options of a --help text, by its lines: "  -m,--model DIR ..." or "  --json ...".
 std::set<std::string> long_options(const std::string& help) {

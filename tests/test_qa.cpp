@@ -80,20 +80,26 @@ TEST_CASE("eval qa: rows in order, with the fields that apply") {
     for (size_t r = 0; r < result.rows.size(); ++r) {
         double exact = 0.0;
         double f1 = 0.0;
+        double rouge = 0.0;
         for (size_t q = 0; q < 3; ++q) {
             const Said& said = result.said[q * result.rows.size() + r];
             CHECK(said.id == data.questions[asked[q]].id);
             CHECK(said.row.mode == result.rows[r].mode);
             const QaScore score = score_answer(said.prediction, data.questions[asked[q]].answers);
             CHECK(said.score.f1 == score.f1);
+            CHECK(said.score.rouge_l == score.rouge_l);
             exact += score.exact_match;
             f1 += score.f1;
+            rouge += score.rouge_l;
         }
         const QaRow& row = result.rows[r];
         REQUIRE(row.exact_match.has_value());
         CHECK(row.n == 3);
         CHECK(*row.exact_match == doctest::Approx(exact / 3));
         CHECK(*row.f1 == doctest::Approx(f1 / 3));
+        CHECK(*row.rouge_l == doctest::Approx(rouge / 3));
+        CHECK(!row.turn);
+        CHECK(!row.em_difference);
         // Of a share m over n questions: sqrt(m (1 - m) / (n - 1)).
         CHECK(*row.standard_error == doctest::Approx(std::sqrt(exact / 3 * (1 - exact / 3) / 2)));
     }
@@ -105,7 +111,7 @@ TEST_CASE("eval qa: every answer is what a fresh session says over the same pass
     options.modes = {QaMode::full, QaMode::none, QaMode::refrag};
     options.distractors = {1, 3};
     options.expand_fractions = {0.0, 0.25};
-    options.policy = SelectPolicy::random;
+    options.policies = {SelectPolicy::random};
     options.seed = 4;
     options.max_new_tokens = 8;
     const Evaluated result = evaluate(nano(), data, options);
@@ -217,8 +223,8 @@ TEST_CASE("eval qa: from outside, the three forms and the predictions") {
     REQUIRE(rows.as_array().size() == 7);
     for (size_t i = 0; i < rows.size(); ++i) {
         const Json row = rows.at(i);
-        row.check_keys(
-            {"mode", "distractors", "k", "p", "policy", "exact_match", "f1", "standard_error", "n"});
+        row.check_keys({"mode", "distractors", "k", "p", "policy", "exact_match", "f1", "rouge_l",
+                        "standard_error", "n"});
         const std::string mode = row.get_string("mode");
         CHECK(row.get("distractors").is_null() == (mode == "none"));
         for (const char* key : {"k", "p", "policy"}) CHECK(row.get(key).is_null() == (mode != "refrag"));
@@ -231,8 +237,8 @@ TEST_CASE("eval qa: from outside, the three forms and the predictions") {
     for (size_t begin = 0; begin < said.size();) {
         const size_t end = said.find('\n', begin);
         const Json line = Json::parse(said.substr(begin, end - begin), "said");
-        line.check_keys({"id", "mode", "k", "p", "distractors", "question", "prediction", "answers",
-                         "exact_match", "f1"});
+        line.check_keys({"id", "mode", "k", "p", "policy", "distractors", "question", "prediction", "answers",
+                         "exact_match", "f1", "rouge_l"});
         line.get_string("prediction");
         if (line.get_string("mode") == "full" && line.get_int("distractors") == 2)
             sum += line.get_number("f1");
@@ -244,7 +250,8 @@ TEST_CASE("eval qa: from outside, the three forms and the predictions") {
     CHECK(line_count(refrag_run(dir, base).out) == 2 + 7);
     const Ran csv = refrag_run(dir, base + "-o csv");
     CHECK(line_count(csv.out) == 1 + 7);
-    CHECK(csv.out.starts_with("mode,distractors,k,p,policy,exact_match,f1,standard_error,n\nnone,,,,,"));
+    CHECK(csv.out.starts_with(
+        "mode,distractors,k,p,policy,exact_match,f1,rouge_l,standard_error,n\nnone,,,,,"));
     const Ran facts = refrag_run(
         dir,
         "eval qa -m weights_tools/refrag-nano --data tests/golden/qa/facts.jsonl --modes none -n 2 -o csv");
@@ -268,6 +275,11 @@ TEST_CASE("eval qa: wrong usage, bad files, and prompts beyond the window, from 
     refused(base + "-o xml", 2, "md, json or csv");
     refused(base + "--modes none,last", 2, "expected none, full or refrag; found \"last\"");
     refused(base + "--policy best", 2, "policy");
+    refused(base + "--policy model,best", 2, "found \"best\"");
+    refused(base + "--policy random,model,random", 2, "found \"random\" twice");
+    refused(base + "--max-turns 0", 2, "--max-turns");
+    refused(base + "--no-answer ''", 2, "no answer: expected a text with a word");
+    refused(base + "--no-answer 'The ?'", 2, "found \"The ?\"");
     refused(base + "-p 0,2", 2, "--expand-fraction");
     refused(base + "-k 0", 2, "--chunk-len");
     refused(base + "-n 0", 2, "--n-predict");
@@ -277,6 +289,11 @@ TEST_CASE("eval qa: wrong usage, bad files, and prompts beyond the window, from 
     const std::string model = "eval qa -m weights_tools/refrag-nano --data ";
     refused(model + "'" + dir.file("none.json") + "'", 3, "none.json");
     refused(model + "'" + dir.write("bad.json", "{\"data\": [{}]}") + "'", 3, "key \"data[0]\"");
+    refused(model + "'" + dir.write("both.jsonl", "{\"text\": \"t\", \"question\": \"q\", \"turns\": []}\n") +
+                "'",
+            3, "both.jsonl: line 1: expected \"question\" with its answers or \"turns\", found both");
+    refused(model + "'" + dir.write("turn.jsonl", "{\"text\": \"t\", \"turns\": [{}]}\n") + "'", 3,
+            "key \"turns[0]\"");
     refused(base + "--limit 1 -n 1 --modes none --predictions '" + dir.file("no/such/file") + "'", 1,
             "no/such");
     const Ran beyond =

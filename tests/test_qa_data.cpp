@@ -105,6 +105,63 @@ TEST_CASE("qa data: JSON Lines") {
               .passages.size() == 2);
 }
 
+TEST_CASE("qa data: JSON Lines with turns") {
+    const QaData data = read_qa_data(repo_path("tests/golden/qa/turns.jsonl"));
+    CHECK(data.has_turns);
+    REQUIRE(data.questions.size() == 7);
+    REQUIRE(data.passages.size() == 3);
+    std::vector<size_t> turns;
+    std::vector<std::string> ids;
+    std::vector<size_t> passages;
+    for (const QaQuestion& question : data.questions) {
+        turns.push_back(question.turn);
+        ids.push_back(question.id);
+        passages.push_back(question.passage);
+    }
+    CHECK(turns == std::vector<size_t>{1, 2, 3, 4, 1, 2, 1});
+    CHECK(ids == std::vector<std::string>{"c1", "c1", "c1", "c1", "2", "2", "7"});
+    CHECK(passages == std::vector<size_t>{0, 0, 0, 0, 1, 1, 2});
+    CHECK(data.questions[1].question == "And where is it?");
+    CHECK(data.questions[1].answers == std::vector<std::string>{"Trask"});
+    CHECK(data.questions[2].answers.empty());
+    CHECK(data.questions[3].answers == std::vector<std::string>{"yes", "a city"});
+    // One line alone is a file too.
+    const QaData one = parse(R"({"text": "t", "turns": [{"question": "q", "answer": "a"}]})");
+    CHECK(one.has_turns);
+    CHECK(one.questions.size() == 1);
+    CHECK(!read_qa_data(repo_path("tests/golden/qa/facts.jsonl")).has_turns);
+    // Lines are drawn, not turns.
+    for (uint64_t seed = 0; seed < 20; ++seed) {
+        CHECK(draw_questions(data, 0, seed) == std::vector<size_t>{0, 4, 6});
+        CHECK(draw_questions(data, 2, seed).size() == 2);
+        for (const size_t q : draw_questions(data, 2, seed)) CHECK(data.questions[q].turn == 1);
+    }
+}
+
+TEST_CASE("qa data: turns that are malformed are named by line and key") {
+    const std::string good = "{\"text\": \"t\", \"question\": \"q\", \"answer\": \"a\"}\n";
+    const auto second = [&](const std::string& rest) { return refusal(good + R"({"text": "t", )" + rest); };
+    const std::string both =
+        "q.json: line 2: expected \"question\" with its answers or \"turns\", found both ";
+    CHECK(second(R"("turns": [], "question": "q"})") == both + "\"turns\" and \"question\"");
+    CHECK(second(R"("turns": [], "answers": []})") == both + "\"turns\" and \"answers\"");
+    CHECK(second(R"("turns": [], "answer": ""})") == both + "\"turns\" and \"answer\"");
+    CHECK(second(R"("turns": []})") ==
+          "q.json: line 2: key \"turns\": expected at least one turn, found an array of 0");
+    CHECK(second(R"("turns": "q"})") == "q.json: line 2: key \"turns\": expected an array, found \"q\"");
+    CHECK(second(R"("turns": null})") == "q.json: line 2: key \"turns\": expected an array, found null");
+    CHECK(second(R"("turns": [{"question": "q", "answer": "a"}, 5]})") ==
+          "q.json: line 2: key \"turns[1]\": expected an object, found 5");
+    CHECK(second(R"("turns": [{"question": "q"}]})") ==
+          "q.json: line 2: key \"turns[0]\": expected the key \"answers\" or \"answer\", found neither");
+    CHECK(second(R"("turns": [{"answers": []}]})") ==
+          "q.json: line 2: key \"turns[0]\": expected the key \"question\", found none");
+    CHECK(second(R"("turns": [{"question": "q", "answers": [1]}]})") ==
+          "q.json: line 2: key \"turns[0].answers[0]\": expected a string, found 1");
+    CHECK(contains(refusal(R"({"turns": [{"question": "q", "answers": []}]})"),
+                   "line 1: expected the key \"text\" or \"passage\", found neither"));
+}
+
 TEST_CASE("qa data: what is wrong in SQuAD is named by file and key") {
     CHECK(refusal("{}") == "q.json: expected the key \"data\", found none");
     CHECK(refusal(R"({"data": 3})") == "q.json: key \"data\": expected an array, found 3");
@@ -183,7 +240,8 @@ TEST_CASE("qa data: neither form") {
 
 TEST_CASE("qa data: cut off or changed anywhere, a file is read or refused, never worse") {
     const std::string files[] = {read_file(repo_path("tests/golden/qa/squad.json"), 1 << 20),
-                                 read_file(repo_path("tests/golden/qa/facts.jsonl"), 1 << 20)};
+                                 read_file(repo_path("tests/golden/qa/facts.jsonl"), 1 << 20),
+                                 read_file(repo_path("tests/golden/qa/turns.jsonl"), 1 << 20)};
     for (const std::string& file : files) {
         size_t refused = 0;
         for (size_t end = 0; end < file.size(); ++end)

@@ -94,6 +94,72 @@ TEST_CASE("qa metrics: unanswerable questions") {
     CHECK(score("", {"mill"}).f1 == 0.0);
 }
 
+TEST_CASE("qa metrics: what the model says where there is no answer counts as the empty answer") {
+    const auto with = [](std::string_view prediction, const Tokens& gold) {
+        return score_answer(prediction, gold, "Not in the passages.");
+    };
+    // Normalised as answers are: "not in passages".
+    for (const char* nothing : {"not in the passages", "Not in passages!", "", "the"}) {
+        CAPTURE(nothing);
+        CHECK(with(nothing, {}).exact_match == 1.0);
+        CHECK(with(nothing, {}).f1 == 1.0);
+        CHECK(with(nothing, {}).rouge_l == 1.0);
+        CHECK(with(nothing, {"the passages"}).exact_match == 0.0);
+    }
+    // Nothing is said, so nothing is shared, whatever words stand in both.
+    CHECK(with("not in the passages", {"passages"}).f1 == 0.0);
+    CHECK(with("not in the passages", {"passages"}).rouge_l == 0.0);
+    CHECK(with("in the passages", {"passages"}).f1 == doctest::Approx(2.0 / 3.0));
+    CHECK(with("not in the passages today", {}).exact_match == 0.0);
+    // The same for gold answers, alone or beside others.
+    CHECK(with("", {"not in the passages"}).exact_match == 1.0);
+    CHECK(with("Not in the passages", {"not in the passages"}).exact_match == 1.0);
+    CHECK(with("not in the passages", {"not in the passages", "mill"}).exact_match == 0.0);
+    CHECK(with("mill", {"not in the passages", "mill"}).exact_match == 1.0);
+    // Without such a phrase it is an answer like any other.
+    CHECK(score("not in the passages", {}).exact_match == 0.0);
+}
+
+TEST_CASE("qa metrics: ROUGE-L by hand") {
+    CHECK(rouge_tokens("The U.S. mill's 3.5%") == Tokens{"the", "u", "s", "mill", "s", "3", "5"});
+    CHECK(rouge_tokens("") == Tokens{});
+    CHECK(rouge_tokens("_-\u2013!") == Tokens{});
+    // Letters outside ASCII separate, but lower case comes first: a Kelvin sign is a k, U+0130 an i and a
+    // mark.
+    CHECK(rouge_tokens("caf\u00E9s \u212Aelvin \u0130zmir \u00C9A") ==
+          Tokens{"caf", "s", "kelvin", "i", "zmir", "a"});
+    const auto l = [](std::string_view prediction, std::string_view reference) {
+        return rouge_l(rouge_tokens(prediction), rouge_tokens(reference));
+    };
+    // Lin's example: "police killed the gunman" against "police kill the gunman" and "the gunman kill police"
+    // share 3 and 2 of 4 words in order.
+    CHECK(l("police kill the gunman", "police killed the gunman") == doctest::Approx(0.75));
+    CHECK(l("the gunman kill police", "police killed the gunman") == doctest::Approx(0.5));
+    // 2 of 3 and 2 of 5: 2 * 2 / (3 + 5), either way round.
+    CHECK(l("a b c", "a x c y z") == doctest::Approx(0.5));
+    CHECK(l("a x c y z", "a b c") == doctest::Approx(0.5));
+    CHECK(l("a a a", "a a") == doctest::Approx(0.8));
+    // Sentences are no borders.
+    CHECK(l("the mill. a river", "The mill a river!") == 1.0);
+    CHECK(l("x", "y") == 0.0);
+    CHECK(l("", "y") == 0.0);
+    CHECK(l("", "") == 0.0);
+    // The best of the references; an article counts here.
+    CHECK(score("red mill", {"blue", "the red mill"}).rouge_l == doctest::Approx(0.8));
+    CHECK(score("the", {"the mill"}).rouge_l == doctest::Approx(2.0 / 3.0));
+    // Unanswerable questions have SQuAD's rule.
+    CHECK(score("the", {}).rouge_l == 1.0);
+    CHECK(score("mill", {}).rouge_l == 0.0);
+    // A thousand words a side, against a subsequence known beforehand: every second word.
+    std::string all;
+    std::string half;
+    for (int i = 0; i < 2000; ++i) {
+        all += str("w", i, " ");
+        half += i % 2 == 0 ? str("w", i, ". ") : str("v", i, " ");
+    }
+    CHECK(l(half, all) == doctest::Approx(0.5));
+}
+
 TEST_CASE("qa metrics: generated cases equal the Python implementation") {
     const Json cases = Json::parse_file(repo_path("tests/golden/qa/metrics.json"));
     REQUIRE(cases.as_array().size() >= 200);
@@ -109,10 +175,15 @@ TEST_CASE("qa metrics: generated cases equal the Python implementation") {
         const Json list = expected.get_array("tokens");
         for (size_t t = 0; t < list.size(); ++t) tokens.emplace_back(list.at(t).as_string());
         CHECK(answer_tokens(prediction) == tokens);
+        Tokens words;
+        const Json word_list = expected.get_array("rouge_tokens");
+        for (size_t t = 0; t < word_list.size(); ++t) words.emplace_back(word_list.at(t).as_string());
+        CHECK(rouge_tokens(prediction) == words);
         const QaScore got = score(prediction, gold);
         CHECK(got.exact_match == expected.get_number("exact_match"));
         // 2PR / (P + R) there and 2c / (a + b) here: a few roundings of numbers up to 1.
         CHECK(std::abs(got.f1 - expected.get_number("f1")) < 1e-15 * 8);
+        CHECK(std::abs(got.rouge_l - expected.get_number("rouge_l")) < 1e-15 * 8);
     }
 }
 

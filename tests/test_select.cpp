@@ -73,3 +73,38 @@ TEST_CASE("select_chunks: each policy reads its scores its own way") {
     CHECK(select_chunks(SelectPolicy::none, {}, 3, 0, 0) == std::vector<bool>(3, false));
     CHECK(select_chunks(SelectPolicy::all, {}, 3, 3, 0) == std::vector<bool>(3, true));
 }
+
+TEST_CASE("lists of policies: unknown and repeated words are named") {
+    CHECK(parse_select_policies({"random", "model"}) ==
+          std::vector<SelectPolicy>{SelectPolicy::random, SelectPolicy::model});
+    CHECK(contains(error_of([] { parse_select_policies({"model", "best", "none"}); }), "found \"best\""));
+    CHECK(contains(error_of([] { parse_select_policies({"model", ""}); }), "found \"\""));
+    CHECK(error_of([] {
+              parse_select_policies({"model", "random", "model"});
+          }) == "policy: expected each once, found \"model\" twice");
+}
+
+TEST_CASE("plan_selections: every policy at every p, none and all once, p = 0 once") {
+    using Pairs = std::vector<std::pair<double, SelectPolicy>>;
+    constexpr SelectPolicy model = SelectPolicy::model;
+    constexpr SelectPolicy random = SelectPolicy::random;
+    constexpr SelectPolicy none = SelectPolicy::none;
+    constexpr SelectPolicy all = SelectPolicy::all;
+    const auto plan = [](const std::vector<double>& fractions, const std::vector<SelectPolicy>& policies) {
+        Pairs pairs;
+        for (const Selection& s : plan_selections(fractions, policies))
+            pairs.emplace_back(s.expand_fraction, s.policy);
+        return pairs;
+    };
+    CHECK(plan({0.0, 0.5}, {model}) == Pairs{{0.0, model}, {0.5, model}});
+    CHECK(plan({0.1, 0.2}, {none}) == Pairs{{0.0, none}});
+    CHECK(plan({0.1, 0.2}, {all}) == Pairs{{1.0, all}});
+    CHECK(plan({0.0, 0.1, 1.0}, {model, random}) ==
+          Pairs{{0.0, model}, {0.1, model}, {0.1, random}, {1.0, model}, {1.0, random}});
+    CHECK(plan({0.1, 0.0, 0.2}, {random, none, model, all}) ==
+          Pairs{{0.1, random}, {0.0, none}, {0.1, model}, {1.0, all}, {0.2, random}, {0.2, model}});
+    CHECK(contains(error_of([&] { plan({}, {model}); }), "at least one"));
+    CHECK(contains(error_of([&] { plan({0.1}, {}); }), "at least one"));
+    CHECK(contains(error_of([&] { plan({1.5}, {model}); }), "from 0 to 1"));
+    CHECK(contains(error_of([&] { plan({0.1}, {all, all}); }), "found \"all\" twice"));
+}

@@ -245,7 +245,7 @@ TEST_CASE_FIXTURE(Fixture,
     std::string text;
     for (int i = 0; i < 40; ++i) text += str("Line ", i, ": the mill on hill ", i * 7, " grinds barley. ");
     PerplexityOptions options;
-    options.context = 24;
+    options.contexts = {24};
     options.output = 8;
     options.modes = {EvalMode::none, EvalMode::full, EvalMode::last, EvalMode::refrag};
     options.chunk_lens = {8, 5};
@@ -269,12 +269,12 @@ TEST_CASE_FIXTURE(Fixture,
         CHECK(*row.standard_error > 0.0);
     }
     // A window beyond the decoder's: rows with nothing in them, but compressed ones may still fit.
-    options.context = model.decoder().config().max_seq_len;
+    options.contexts = {model.decoder().config().max_seq_len};
     options.chunk_lens = {8};
     options.expand_fractions = {0.0};
     std::string longer;
     while (model.tokenizer().encode_ids(longer).size() <
-           static_cast<size_t>(options.context + options.output)) {
+           static_cast<size_t>(options.contexts[0] + options.output)) {
         longer += text;
     }
     const std::vector<PerplexityRow> beyond = evaluate_perplexity(model, longer, options);

@@ -2,7 +2,8 @@
 
     python weights_tools/make_golden_qa.py
 
-metrics.json: predictions, gold answers, the tokens compared, exact match and F1. unicode.json: ranges of code points as
+metrics.json: predictions, gold answers, the tokens compared, exact match and F1, and by Lin's definition (2004) ROUGE-L with the
+tokens that it compares. unicode.json: ranges of code points as
 this Python's Unicode version knows them: assigned, letters and numbers (\\w without "_"), white space of str.split(),
 characters in whose presence a sigma is final, and the lower case of single characters. Needs the standard library alone.
 """
@@ -47,9 +48,34 @@ def f1(prediction, gold):
     return 2 * precision * recall / (precision + recall)
 
 
+def rouge_tokens(text):
+    """Lower case, and every run of other characters than a-z and 0-9 separates."""
+    return re.findall("[a-z0-9]+", text.lower())
+
+
+def longest_common(a, b):
+    """Length of the longest common subsequence, from the whole table."""
+    table = [[0] * (len(b) + 1) for _ in range(len(a) + 1)]
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            table[i + 1][j + 1] = table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
+    return table[-1][-1]
+
+
+def rouge_l(prediction, gold):
+    said, true = rouge_tokens(prediction), rouge_tokens(gold)
+    same = longest_common(said, true)
+    if same == 0:
+        return 0.0
+    precision, recall = same / len(said), same / len(true)
+    return 2 * precision * recall / (precision + recall)
+
+
 def score(prediction, answers):
-    gold = [a for a in answers if normalised(a)] or [""]
-    return max(exact(prediction, a) for a in gold), max(f1(prediction, a) for a in gold)
+    gold = [a for a in answers if normalised(a)]
+    if not gold:  # unanswerable: silence is right
+        return exact(prediction, ""), f1(prediction, ""), float(exact(prediction, ""))
+    return tuple(max(measure(prediction, a) for a in gold) for measure in (exact, f1, rouge_l))
 
 
 def phrase(rng, n):
@@ -75,8 +101,29 @@ def cases(rng, n):
     for _ in range(n):
         answers = [phrase(rng, rng.randint(0, 7)) for _ in range(rng.choice([0, 1, 1, 1, 1, 2, 3]))]
         prediction = variant(rng, rng.choice(answers)) if answers and rng.random() < 0.7 else phrase(rng, rng.randint(0, 4))
-        em, best = score(prediction, answers)
-        yield {"prediction": prediction, "answers": answers, "tokens": normalised(prediction).split(), "exact_match": em, "f1": best}
+        yield case(prediction, answers)
+
+
+def case(prediction, answers):
+    em, best, longest = score(prediction, answers)
+    return {"prediction": prediction, "answers": answers, "tokens": normalised(prediction).split(), "exact_match": em, "f1": best,
+            "rouge_tokens": rouge_tokens(prediction), "rouge_l": longest}
+
+
+def sentences(rng, n):
+    """n of a few words over and over, in sentences."""
+    return "".join(rng.choice(WORDS[-13:]) + rng.choice([" ", " ", " ", ", ", ". ", ".\n", "-"]) for _ in range(n))
+
+
+def summaries(rng, n):
+    """Longer texts with many common subsequences, of which the longest has to be found."""
+    for _ in range(n):
+        answers = [sentences(rng, rng.randint(1, 60)) for _ in range(rng.choice([1, 1, 2]))]
+        prediction = sentences(rng, rng.randint(1, 60))
+        if rng.random() < 0.5:  # parts of a reference in another order, or in order with others between
+            parts = answers[0].split(". ")
+            prediction = ". ".join(parts[::-1] if rng.random() < 0.5 else parts[:1] + [sentences(rng, 5)] + parts[1:])
+        yield case(prediction, answers)
 
 
 def ranges(codes):
@@ -130,7 +177,8 @@ def main():
     args = parser.parse_args()
     out = pathlib.Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(case, ensure_ascii=True) for case in cases(random.Random(SEED), args.cases)]
+    rng = random.Random(SEED)
+    lines = [json.dumps(made, ensure_ascii=True) for made in [*cases(rng, args.cases), *summaries(rng, args.cases // 8)]]
     (out / "metrics.json").write_text("[\n" + ",\n".join(lines) + "\n]\n")
     (out / "unicode.json").write_text(dump_ranges(unicode_facts()))
 

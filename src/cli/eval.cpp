@@ -1,9 +1,11 @@
-// `refrag eval`: measures a model. What is measured is in the files of its subcommands.
+// `refrag eval`: measures a model. What is measured is in the files of its subcommands; here is what they
+// share.
 #include "cli/eval.h"
 
 #include <CLI/CLI.hpp>
 
 #include "cli/common.h"
+#include "io/json.h"
 
 namespace refrag {
 
@@ -12,6 +14,50 @@ void add_eval(CLI::App& app) {
     eval.require_subcommand(1);
     add_eval_perplexity(eval);
     add_eval_qa(eval);
+}
+
+void add_policy_list_option(CLI::App& app, std::vector<std::string>& policies) {
+    app.add_option(
+           "--policy", policies,
+           "Comma list of model, none, all, random, perplexity-asc, perplexity-desc: which chunks are "
+           "expanded. None and all overrule -p; at -p 0 the first has the only row. Rows of further "
+           "ones are compared with the first's, pair by pair: mean difference, half width of its 95% "
+           "interval")
+        ->capture_default_str()
+        ->delimiter(',')
+        ->type_name("LIST");
+}
+
+std::optional<std::string> policy_cell(std::optional<SelectPolicy> policy) {
+    if (!policy) return std::nullopt;
+    return select_policy_name(*policy);
+}
+
+void json_optional(JsonWriter& json, const char* key, std::optional<int64_t> value) {
+    json.key(key);
+    if (value) {
+        json.integer(*value);
+    } else {
+        json.null();
+    }
+}
+
+void json_optional(JsonWriter& json, const char* key, std::optional<double> value) {
+    json.key(key);
+    if (value) {
+        json.number(*value);
+    } else {
+        json.null();
+    }
+}
+
+void json_optional(JsonWriter& json, const char* key, const std::optional<std::string>& value) {
+    json.key(key);
+    if (value) {
+        json.string(*value);
+    } else {
+        json.null();
+    }
 }
 
 }  // namespace refrag

@@ -1,4 +1,4 @@
-// `refrag eval perplexity`: the paper's Table 1 on any text file.
+// `refrag eval perplexity`: the paper's Table 1 and Figure 3 on any text file.
 #include <CLI/CLI.hpp>
 #include <memory>
 
@@ -7,6 +7,7 @@
 #include "cli/eval.h"
 #include "cli/eval_table.h"
 #include "io/file.h"
+#include "io/json.h"
 #include "refrag/perplexity.h"
 
 namespace refrag {
@@ -19,46 +20,77 @@ struct EvalPerplexityOptions {
     DeviceOptions device;
     std::string text;
     std::vector<std::string> modes{"none", "full", "last", "refrag"};
-    std::string policy = "model";
+    std::vector<std::string> policies{"model"};
     std::string format = "md";
+    std::string windows;
     PerplexityOptions perplexity;
 };
 
+// A line of --windows: enough to find the same window of the same row in another run.
+std::string window_line(const PerplexityRow& row, int64_t output, int64_t window, double log_perplexity) {
+    JsonWriter json;
+    json.begin_object();
+    json.key("context").integer(row.context);
+    json.key("output").integer(output);
+    json.key("mode").string(eval_mode_name(row.mode));
+    json_optional(json, "k", std::optional<int64_t>(row.chunk_len));
+    json_optional(json, "p", row.expand_fraction);
+    json_optional(json, "policy", policy_cell(row.policy));
+    json.key("window").integer(window);
+    json.key("log_perplexity").number(log_perplexity);
+    json.end_object();
+    return json.text() + "\n";
+}
+
 ResultTable table_of(const std::vector<PerplexityRow>& rows, const PerplexityOptions& options) {
-    ResultTable table({"mode", "context", "output", "k", "p", "policy", "log_perplexity", "standard_error",
-                       "share_recovered", "n"});
+    std::vector<std::string> columns{
+        "mode",           "context",        "output",          "k", "p", "policy",
+        "log_perplexity", "standard_error", "share_recovered", "n"};
+    const bool compared = options.policies.size() > 1;
+    if (compared) columns.insert(columns.end(), {"difference", "ci95"});
+    ResultTable table(std::move(columns));
     for (const PerplexityRow& row : rows) {
-        std::optional<std::string> policy;
-        if (row.policy) policy = select_policy_name(*row.policy);
         table.begin_row()
             .text(eval_mode_name(row.mode))
-            .integer(options.context)
+            .integer(row.context)
             .integer(options.output)
             .integer(row.chunk_len)
             .number(row.expand_fraction)
-            .text(policy)
+            .text(policy_cell(row.policy))
             .number(row.log_perplexity, 4)
             .number(row.standard_error, 4)
             .number(row.share_recovered, 3)
             .integer(row.n);
+        if (compared) table.number(row.difference, 4).number(row.ci95, 4);
     }
     return table;
 }
 
 void eval_perplexity(EvalPerplexityOptions& options) {
     check_table_format(options.format);
-    for (const std::string& mode : options.modes) options.perplexity.modes.push_back(parse_eval_mode(mode));
-    options.perplexity.policy = parse_select_policy(options.policy);
+    PerplexityOptions& perplexity = options.perplexity;
+    for (const std::string& mode : options.modes) perplexity.modes.push_back(parse_eval_mode(mode));
+    perplexity.policies = parse_select_policies(options.policies);
+    check_perplexity_options(perplexity);
     const std::string text = read_file(options.text, kMaxTextBytes);
     const std::unique_ptr<Backend> backend = make_backend(options.device);
     const std::unique_ptr<Model> model = load_model(*backend, options.model_dir, options.device);
     std::vector<PerplexityRow> rows;
+    std::string windows;
+    WindowSink sink;
+    if (!options.windows.empty()) {
+        sink = [&](const PerplexityRow& row, int64_t window, double log_perplexity) {
+            windows += window_line(row, perplexity.output, window, log_perplexity);
+        };
+    }
     {
         Progress progress("evaluating");
-        rows = evaluate_perplexity(*model, text, options.perplexity,
-                                   [&](int64_t done, int64_t total) { progress.update(done, total); });
+        rows = evaluate_perplexity(
+            *model, text, perplexity, [&](int64_t done, int64_t total) { progress.update(done, total); },
+            sink);
     }
-    write_stdout(table_of(rows, options.perplexity).write(options.format));
+    if (!options.windows.empty()) write_file_atomic(options.windows, windows);
+    write_stdout(table_of(rows, perplexity).write(options.format));
 }
 
 }  // namespace
@@ -72,10 +104,11 @@ void add_eval_perplexity(CLI::App& eval) {
     sub.add_option("--text", options->text, "Text that the model has not seen, UTF-8")
         ->required()
         ->type_name("FILE");
-    sub.add_option("--context", p.context, "Context ids of a window")
+    sub.add_option("--context", p.contexts, "Comma list: context ids of a window")
         ->capture_default_str()
+        ->delimiter(',')
         ->check(CLI::Range(1, 1 << 28))
-        ->type_name("S");
+        ->type_name("LIST");
     sub.add_option("--output", p.output, "Target ids of a window")
         ->capture_default_str()
         ->check(CLI::Range(1, 1 << 28))
@@ -93,12 +126,15 @@ void add_eval_perplexity(CLI::App& eval) {
         ->delimiter(',')
         ->check(CLI::Range(0.0, 1.0))
         ->type_name("LIST");
-    add_policy_option(sub, options->policy);
+    add_policy_list_option(sub, options->policies);
     sub.add_option("-s,--seed", p.seed, "Seed of --policy random")->capture_default_str()->type_name("N");
-    sub.add_option("--limit", p.limit, "Windows at most; 0: all")
+    sub.add_option("--limit", p.limit, "Windows of a context length at most; 0: all")
         ->capture_default_str()
         ->check(CLI::NonNegativeNumber)
         ->type_name("N");
+    sub.add_option("--windows", options->windows,
+                   "Write JSON Lines: every window's log-perplexity in every row, to pair with another run's")
+        ->type_name("FILE");
     sub.add_option("-o,--output-format", options->format, "How the table is written")
         ->capture_default_str()
         ->type_name("md|json|csv");

@@ -1,4 +1,5 @@
-// `refrag eval qa`: exact match and F1 on SQuAD or facts, with none, all or compressed passages.
+// `refrag eval qa`: exact match, F1 and ROUGE-L on SQuAD, facts, summaries or conversations, with none, all
+// or compressed passages.
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
@@ -20,35 +21,23 @@ struct EvalQaOptions {
     DeviceOptions device;
     std::string data;
     std::vector<std::string> modes{"none", "full", "refrag"};
-    std::string policy = "model";
+    std::vector<std::string> policies{"model"};
     std::string format = "md";
     std::string predictions;
     QaOptions qa;
 };
 
-void optional_integer(JsonWriter& json, const char* key, std::optional<int64_t> value) {
-    json.key(key);
-    if (value) {
-        json.integer(*value);
-    } else {
-        json.null();
-    }
-}
-
 std::string prediction_line(const QaRow& row, const QaQuestion& question, const std::string& prediction,
-                            const QaScore& score) {
+                            const QaScore& score, bool has_turns) {
     JsonWriter json;
     json.begin_object();
     json.key("id").string(question.id);
+    if (has_turns) json.key("turn").integer(static_cast<int64_t>(question.turn));
     json.key("mode").string(qa_mode_name(row.mode));
-    optional_integer(json, "k", row.chunk_len);
-    json.key("p");
-    if (row.expand_fraction) {
-        json.number(*row.expand_fraction);
-    } else {
-        json.null();
-    }
-    optional_integer(json, "distractors", row.distractors);
+    json_optional(json, "k", std::optional<int64_t>(row.chunk_len));
+    json_optional(json, "p", row.expand_fraction);
+    json_optional(json, "policy", policy_cell(row.policy));
+    json_optional(json, "distractors", row.distractors);
     json.key("question").string(question.question);
     json.key("prediction").string(prediction);
     json.key("answers").begin_array();
@@ -56,26 +45,35 @@ std::string prediction_line(const QaRow& row, const QaQuestion& question, const 
     json.end_array();
     json.key("exact_match").number(score.exact_match);
     json.key("f1").number(score.f1);
+    json.key("rouge_l").number(score.rouge_l);
     json.end_object();
     return json.text() + "\n";
 }
 
-ResultTable table_of(const std::vector<QaRow>& rows) {
-    ResultTable table(
-        {"mode", "distractors", "k", "p", "policy", "exact_match", "f1", "standard_error", "n"});
+ResultTable table_of(const std::vector<QaRow>& rows, bool has_turns, bool compared) {
+    std::vector<std::string> columns{"mode", "distractors", "k", "p", "policy"};
+    if (has_turns) columns.emplace_back("turn");
+    columns.insert(columns.end(), {"exact_match", "f1", "rouge_l", "standard_error", "n"});
+    if (compared) columns.insert(columns.end(), {"em_difference", "em_ci95", "f1_difference", "f1_ci95"});
+    ResultTable table(std::move(columns));
     for (const QaRow& row : rows) {
-        std::optional<std::string> policy;
-        if (row.policy) policy = select_policy_name(*row.policy);
         table.begin_row()
             .text(qa_mode_name(row.mode))
             .integer(row.distractors)
             .integer(row.chunk_len)
             .number(row.expand_fraction)
-            .text(policy)
-            .number(row.exact_match, 3)
+            .text(policy_cell(row.policy));
+        if (has_turns) table.integer(row.turn);
+        table.number(row.exact_match, 3)
             .number(row.f1, 3)
+            .number(row.rouge_l, 3)
             .number(row.standard_error, 3)
             .integer(row.n);
+        if (!compared) continue;
+        table.number(row.em_difference, 3)
+            .number(row.em_ci95, 3)
+            .number(row.f1_difference, 3)
+            .number(row.f1_ci95, 3);
     }
     return table;
 }
@@ -83,7 +81,8 @@ ResultTable table_of(const std::vector<QaRow>& rows) {
 void eval_qa(EvalQaOptions& options) {
     check_table_format(options.format);
     for (const std::string& mode : options.modes) options.qa.modes.push_back(parse_qa_mode(mode));
-    options.qa.policy = parse_select_policy(options.policy);
+    options.qa.policies = parse_select_policies(options.policies);
+    check_qa_options(options.qa);
     const QaData data = read_qa_data(options.data);
     const std::unique_ptr<Backend> backend = make_backend(options.device);
     const std::unique_ptr<Model> model = load_model(*backend, options.model_dir, options.device);
@@ -99,17 +98,17 @@ void eval_qa(EvalQaOptions& options) {
                 const QaScore& score) {
                 ++answers;
                 if (!options.predictions.empty())
-                    predictions += prediction_line(row, question, prediction, score);
+                    predictions += prediction_line(row, question, prediction, score, data.has_turns);
             });
     }
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
     if (!options.predictions.empty()) write_file_atomic(options.predictions, predictions);
-    write_stdout(table_of(rows).write(options.format));
+    write_stdout(table_of(rows, data.has_turns, options.qa.policies.size() > 1).write(options.format));
     flush_stdout();
     std::fprintf(stderr, "answers %lld | %.1f s | %.1f answers/s\n", static_cast<long long>(answers), seconds,
                  seconds > 0.0 ? static_cast<double>(answers) / seconds : 0.0);
     for (const QaRow& row : rows) {
-        if (row.exact_match) continue;
+        if (row.exact_match || row.turn) continue;
         std::fprintf(
             stderr,
             "refrag: warning: mode %s, distractors %lld: only %lld questions fit the decoder's window "
@@ -124,13 +123,15 @@ void eval_qa(EvalQaOptions& options) {
 void add_eval_qa(CLI::App& eval) {
     auto options = std::make_shared<EvalQaOptions>();
     CLI::App& sub = *eval.add_subcommand(
-        "qa", "Exact match and F1 of answers from compressed, full and no passages (greedy decoding)");
+        "qa",
+        "Exact match, F1 and ROUGE-L of answers from compressed, full and no passages (greedy decoding)");
     QaOptions& qa = options->qa;
     add_model_option(sub, options->model_dir);
     sub.add_option(
            "--data", options->data,
            "Questions: SQuAD 1.1 or 2.0 JSON, or JSON Lines of {\"id\", \"title\", \"text\", \"question\", "
-           "\"answers\"}")
+           "\"answers\"}; in place of the last two a line may have \"turns\": [{\"question\", \"answers\"}, "
+           "...], of which each is asked after the earlier ones and their first answers")
         ->required()
         ->type_name("FILE");
     sub.add_option("--distractors", qa.distractors,
@@ -153,11 +154,22 @@ void add_eval_qa(CLI::App& eval) {
         ->delimiter(',')
         ->check(CLI::Range(0.0, 1.0))
         ->type_name("LIST");
-    add_policy_option(sub, options->policy);
-    sub.add_option("--limit", qa.limit, "Questions at most, drawn by the seed; 0: all")
+    add_policy_list_option(sub, options->policies);
+    sub.add_option("--limit", qa.limit,
+                   "Questions at most, drawn by the seed, a line with turns being one question; 0: all")
         ->capture_default_str()
         ->check(CLI::NonNegativeNumber)
         ->type_name("N");
+    sub.add_option("--max-turns", qa.max_turns,
+                   "Turns of a line that are asked at most; each number of a turn has rows of its own beside "
+                   "those of all")
+        ->capture_default_str()
+        ->check(CLI::Range(1, 1 << 20))
+        ->type_name("N");
+    sub.add_option("--no-answer", qa.no_answer,
+                   "What the model says where there is no answer: counts as the empty answer, which is the "
+                   "right one to an unanswerable question")
+        ->type_name("TEXT");
     sub.add_option("-s,--seed", qa.seed,
                    "Seed of questions, distractors, the order of passages, and --policy random")
         ->capture_default_str()

@@ -1,5 +1,5 @@
-// What is asked of an answer and what comes back: options, text, and the story of every chunk. Plain data,
-// shared by everything that answers (session.h, engine.h).
+// What is asked of an answer and what comes back: earlier turns, options, text, and the story of every chunk.
+// Plain data, shared by everything that answers (session.h, engine.h).
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,12 @@
 #include "refrag/select.h"
 
 namespace refrag {
+
+// An earlier question about the same passages, and what was answered.
+struct Turn {
+    std::string question;
+    std::string answer;  // without the leading space and the end token that the prompt gives it
+};
 
 struct AnswerOptions {
     int32_t chunk_len = 0;                  // k; 0: the model's
@@ -34,7 +40,7 @@ void check_answer_options(const AnswerOptions& options);
 // them. In a batch, work done together with other requests counts in full for each.
 struct StageTimes {
     double queue = 0.0;     // waiting for a slot of a batch
-    double tokenize = 0.0;  // passages not yet cut, question, template
+    double tokenize = 0.0;  // passages not yet cut, earlier turns, question, template
     double encode = 0.0;    // chunks not yet encoded
     double sense = 0.0;     // question pieces encoded, policy, choice
     double project = 0.0;   // projector

@@ -197,8 +197,8 @@ void Engine::begin(std::unique_ptr<Running>& running) {
     Running& r = *running;
     std::vector<ContextPassage*> passages;
     for (const auto& passage : r.request.passages) passages.push_back(passage.get());
-    Prompt prompt =
-        make_prompt(model_, passages, r.request.question, r.request.options, max_context(), arena_, r.answer);
+    Prompt prompt = make_prompt(model_, passages, r.request.question, r.request.options, max_context(),
+                                arena_, r.answer, r.request.history);
     r.request.passages.clear();
     std::vector<int32_t> said;
     for (const int32_t row : prompt.input.source) {

@@ -22,6 +22,7 @@ struct Request {
     // Tokenised and encoded as far as needed, which they keep; requests may share them. Let go of once they
     // are in the decoder.
     std::vector<std::shared_ptr<ContextPassage>> passages;
+    std::vector<Turn> history;  // oldest first; read as tokens before the question
     std::string question;
     AnswerOptions options;
     TextSink sink;  // may be empty; what it throws ends its request

@@ -148,7 +148,11 @@ Model::Model(Backend& backend, ModelParts parts, WeightSource& weights)
       bos_id_(parts.bos_id) {}
 
 int32_t Model::first_id() const {
-    return bos_id_ ? *bos_id_ : decoder_->config().eos_ids[0];
+    return bos_id_ ? *bos_id_ : end_id();
+}
+
+int32_t Model::end_id() const {
+    return decoder_->config().eos_ids[0];
 }
 
 bool Model::is_end(int32_t id) const {

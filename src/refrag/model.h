@@ -58,6 +58,8 @@ class Model {
     // BOS, or where there is none the first end token: what evaluation puts before a window of text.
     int32_t first_id() const;
     bool is_end(int32_t id) const;
+    // The end token that closes an answer in training, and in a prompt's earlier turns: the decoder's first.
+    int32_t end_id() const;
 
     EncoderVocabulary encoder_vocabulary() const;
     int32_t d_enc() const { return encoder_->config().dim; }

@@ -3,12 +3,12 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <span>
 #include <utility>
 
 #include "refrag/assemble.h"
 #include "refrag/scoring.h"
+#include "refrag/statistics.h"
 
 namespace refrag {
 namespace {
@@ -18,17 +18,24 @@ constexpr std::array<std::pair<const char*, EvalMode>, 4> kModes = {{{"none", Ev
                                                                      {"last", EvalMode::last},
                                                                      {"refrag", EvalMode::refrag}}};
 
-// One row's evaluation: how a window's context becomes decoder rows.
+struct PlannedRow {
+    PerplexityRow row;
+    // What selects; where mode `last` depends on a choice, the first policy of the list that has its p.
+    SelectPolicy policy = SelectPolicy::model;
+};
+
+// The evaluation of one context length's rows: how a window's context becomes decoder rows.
 class WindowScorer {
   public:
     WindowScorer(const Model& model, std::string_view text, std::span<const Token> tokens,
-                 const PerplexityOptions& options)
+                 const PerplexityOptions& options, int64_t context)
         : model_(model),
           text_(text),
           tokens_(tokens),
           options_(options),
-          kv_(model.decoder().make_kv_cache(1, std::min<int64_t>(model.decoder().config().max_seq_len,
-                                                                 1 + options.context + options.output))),
+          context_(context),
+          kv_(model.decoder().make_kv_cache(
+              1, std::min<int64_t>(model.decoder().config().max_seq_len, 1 + context + options.output))),
           arena_(model.backend()) {}
 
     // Decoder positions of a window's context in a row.
@@ -37,35 +44,36 @@ class WindowScorer {
             case EvalMode::none:
                 return 0;
             case EvalMode::full:
-                return options_.context;
+                return context_;
             case EvalMode::last:
             case EvalMode::refrag:
                 break;
         }
         // Which chunks are expanded matters only if the last one is shorter and chosen; this is the most.
         const int64_t k = *row.chunk_len;
-        const int64_t n_chunks = (options_.context + k - 1) / k;
+        const int64_t n_chunks = (context_ + k - 1) / k;
         const int64_t expanded = n_expand(*row.expand_fraction, n_chunks);
-        return std::min(options_.context, n_chunks - expanded + expanded * k);
+        return std::min(context_, n_chunks - expanded + expanded * k);
     }
 
     // Mean negative log-likelihood of the window's target ids.
-    double score(const PerplexityRow& row, int64_t window) {
+    double score(const PlannedRow& planned, int64_t window) {
+        const PerplexityRow& row = planned.row;
         const ArenaScope scratch(arena_);
-        const int64_t begin = window * (options_.context + options_.output);
+        const int64_t begin = window * (context_ + options_.output);
         const std::span<const Token> context =
-            tokens_.subspan(static_cast<size_t>(begin), static_cast<size_t>(options_.context));
-        const std::span<const Token> output = tokens_.subspan(static_cast<size_t>(begin + options_.context),
-                                                              static_cast<size_t>(options_.output));
+            tokens_.subspan(static_cast<size_t>(begin), static_cast<size_t>(context_));
+        const std::span<const Token> output =
+            tokens_.subspan(static_cast<size_t>(begin + context_), static_cast<size_t>(options_.output));
         DecoderInput input;
         input.add_token(model_.first_id());
         Tensor slots;
         if (row.mode == EvalMode::full) {
             for (const Token& token : context) input.add_token(token.id);
         } else if (row.mode == EvalMode::refrag) {
-            slots = add_mixed(row, window, context, input);
+            slots = add_mixed(planned, window, context, input);
         } else if (row.mode == EvalMode::last) {
-            const auto keep = static_cast<size_t>(refrag_positions(row, window, context));
+            const auto keep = static_cast<size_t>(refrag_positions(planned, window, context));
             for (const Token& token : context.last(keep)) input.add_token(token.id);
         }
         std::vector<int32_t> targets;
@@ -91,14 +99,14 @@ class WindowScorer {
         return emb;
     }
 
-    std::vector<bool> choose(const PerplexityRow& row, int64_t window, const std::vector<Chunk>& chunks,
+    std::vector<bool> choose(const PlannedRow& planned, int64_t window, const std::vector<Chunk>& chunks,
                              Tensor chunk_emb) {
         const int64_t n_chunks = std::ssize(chunks);
-        const int64_t wanted = n_expand(*row.expand_fraction, n_chunks);
+        const int64_t wanted = n_expand(*planned.row.expand_fraction, n_chunks);
         std::vector<float> scores;
-        if (wanted == 0 || wanted == n_chunks || options_.policy == SelectPolicy::random) {
+        if (wanted == 0 || wanted == n_chunks || planned.policy == SelectPolicy::random) {
             // The choice needs no scores.
-        } else if (options_.policy == SelectPolicy::model) {
+        } else if (planned.policy == SelectPolicy::model) {
             scores = model_.policy().logits(chunk_emb, Tensor{}, arena_);
         } else {
             std::vector<std::vector<int32_t>> ids;
@@ -106,19 +114,19 @@ class WindowScorer {
             for (const Chunk& chunk : chunks) ids.push_back(chunk.ids);
             scores = mean_nll_alone(model_, ids, arena_);
         }
-        return select_chunks(options_.policy, scores, n_chunks, wanted,
+        return select_chunks(planned.policy, scores, n_chunks, wanted,
                              options_.seed + static_cast<uint64_t>(window));
     }
 
     // Appends the context as slots and expanded chunks; returns the projected slots.
-    Tensor add_mixed(const PerplexityRow& row, int64_t window, std::span<const Token> context,
+    Tensor add_mixed(const PlannedRow& planned, int64_t window, std::span<const Token> context,
                      DecoderInput& input) {
-        const std::vector<Chunk> chunks = chunks_of(context, *row.chunk_len);
+        const std::vector<Chunk> chunks = chunks_of(context, *planned.row.chunk_len);
         std::vector<std::vector<int32_t>> sequences;
         sequences.reserve(chunks.size());
         for (const Chunk& chunk : chunks) sequences.push_back(chunk.encoder_ids);
         const Tensor chunk_emb = encode(sequences);
-        const std::vector<bool> expanded = choose(row, window, chunks, chunk_emb);
+        const std::vector<bool> expanded = choose(planned, window, chunks, chunk_emb);
         for (size_t i = 0; i < chunks.size(); ++i) input.add_chunk(chunks[i], expanded[i]);
         const Tensor slots = arena_.tensor(std::ssize(input.slot_chunk), model_.decoder().config().dim);
         const Tensor compressed = arena_.tensor(slots.rows, model_.d_enc());
@@ -129,10 +137,10 @@ class WindowScorer {
     }
 
     // How many context positions `refrag` takes in this row and window.
-    int64_t refrag_positions(const PerplexityRow& row, int64_t window, std::span<const Token> context) {
-        if (options_.context % *row.chunk_len == 0) return context_positions(row);
+    int64_t refrag_positions(const PlannedRow& planned, int64_t window, std::span<const Token> context) {
+        if (context_ % *planned.row.chunk_len == 0) return context_positions(planned.row);
         DecoderInput input;
-        add_mixed(row, window, context, input);
+        add_mixed(planned, window, context, input);
         return std::ssize(input.source);
     }
 
@@ -140,54 +148,74 @@ class WindowScorer {
     std::string_view text_;
     std::span<const Token> tokens_;
     const PerplexityOptions& options_;
+    int64_t context_;
     KvCache kv_;
     Arena arena_;
 };
 
-std::vector<PerplexityRow> plan_rows(const Model& model, const PerplexityOptions& options) {
+// One context length's rows.
+std::vector<PlannedRow> plan_rows(const Model& model, const PerplexityOptions& options, int64_t context) {
     std::vector<int32_t> chunk_lens = options.chunk_lens;
     if (chunk_lens.empty()) chunk_lens.push_back(model.config().chunk_len);
-    std::vector<double> fractions = options.expand_fractions;
-    if (options.policy == SelectPolicy::none) fractions = {0.0};
-    if (options.policy == SelectPolicy::all) fractions = {1.0};
-    std::vector<PerplexityRow> rows;
+    std::vector<PlannedRow> rows;
     for (const EvalMode mode : options.modes) {
-        PerplexityRow row;
-        row.mode = mode;
+        PlannedRow planned;
+        planned.row.mode = mode;
+        planned.row.context = context;
         if (mode == EvalMode::none || mode == EvalMode::full) {
-            rows.push_back(row);
+            rows.push_back(planned);
             continue;
         }
         for (const int32_t k : chunk_lens) {
-            for (const double p : fractions) {
-                REFRAG_CHECK(k >= 1, Status::usage, "chunk length: expected at least 1, found ", k);
-                n_expand(p, 1);  // refuses a p outside 0..1
-                row.chunk_len = k;
-                row.expand_fraction = p;
-                if (mode == EvalMode::refrag) row.policy = options.policy;
-                rows.push_back(row);
+            std::vector<double> fractions;  // of this k, so far
+            for (const Selection& selection : plan_selections(options.expand_fractions, options.policies)) {
+                const bool is_new = std::find(fractions.begin(), fractions.end(),
+                                              selection.expand_fraction) == fractions.end();
+                fractions.push_back(selection.expand_fraction);
+                if (mode == EvalMode::last && !is_new) continue;
+                planned.row.chunk_len = k;
+                planned.row.expand_fraction = selection.expand_fraction;
+                planned.policy = selection.policy;
+                if (mode == EvalMode::refrag) planned.row.policy = selection.policy;
+                rows.push_back(planned);
             }
         }
     }
     return rows;
 }
 
-// Mean over windows, which all have the same number of targets, and the standard error of that mean.
-void summarize(const std::vector<double>& scores, PerplexityRow& row) {
-    const auto n = static_cast<double>(scores.size());
-    double mean = 0.0;
-    for (const double s : scores) mean += s / n;
-    double squares = 0.0;
-    for (const double s : scores) squares += (s - mean) * (s - mean);
-    row.log_perplexity = mean;
-    if (scores.size() > 1) row.standard_error = std::sqrt(squares / (n - 1.0) / n);
-}
-
-std::optional<double> value_of(const std::vector<PerplexityRow>& rows, EvalMode mode) {
-    for (const PerplexityRow& row : rows) {
-        if (row.mode == mode) return row.log_perplexity;
+// What the windows of one context length say, scores[i] being those of rows[i], none where it does not fit.
+// Windows all have the same number of targets, so their mean is that of all target ids.
+void summarize(std::vector<PlannedRow>& rows, const std::vector<std::vector<double>>& scores,
+               SelectPolicy first_policy) {
+    std::optional<double> none;
+    std::optional<double> full;
+    for (size_t i = 0; i < rows.size(); ++i) {
+        if (scores[i].empty()) continue;
+        PerplexityRow& row = rows[i].row;
+        const Mean mean = mean_of(scores[i]);
+        row.log_perplexity = mean.value;
+        row.standard_error = mean.standard_error;
+        if (row.mode == EvalMode::none) none = mean.value;
+        if (row.mode == EvalMode::full) full = mean.value;
     }
-    return std::nullopt;
+    for (size_t i = 0; i < rows.size(); ++i) {
+        PerplexityRow& row = rows[i].row;
+        if (!row.log_perplexity) continue;
+        if (none && full && *none != *full)
+            row.share_recovered = (*none - *row.log_perplexity) / (*none - *full);
+        if (row.mode != EvalMode::refrag || row.policy == first_policy) continue;
+        for (size_t base = 0; base < rows.size(); ++base) {
+            const PerplexityRow& other = rows[base].row;
+            if (other.policy != first_policy || other.chunk_len != row.chunk_len ||
+                other.expand_fraction != row.expand_fraction || scores[base].empty())
+                continue;
+            const PairedDifference paired = paired_difference(scores[i], scores[base]);
+            row.difference = paired.mean;
+            row.ci95 = paired.ci95;
+            break;
+        }
+    }
 }
 
 }  // namespace
@@ -206,45 +234,61 @@ const char* eval_mode_name(EvalMode mode) {
     return "?";
 }
 
-std::vector<PerplexityRow> evaluate_perplexity(const Model& model, std::string_view text,
-                                               const PerplexityOptions& options,
-                                               const EvalProgress& progress) {
-    REFRAG_CHECK(options.context >= 1 && options.output >= 1, Status::usage,
-                 "context and output: expected at least 1 id each, found ", options.context, " and ",
-                 options.output);
+void check_perplexity_options(const PerplexityOptions& options) {
+    const std::vector<int64_t>& contexts = options.contexts;
+    REFRAG_CHECK(!contexts.empty(), Status::usage, "context: expected at least one");
+    for (auto at = contexts.begin(); at != contexts.end(); ++at) {
+        REFRAG_CHECK(*at >= 1 && options.output >= 1, Status::usage,
+                     "context and output: expected at least 1 id each, found ", *at, " and ", options.output);
+        REFRAG_CHECK(std::find(contexts.begin(), at, *at) == at, Status::usage,
+                     "context: expected each once, found ", *at, " twice");
+    }
     REFRAG_CHECK(!options.modes.empty(), Status::usage, "modes: expected at least one");
-    std::vector<PerplexityRow> rows = plan_rows(model, options);
-    const std::vector<Token> tokens = model.tokenizer().encode(text);
-    const int64_t window_ids = options.context + options.output;
-    int64_t n_windows = std::ssize(tokens) / window_ids;
-    REFRAG_CHECK(n_windows >= 1, Status::usage, "the text has ", tokens.size(), " ids, expected at least ",
-                 window_ids, " (context + output)");
-    if (options.limit > 0) n_windows = std::min(n_windows, options.limit);
+    for (const int32_t k : options.chunk_lens)
+        REFRAG_CHECK(k >= 1, Status::usage, "chunk length: expected at least 1, found ", k);
+    plan_selections(options.expand_fractions, options.policies);  // refuses what makes no sense in them
+}
 
-    WindowScorer scorer(model, text, tokens, options);
-    const int64_t total = std::ssize(rows) * n_windows;
+std::vector<PerplexityRow> evaluate_perplexity(const Model& model, std::string_view text,
+                                               const PerplexityOptions& options, const EvalProgress& progress,
+                                               const WindowSink& sink) {
+    check_perplexity_options(options);
+    const std::vector<Token> tokens = model.tokenizer().encode(text);
+    const int64_t most_ids =
+        *std::max_element(options.contexts.begin(), options.contexts.end()) + options.output;
+    REFRAG_CHECK(std::ssize(tokens) >= most_ids, Status::usage, "the text has ", tokens.size(),
+                 " ids, expected at least ", most_ids, " (context + output)");
+    const auto windows_of = [&](int64_t context) {
+        const int64_t n = std::ssize(tokens) / (context + options.output);
+        return options.limit > 0 ? std::min(n, options.limit) : n;
+    };
+    int64_t total = 0;
+    for (const int64_t context : options.contexts)
+        total += std::ssize(plan_rows(model, options, context)) * windows_of(context);
+
+    std::vector<PerplexityRow> result;
     int64_t done = 0;
-    for (PerplexityRow& row : rows) {
-        row.n = n_windows;
-        // The first token, the context and all targets but the last.
-        const bool fits =
-            1 + scorer.context_positions(row) + options.output - 1 <= model.decoder().config().max_seq_len;
-        std::vector<double> scores;
-        for (int64_t w = 0; fits && w < n_windows; ++w) {
-            scores.push_back(scorer.score(row, w));
-            if (progress) progress(done + w + 1, total);
+    for (const int64_t context : options.contexts) {
+        std::vector<PlannedRow> rows = plan_rows(model, options, context);
+        std::vector<std::vector<double>> scores(rows.size());
+        WindowScorer scorer(model, text, tokens, options, context);
+        for (size_t r = 0; r < rows.size(); ++r) {
+            PerplexityRow& row = rows[r].row;
+            row.n = windows_of(context);
+            // The first token, the context and all targets but the last.
+            const bool fits = 1 + scorer.context_positions(row) + options.output - 1 <=
+                              model.decoder().config().max_seq_len;
+            for (int64_t w = 0; fits && w < row.n; ++w) {
+                scores[r].push_back(scorer.score(rows[r], w));
+                if (sink) sink(row, w, scores[r].back());
+                if (progress) progress(done + w + 1, total);
+            }
+            done += row.n;
         }
-        done += n_windows;
-        if (fits) summarize(scores, row);
+        summarize(rows, scores, options.policies.front());
+        for (const PlannedRow& planned : rows) result.push_back(planned.row);
     }
-    const std::optional<double> none = value_of(rows, EvalMode::none);
-    const std::optional<double> full = value_of(rows, EvalMode::full);
-    for (PerplexityRow& row : rows) {
-        if (none && full && *none != *full && row.log_perplexity) {
-            row.share_recovered = (*none - *row.log_perplexity) / (*none - *full);
-        }
-    }
-    return rows;
+    return result;
 }
 
 }  // namespace refrag

@@ -1,7 +1,7 @@
 // `eval perplexity`: log-perplexity of unseen text given none, all, the last, or the compressed context
-// before it (the paper's Table 1). A text is tokenised whole and cut into windows of context + output ids,
-// one after another; the last incomplete one is dropped; a first token (BOS) precedes every window in every
-// mode.
+// before it (the paper's Table 1), and what ways to select make of it (Figure 3). A text is tokenised whole
+// and cut into windows of context + output ids, one after another; the last incomplete one is dropped; a
+// first token (BOS) precedes every window in every mode.
 #pragma once
 
 #include <cstdint>
@@ -28,18 +28,22 @@ EvalMode parse_eval_mode(const std::string& name);
 const char* eval_mode_name(EvalMode mode);
 
 struct PerplexityOptions {
-    int64_t context = 512;  // S, ids
-    int64_t output = 128;   // O, ids
+    std::vector<int64_t> contexts{512};  // S, ids
+    int64_t output = 128;                // O, ids
     std::vector<EvalMode> modes;
-    std::vector<int32_t> chunk_lens;            // k; empty: the model's
-    std::vector<double> expand_fractions{0.0};  // p; policies none and all overrule it
-    SelectPolicy policy = SelectPolicy::model;  // sees no question here
-    uint64_t seed = 0;                          // of SelectPolicy::random
-    int64_t limit = 0;                          // windows at most; 0: all
+    std::vector<int32_t> chunk_lens;                          // k; empty: the model's
+    std::vector<double> expand_fractions{0.0};                // p; policies none and all overrule it
+    std::vector<SelectPolicy> policies{SelectPolicy::model};  // rows by plan_selections; see no question here
+    uint64_t seed = 0;  // of SelectPolicy::random: it, the window and the row's k and p make the choice
+    int64_t limit = 0;  // windows at most, of each context; 0: all
 };
+
+// Status::usage naming the first option that makes no sense.
+void check_perplexity_options(const PerplexityOptions& options);
 
 struct PerplexityRow {
     EvalMode mode = EvalMode::none;
+    int64_t context = 0;
     std::optional<int32_t> chunk_len;       // last and refrag
     std::optional<double> expand_fraction;  // last and refrag
     std::optional<SelectPolicy> policy;     // refrag
@@ -48,14 +52,23 @@ struct PerplexityRow {
     std::optional<double> standard_error;   // of that mean, over windows; none with fewer than two
     std::optional<double> share_recovered;  // (none - this) / (none - full) where both were measured
     int64_t n = 0;                          // windows
+    // Of this row's log-perplexity to that of the first policy of the list at the same context, k and p,
+    // window by window (the paper's Figure 3); none for that policy, and where either has no figure.
+    std::optional<double> difference;  // below 0: this row is the better one
+    std::optional<double> ci95;        // half width of its 95% interval; none with fewer than two windows
 };
 
 // done, total: called after every window of every row.
 using EvalProgress = std::function<void(int64_t done, int64_t total)>;
+// Called for every window that is measured, counted from 0, row by row; what the row says of all windows is
+// not known yet.
+using WindowSink = std::function<void(const PerplexityRow& row, int64_t window, double log_perplexity)>;
 
-// Status::usage for impossible options or a text shorter than one window (with both lengths).
+// Rows come context by context. Of the windows, the figures of one context's rows are held at a time (8 bytes
+// each). Status::usage for impossible options or a text shorter than one window (with both lengths).
 std::vector<PerplexityRow> evaluate_perplexity(const Model& model, std::string_view text,
                                                const PerplexityOptions& options,
-                                               const EvalProgress& progress = {});
+                                               const EvalProgress& progress = {},
+                                               const WindowSink& sink = {});
 
 }  // namespace refrag

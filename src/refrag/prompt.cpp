@@ -21,19 +21,15 @@ double chosen_fraction(const Model& model, const AnswerOptions& options) {
     return options.expand_fraction.value_or(model.config().expand_fraction);
 }
 
-DecoderInput assemble(const Model& model, PassageRefs passages, const std::vector<int32_t>& question,
+// `conversation`: the question's ids, template and earlier turns included.
+DecoderInput assemble(const Model& model, PassageRefs passages, const std::vector<int32_t>& conversation,
                       const std::vector<bool>& expanded) {
     const Tokenizer& tokenizer = model.tokenizer();
     const PromptTemplate& pieces = model.config().prompt;
     DecoderInput input;
     if (model.bos_id()) input.add_token(*model.bos_id());
     input.add_tokens(template_ids(tokenizer, pieces.before));
-    const auto add_question = [&] {
-        input.add_tokens(template_ids(tokenizer, pieces.question_prefix));
-        input.add_tokens(question);
-        input.add_tokens(template_ids(tokenizer, pieces.question_suffix));
-    };
-    if (model.config().order == SegmentOrder::question_first) add_question();
+    if (model.config().order == SegmentOrder::question_first) input.add_tokens(conversation);
     const std::vector<int32_t> prefix = template_ids(tokenizer, pieces.passage_prefix);
     const std::vector<int32_t> suffix = template_ids(tokenizer, pieces.passage_suffix);
     size_t index = 0;
@@ -42,7 +38,7 @@ DecoderInput assemble(const Model& model, PassageRefs passages, const std::vecto
         for (const Chunk& chunk : passage->chunks()) input.add_chunk(chunk, expanded[index++]);
         input.add_tokens(suffix);
     }
-    if (model.config().order == SegmentOrder::passages_first) add_question();
+    if (model.config().order == SegmentOrder::passages_first) input.add_tokens(conversation);
     return input;
 }
 
@@ -149,14 +145,38 @@ Buffer project(const Model& model, PassageRefs passages, const std::vector<int32
 
 }  // namespace
 
+std::vector<int32_t> conversation_ids(const Model& model, std::span<const Turn> history,
+                                      std::string_view question) {
+    const Tokenizer& tokenizer = model.tokenizer();
+    const std::vector<int32_t> prefix = template_ids(tokenizer, model.config().prompt.question_prefix);
+    const std::vector<int32_t> suffix = template_ids(tokenizer, model.config().prompt.question_suffix);
+    std::vector<int32_t> ids;
+    const auto add = [&](const std::vector<int32_t>& segment) {
+        ids.insert(ids.end(), segment.begin(), segment.end());
+    };
+    const auto add_question = [&](std::string_view text) {
+        add(prefix);
+        add(tokenizer.encode_ids(text));
+        add(suffix);
+    };
+    for (const Turn& turn : history) {
+        add_question(turn.question);
+        add(tokenizer.encode_ids(" " + turn.answer));
+        ids.push_back(model.end_id());
+    }
+    add_question(question);
+    return ids;
+}
+
 Prompt make_prompt(const Model& model, PassageRefs passages, std::string_view question,
-                   const AnswerOptions& options, int64_t max_context, Arena& arena, Answer& answer) {
+                   const AnswerOptions& options, int64_t max_context, Arena& arena, Answer& answer,
+                   std::span<const Turn> history) {
     answer.chunk_len = chosen_chunk_len(model, options);
     answer.expand_fraction = chosen_fraction(model, options);
-    std::vector<int32_t> question_ids;
+    std::vector<int32_t> conversation;
     {
         const StageTimer timer(answer.times.tokenize);
-        question_ids = model.tokenizer().encode_ids(question);
+        conversation = conversation_ids(model, history, question);
         for (size_t p = 0; p < passages.size(); ++p) {
             passages[p]->tokenize(model, answer.chunk_len);
             for (size_t c = 0; c < passages[p]->chunks().size(); ++c) {
@@ -178,7 +198,7 @@ Prompt make_prompt(const Model& model, PassageRefs passages, std::string_view qu
         const StageTimer timer(answer.times.prefill);
         const bool everything = answer.expand_fraction == 1.0;
         const std::vector<bool> fewest(answer.chunks.size(), everything);
-        check_fits(model, assemble(model, passages, question_ids, fewest), max_context,
+        check_fits(model, assemble(model, passages, conversation, fewest), max_context,
                    everything ? "" : "at least ");
     }
 
@@ -195,7 +215,7 @@ Prompt make_prompt(const Model& model, PassageRefs passages, std::string_view qu
     Prompt prompt;
     {
         const StageTimer timer(answer.times.prefill);
-        prompt.input = assemble(model, passages, question_ids, expanded);
+        prompt.input = assemble(model, passages, conversation, expanded);
     }
     for (size_t i = 0; i < answer.chunks.size(); ++i) {
         answer.chunks[i].expanded = expanded[i];
@@ -214,7 +234,7 @@ Prompt make_prompt(const Model& model, PassageRefs passages, std::string_view qu
 }
 
 int64_t most_positions(const Model& model, PassageRefs passages, std::string_view question,
-                       const AnswerOptions& options) {
+                       const AnswerOptions& options, std::span<const Turn> history) {
     const int32_t k = chosen_chunk_len(model, options);
     int64_t n_chunks = 0;
     int64_t chunk_tokens = 0;
@@ -224,7 +244,7 @@ int64_t most_positions(const Model& model, PassageRefs passages, std::string_vie
         chunk_tokens += static_cast<int64_t>(passage->n_tokens());
     }
     const std::vector<bool> none(static_cast<size_t>(n_chunks), false);
-    const DecoderInput input = assemble(model, passages, model.tokenizer().encode_ids(question), none);
+    const DecoderInput input = assemble(model, passages, conversation_ids(model, history, question), none);
     // Every expanded chunk may be a full one, but all together are no more than the tokens there are.
     const int64_t expanded = n_expand(chosen_fraction(model, options), n_chunks);
     const int64_t compressed = std::ssize(input.source);

@@ -3,14 +3,16 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <list>
 #include <map>
 #include <span>
 #include <utility>
 
 #include "base/check.h"
+#include "io/file.h"
+#include "refrag/prompt.h"
 #include "refrag/qa_draw.h"
+#include "refrag/qa_rows.h"
 #include "refrag/session.h"
 
 namespace refrag {
@@ -74,15 +76,14 @@ class PromptSizes {
     PromptSizes(const Model& model, const QaData& data)
         : model_(model), data_(data), passage_tokens_(data.passages.size(), -1) {
         const PromptTemplate& pieces = model.config().prompt;
-        fixed_ = (model.bos_id() ? 1 : 0) + n_template(pieces.before) + n_template(pieces.question_prefix) +
-                 n_template(pieces.question_suffix);
+        fixed_ = (model.bos_id() ? 1 : 0) + n_template(pieces.before);
         around_passage_ = n_template(pieces.passage_prefix) + n_template(pieces.passage_suffix);
     }
 
-    // The most that the question over these passages can take in a row, whichever chunks are expanded.
-    int64_t positions(const QaRow& row, std::string_view question, std::span<const size_t> passages) {
-        const int64_t around = fixed_ + std::ssize(model_.tokenizer().encode_ids(question)) +
-                               around_passage_ * std::ssize(passages);
+    // The most that a conversation of so many ids over these passages can take in a row, whichever chunks are
+    // expanded.
+    int64_t positions(const QaRow& row, int64_t conversation, std::span<const size_t> passages) {
+        const int64_t around = fixed_ + conversation + around_passage_ * std::ssize(passages);
         if (row.mode != QaMode::refrag) {
             int64_t tokens = 0;
             for (const size_t passage : passages) tokens += n_tokens(passage);
@@ -121,115 +122,119 @@ class PromptSizes {
     int64_t around_passage_ = 0;
 };
 
-std::vector<QaRow> plan_rows(const Model& model, const QaOptions& options) {
-    std::vector<int32_t> chunk_lens = options.chunk_lens;
-    if (chunk_lens.empty()) chunk_lens.push_back(model.config().chunk_len);
-    std::vector<double> fractions = options.expand_fractions;
-    if (options.policy == SelectPolicy::none) fractions = {0.0};
-    if (options.policy == SelectPolicy::all) fractions = {1.0};
-    std::vector<QaRow> rows;
-    for (const QaMode mode : options.modes) {
-        QaRow row;
-        row.mode = mode;
-        if (mode == QaMode::none) {
-            rows.push_back(row);
-            continue;
-        }
-        for (const int64_t distractors : options.distractors) {
-            REFRAG_CHECK(distractors >= 0, Status::usage, "distractors: expected at least 0, found ",
-                         distractors);
-            row.distractors = distractors;
-            if (mode == QaMode::full) {
-                rows.push_back(row);
-                continue;
-            }
-            for (const int32_t k : chunk_lens) {
-                for (const double p : fractions) {
-                    REFRAG_CHECK(k >= 1, Status::usage, "chunk length: expected at least 1, found ", k);
-                    n_expand(p, 1);  // refuses a p outside 0..1
-                    row.chunk_len = k;
-                    row.expand_fraction = p;
-                    row.policy = options.policy;
-                    rows.push_back(row);
-                }
-            }
-        }
-    }
-    return rows;
-}
-
 // One question and what is drawn for it.
 struct Task {
     size_t question = 0;
+    size_t first = 0;  // the first turn of its line, by which passages are drawn for all
     std::vector<size_t> distractors;
 };
 
 class QaEvaluation {
   public:
     QaEvaluation(const Model& model, const QaData& data, const QaOptions& options)
-        : model_(model), data_(data), options_(options), rows_(plan_rows(model, options)), cache_(data) {
+        : model_(model),
+          data_(data),
+          options_(options),
+          rows_(plan_qa_rows(options, model.config().chunk_len)),
+          cache_(data) {
         int64_t most = 0;
         for (const QaRow& row : rows_) most = std::max(most, row.distractors.value_or(0));
-        for (const size_t question : draw_questions(data, static_cast<size_t>(options.limit), options.seed)) {
-            tasks_.push_back(
-                {question, draw_distractors(data, question, static_cast<size_t>(most), options.seed)});
+        for (const size_t first : draw_questions(data, static_cast<size_t>(options.limit), options.seed)) {
+            const std::vector<size_t> distractors =
+                draw_distractors(data, first, static_cast<size_t>(most), options.seed);
+            size_t q = first;
+            do {
+                tasks_.push_back({q, first, distractors});
+                n_turns_ = std::max(n_turns_, data.questions[q].turn);
+                ++q;
+            } while (q < data.questions.size() && data.questions[q].turn > 1 &&
+                     static_cast<int64_t>(data.questions[q].turn) <= options.max_turns);
         }
     }
 
     std::vector<QaRow> run(const QaProgress& progress, const QaSink& sink) {
         // Room for the longest prompt that is asked, not for the decoder's whole window.
         const int64_t positions = measure();
-        if (positions == 0) return rows_;
-        Session session(model_, positions);
-        std::vector<std::vector<QaScore>> scores(rows_.size());
-        const int64_t total = std::count(asked_.begin(), asked_.end(), true) * std::ssize(tasks_);
-        int64_t done = 0;
-        // Rows inside questions: a passage is encoded once for all rows, however many questions there are.
-        for (const Task& task : tasks_) {
-            for (size_t r = 0; r < rows_.size(); ++r) {
-                if (!asked_[r]) continue;
-                const QaQuestion& question = data_.questions[task.question];
-                const std::string prediction = ask(session, rows_[r], task);
-                scores[r].push_back(score_answer(prediction, question.answers));
-                if (sink) sink(rows_[r], question, prediction, scores[r].back());
-                if (progress) progress(++done, total);
-            }
-        }
-        for (size_t r = 0; r < rows_.size(); ++r) {
-            if (asked_[r]) summarize(scores[r], rows_[r]);
-        }
-        return rows_;
+        if (positions > 0) ask_all(positions, progress, sink);
+        return sum_up(rows_, measured_, options_.policies.front(), data_.has_turns);
     }
 
   private:
+    const QaQuestion& question_of(const Task& task) const { return data_.questions[task.question]; }
+    QaMeasured& measured(size_t row, const Task& task) { return measured_[row][question_of(task).turn - 1]; }
+
     std::vector<size_t> passages_of(const QaRow& row, const Task& task) const {
         if (!row.distractors) return {};
-        return place_gold(data_, task.question, task.distractors, static_cast<size_t>(*row.distractors),
+        return place_gold(data_, task.first, task.distractors, static_cast<size_t>(*row.distractors),
                           options_.seed);
     }
 
-    // Fills asked_ and every row's n; returns the most positions, answer included, that an asked row takes; 0
-    // when none is asked.
+    // The turns before the task's, as if they had been answered right.
+    std::vector<Turn> history_of(const Task& task) const {
+        std::vector<Turn> history;
+        for (size_t q = task.first; q < task.question; ++q) {
+            const QaQuestion& earlier = data_.questions[q];
+            const bool answered = !earlier.answers.empty() && !earlier.answers.front().empty();
+            history.push_back(
+                {earlier.question, answered ? earlier.answers.front() : options_.no_answer.value_or("")});
+        }
+        return history;
+    }
+
+    // Fills in measured_ but for the scores; returns the most positions, answer included, that an asked
+    // question takes; 0 when none is asked.
     int64_t measure() {
+        measured_.assign(rows_.size(), std::vector<QaMeasured>(n_turns_));
+        std::vector<int64_t> conversations;  // [n_tasks] ids
+        conversations.reserve(tasks_.size());
+        for (const Task& task : tasks_)
+            conversations.push_back(
+                std::ssize(conversation_ids(model_, history_of(task), question_of(task).question)));
         PromptSizes sizes(model_, data_);
         const int64_t window = model_.decoder().config().max_seq_len;
         int64_t most = 0;
-        for (QaRow& row : rows_) {
-            int64_t row_most = 0;
-            for (const Task& task : tasks_) {
+        for (size_t r = 0; r < rows_.size(); ++r) {
+            std::vector<int64_t> turn_most(n_turns_, 0);
+            for (size_t i = 0; i < tasks_.size(); ++i) {
                 const int64_t positions =
                     options_.max_new_tokens +
-                    sizes.positions(row, data_.questions[task.question].question, passages_of(row, task));
-                row_most = std::max(row_most, positions);
-                row.n += positions <= window ? 1 : 0;
+                    sizes.positions(rows_[r], conversations[i], passages_of(rows_[r], tasks_[i]));
+                int64_t& longest = turn_most[question_of(tasks_[i]).turn - 1];
+                longest = std::max(longest, positions);
+                measured(r, tasks_[i]).n_fit += positions <= window ? 1 : 0;
             }
-            asked_.push_back(row_most <= window);
-            if (asked_.back()) most = std::max(most, row_most);
+            for (size_t t = 0; t < n_turns_; ++t) {
+                measured_[r][t].asked = turn_most[t] <= window;
+                if (measured_[r][t].asked) most = std::max(most, turn_most[t]);
+            }
         }
         return most;
     }
 
-    std::string ask(Session& session, const QaRow& row, const Task& task) {
+    void ask_all(int64_t positions, const QaProgress& progress, const QaSink& sink) {
+        Session session(model_, positions);
+        int64_t total = 0;
+        for (const auto& turns : measured_) {
+            for (const QaMeasured& turn : turns) total += turn.asked ? turn.n_fit : 0;
+        }
+        int64_t done = 0;
+        // Rows inside questions: a passage is encoded once for all rows, however many questions there are.
+        for (const Task& task : tasks_) {
+            const QaQuestion& question = question_of(task);
+            const std::vector<Turn> history = history_of(task);
+            for (size_t r = 0; r < rows_.size(); ++r) {
+                QaMeasured& asked = measured(r, task);
+                if (!asked.asked) continue;
+                const std::string prediction = ask(session, rows_[r], task, history);
+                asked.scores.push_back(
+                    score_answer(prediction, question.answers, options_.no_answer.value_or("")));
+                if (sink) sink(rows_[r], question, prediction, asked.scores.back());
+                if (progress) progress(++done, total);
+            }
+        }
+    }
+
+    std::string ask(Session& session, const QaRow& row, const Task& task, std::span<const Turn> history) {
         AnswerOptions options;
         options.max_new_tokens = static_cast<int32_t>(options_.max_new_tokens);
         options.sampler.seed = options_.seed + task.question;
@@ -240,33 +245,18 @@ class QaEvaluation {
         options.expand_fraction = row.expand_fraction.value_or(1.0);
         const std::vector<size_t> ids = passages_of(row, task);
         std::vector<ContextPassage> passages = cache_.take(ids, options.chunk_len);
-        const Answer answer = session.answer(passages, data_.questions[task.question].question, options);
+        const Answer answer = session.answer(passages, question_of(task).question, options, {}, history);
         cache_.give_back(ids, options.chunk_len, std::move(passages));
         return answer.text;
-    }
-
-    static void summarize(const std::vector<QaScore>& scores, QaRow& row) {
-        const auto n = static_cast<double>(scores.size());
-        double exact = 0.0;
-        double f1 = 0.0;
-        for (const QaScore& score : scores) {
-            exact += score.exact_match;
-            f1 += score.f1;
-        }
-        row.exact_match = exact / n;
-        row.f1 = f1 / n;
-        double squares = 0.0;
-        for (const QaScore& score : scores)
-            squares += (score.exact_match - *row.exact_match) * (score.exact_match - *row.exact_match);
-        if (scores.size() > 1) row.standard_error = std::sqrt(squares / (n - 1.0) / n);
     }
 
     const Model& model_;
     const QaData& data_;
     const QaOptions& options_;
-    std::vector<QaRow> rows_;
-    std::vector<bool> asked_;  // [n_rows] every question fits
+    std::vector<QaRow> rows_;  // of all turns
     std::vector<Task> tasks_;
+    size_t n_turns_ = 0;                             // of the line with the most
+    std::vector<std::vector<QaMeasured>> measured_;  // [n_rows][n_turns]
     PassageCache cache_;
 };
 
@@ -286,13 +276,28 @@ const char* qa_mode_name(QaMode mode) {
     return "?";
 }
 
-std::vector<QaRow> evaluate_qa(const Model& model, const QaData& data, const QaOptions& options,
-                               const QaProgress& progress, const QaSink& sink) {
+void check_qa_options(const QaOptions& options) {
     REFRAG_CHECK(!options.modes.empty(), Status::usage, "modes: expected at least one");
     REFRAG_CHECK(!options.distractors.empty(), Status::usage, "distractors: expected at least one number");
+    for (const int64_t distractors : options.distractors)
+        REFRAG_CHECK(distractors >= 0, Status::usage, "distractors: expected at least 0, found ",
+                     distractors);
+    for (const int32_t k : options.chunk_lens)
+        REFRAG_CHECK(k >= 1, Status::usage, "chunk length: expected at least 1, found ", k);
+    plan_selections(options.expand_fractions, options.policies);  // refuses what makes no sense in them
     REFRAG_CHECK(options.limit >= 0, Status::usage, "limit: expected at least 0, found ", options.limit);
+    REFRAG_CHECK(options.max_turns >= 1, Status::usage, "turns: expected at least 1, found ",
+                 options.max_turns);
     REFRAG_CHECK(options.max_new_tokens >= 1 && options.max_new_tokens <= INT32_MAX, Status::usage,
                  "tokens to generate: expected at least 1, found ", options.max_new_tokens);
+    REFRAG_CHECK(!options.no_answer || !answer_tokens(*options.no_answer).empty(), Status::usage,
+                 "no answer: expected a text with a word other than an article, found \"",
+                 printable(options.no_answer.value_or(""), 60), "\"");
+}
+
+std::vector<QaRow> evaluate_qa(const Model& model, const QaData& data, const QaOptions& options,
+                               const QaProgress& progress, const QaSink& sink) {
+    check_qa_options(options);
     return QaEvaluation(model, data, options).run(progress, sink);
 }
 

@@ -46,23 +46,31 @@ class Builder {
         return passage;
     }
 
-    void add_question(const Json& json, std::vector<std::string> answers, size_t passage) {
-        QaQuestion question;
-        question.question = json.get_string("question");
-        question.answers = std::move(answers);
-        question.passage = passage;
-        question.id = str(data_.questions.size() + 1);
+    // A line, or a question of SQuAD: its id and the passage of the questions that follow.
+    void begin_item(const Json& json, size_t passage) {
+        item_.id = str(++n_items_);
+        item_.passage = passage;
+        item_.turn = 0;
         if (const auto id = json.find("id")) {
             if (id->is_string()) {
-                question.id = id->as_string();
+                item_.id = id->as_string();
             } else if (id->is_int()) {
-                question.id = str(id->as_int());
+                item_.id = str(id->as_int());
             } else {
                 id->refuse("a string or an integer");
             }
         }
+    }
+
+    void add_question(const Json& json, std::vector<std::string> answers) {
+        ++item_.turn;
+        QaQuestion question = item_;
+        question.question = json.get_string("question");
+        question.answers = std::move(answers);
         data_.questions.push_back(std::move(question));
     }
+
+    void has_turns() { data_.has_turns = true; }
 
     QaData finish(const std::string& name) {
         REFRAG_CHECK(!data_.questions.empty(), Status::bad_input, name,
@@ -79,6 +87,8 @@ class Builder {
 
   private:
     QaData data_;
+    QaQuestion item_;  // what its questions share, and the last one's turn
+    size_t n_items_ = 0;
     size_t n_articles_ = 0;
     std::unordered_map<std::string, size_t> articles_;
     std::unordered_multimap<size_t, size_t> passages_;  // by a hash of title and text
@@ -113,7 +123,8 @@ QaData parse_squad(const Json& root) {
             const Json qas = paragraph.get_array("qas");
             for (size_t q = 0; q < qas.size(); ++q) {
                 const Json qa = qas.at(q);
-                builder.add_question(qa, squad_answers(qa), passage);
+                builder.begin_item(qa, passage);
+                builder.add_question(qa, squad_answers(qa));
             }
         }
     }
@@ -145,7 +156,23 @@ void parse_line(const Json& line, Builder& builder) {
     if (!line.is_object()) line.refuse("an object with \"question\"");
     std::string text(one_of(line, "text", "passage").as_string());
     const size_t passage = builder.passage_of(line.get_string_or("title", ""), std::move(text));
-    builder.add_question(line, line_answers(line), passage);
+    builder.begin_item(line, passage);
+    if (!line.has("turns")) {
+        builder.add_question(line, line_answers(line));
+        return;
+    }
+    for (const char* key : {"question", "answers", "answer"}) {
+        REFRAG_CHECK(!line.has(key), Status::bad_input, line.where(),
+                     ": expected \"question\" with its answers or \"turns\", found both \"turns\" and \"",
+                     key, "\"");
+    }
+    const Json turns = line.get_array("turns");
+    if (turns.size() == 0) turns.refuse("at least one turn");
+    for (size_t i = 0; i < turns.size(); ++i) {
+        const Json turn = turns.at(i);
+        builder.add_question(turn, line_answers(turn.as_object()));
+    }
+    builder.has_turns();
 }
 
 // Does the text, which is not blank, hold one bracketed value that ends with it? Strings are stepped over;
@@ -199,7 +226,8 @@ QaData parse_qa_data(std::string_view content, const std::string& name) {
                       content.find_first_not_of(kBlanks, line_end) != std::string_view::npos;
     if (more && closes(content.substr(first, line_end - first))) return parse_lines(content, shown);
     const Json root = Json::parse(content, shown);
-    return root.has("question") && !root.has("data") ? parse_lines(content, shown) : parse_squad(root);
+    const bool is_line = root.has("question") || root.has("turns");
+    return is_line && !root.has("data") ? parse_lines(content, shown) : parse_squad(root);
 }
 
 QaData read_qa_data(const std::string& path) {

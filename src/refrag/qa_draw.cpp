@@ -21,11 +21,15 @@ Random generator(uint64_t seed, size_t question, uint64_t purpose) {
 }  // namespace
 
 std::vector<size_t> draw_questions(const QaData& data, size_t limit, uint64_t seed) {
-    const size_t n = limit == 0 ? data.questions.size() : std::min(limit, data.questions.size());
-    const std::vector<bool> chosen = select_random(std::ssize(data.questions), static_cast<int64_t>(n), seed);
+    std::vector<size_t> firsts;
+    for (size_t i = 0; i < data.questions.size(); ++i) {
+        if (data.questions[i].turn == 1) firsts.push_back(i);
+    }
+    const size_t n = limit == 0 ? firsts.size() : std::min(limit, firsts.size());
+    const std::vector<bool> chosen = select_random(std::ssize(firsts), static_cast<int64_t>(n), seed);
     std::vector<size_t> questions;
     for (size_t i = 0; i < chosen.size(); ++i) {
-        if (chosen[i]) questions.push_back(i);
+        if (chosen[i]) questions.push_back(firsts[i]);
     }
     return questions;
 }

@@ -1,5 +1,6 @@
 // Which questions `eval qa` asks and over which passages: drawn by a seed, the same on every machine, and
-// independent of everything that differs between a table's rows but the number of distractors.
+// independent of everything that differs between a table's rows but the number of distractors. For all turns
+// of a line the first one's draw holds.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +11,8 @@
 
 namespace refrag {
 
-// At most `limit` of the questions (0: all), evenly drawn, in the file's order.
+// At most `limit` of the first turns (0: all), evenly drawn, in the file's order: the questions, where no
+// line has turns.
 std::vector<size_t> draw_questions(const QaData& data, size_t limit, uint64_t seed);
 
 // n passages of other articles than the question's, no passage twice, in random order. With a larger n the

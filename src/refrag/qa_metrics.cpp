@@ -86,8 +86,52 @@ std::vector<std::string> answer_tokens(std::string_view text) {
     return tokens;
 }
 
-QaScore score_answer(std::string_view prediction, std::span<const std::string> gold) {
-    const std::vector<std::string> said = answer_tokens(prediction);
+std::vector<std::string> rouge_tokens(std::string_view text) {
+    std::vector<std::string> tokens;
+    std::string token;
+    const auto end_token = [&] {
+        if (!token.empty()) tokens.push_back(std::move(token));
+        token.clear();
+    };
+    // Bytes do for characters: every byte of one outside ASCII is outside both ranges.
+    for (const char c : lowercase(text)) {
+        if ((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9')) {
+            token.push_back(c);
+        } else {
+            end_token();
+        }
+    }
+    end_token();
+    return tokens;
+}
+
+double rouge_l(std::span<const std::string> prediction, std::span<const std::string> reference) {
+    if (prediction.empty() || reference.empty()) return 0.0;
+    // One row of the table of prefixes' longest common subsequences: length[j] for `reference` up to j and
+    // `prediction` up to the token at hand.
+    std::vector<size_t> length(reference.size() + 1, 0);
+    for (const std::string& token : prediction) {
+        size_t diagonal = 0;  // length[j - 1] before this token
+        for (size_t j = 1; j <= reference.size(); ++j) {
+            const size_t above = length[j];
+            length[j] = token == reference[j - 1] ? diagonal + 1 : std::max(above, length[j - 1]);
+            diagonal = above;
+        }
+    }
+    // 2PR / (P + R)
+    return 2.0 * static_cast<double>(length.back()) /
+           static_cast<double>(prediction.size() + reference.size());
+}
+
+QaScore score_answer(std::string_view prediction, std::span<const std::string> gold,
+                     std::string_view no_answer) {
+    const std::vector<std::string> silence = answer_tokens(no_answer);
+    std::vector<std::string> said = answer_tokens(prediction);
+    std::vector<std::string> said_words = rouge_tokens(prediction);
+    if (!silence.empty() && said == silence) {
+        said.clear();
+        said_words.clear();
+    }
     std::vector<std::string> said_sorted = said;
     std::sort(said_sorted.begin(), said_sorted.end());
     QaScore best;
@@ -99,11 +143,15 @@ QaScore score_answer(std::string_view prediction, std::span<const std::string> g
     bool answerable = false;
     for (const std::string& text : gold) {
         std::vector<std::string> tokens = answer_tokens(text);
-        if (tokens.empty()) continue;
+        if (tokens.empty() || tokens == silence) continue;
         answerable = true;
         compare(std::move(tokens));
+        best.rouge_l = std::max(best.rouge_l, rouge_l(said_words, rouge_tokens(text)));
     }
-    if (!answerable) compare({});
+    if (!answerable) {
+        compare({});
+        best.rouge_l = best.exact_match;
+    }
     return best;
 }
 

@@ -23,6 +23,13 @@ constexpr std::array<std::pair<const char*, SelectPolicy>, 6> kPolicies = {{
     {"perplexity-desc", SelectPolicy::perplexity_desc},
 }};
 
+void check_distinct(std::span<const SelectPolicy> policies) {
+    for (auto at = policies.begin(); at != policies.end(); ++at) {
+        REFRAG_CHECK(std::find(policies.begin(), at, *at) == at, Status::usage,
+                     "policy: expected each once, found \"", select_policy_name(*at), "\" twice");
+    }
+}
+
 }  // namespace
 
 SelectPolicy parse_select_policy(const std::string& name) {
@@ -39,6 +46,35 @@ const char* select_policy_name(SelectPolicy policy) {
         if (value == policy) return word;
     }
     return "?";
+}
+
+std::vector<SelectPolicy> parse_select_policies(const std::vector<std::string>& names) {
+    std::vector<SelectPolicy> policies;
+    policies.reserve(names.size());
+    for (const std::string& name : names) policies.push_back(parse_select_policy(name));
+    check_distinct(policies);
+    return policies;
+}
+
+std::vector<Selection> plan_selections(std::span<const double> expand_fractions,
+                                       std::span<const SelectPolicy> policies) {
+    REFRAG_CHECK(!expand_fractions.empty(), Status::usage, "expand fraction: expected at least one");
+    REFRAG_CHECK(!policies.empty(), Status::usage, "policy: expected at least one");
+    check_distinct(policies);
+    std::vector<Selection> selections;
+    bool nothing_expanded = false;  // there is a row at p = 0
+    for (size_t i = 0; i < expand_fractions.size(); ++i) {
+        n_expand(expand_fractions[i], 1);  // refuses a p outside 0..1
+        for (const SelectPolicy policy : policies) {
+            const bool overrules = policy == SelectPolicy::none || policy == SelectPolicy::all;
+            if (overrules && i > 0) continue;
+            const double p = !overrules ? expand_fractions[i] : policy == SelectPolicy::all ? 1.0 : 0.0;
+            if (p == 0.0 && nothing_expanded) continue;
+            nothing_expanded = nothing_expanded || p == 0.0;
+            selections.push_back({p, policy});
+        }
+    }
+    return selections;
 }
 
 int64_t n_expand(double expand_fraction, int64_t n_chunks) {

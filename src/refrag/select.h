@@ -22,10 +22,24 @@ enum class SelectPolicy {
 // "model", "none", ... Status::usage naming the allowed words otherwise.
 SelectPolicy parse_select_policy(const std::string& name);
 const char* select_policy_name(SelectPolicy policy);
+// The same for a list. Status::usage where a word is unknown or comes twice.
+std::vector<SelectPolicy> parse_select_policies(const std::vector<std::string>& names);
 
 // How many of n_chunks are expanded at fraction p: 0 if p = 0, all if p = 1, else round(p * n_chunks) but at
 // least 1. Status::usage unless 0 <= p <= 1.
 int64_t n_expand(double expand_fraction, int64_t n_chunks);
+
+// How one row of an evaluation selects.
+struct Selection {
+    double expand_fraction = 0.0;  // p
+    SelectPolicy policy = SelectPolicy::model;
+};
+
+// The rows for lists of p and of policies: every policy at every p, p by p. Policies none and all overrule p
+// and come once, at 0 and 1. At p = 0 there is nothing to choose: the first policy that comes to it has the
+// only row. Status::usage where a list is empty, a policy comes twice, or a p is outside 0..1.
+std::vector<Selection> plan_selections(std::span<const double> expand_fractions,
+                                       std::span<const SelectPolicy> policies);
 
 // Marks the n largest scores; equal scores: lower index first. NaN ranks below everything.
 std::vector<bool> select_largest(std::span<const float> scores, int64_t n);

@@ -6,12 +6,13 @@ namespace refrag {
 Session::Session(const Model& model, int64_t max_context) : engine_(model, 1, max_context) {}
 
 Answer Session::answer(std::span<ContextPassage> passages, std::string_view question,
-                       const AnswerOptions& options, const TextSink& sink) {
+                       const AnswerOptions& options, const TextSink& sink, std::span<const Turn> history) {
     Request request;
     for (ContextPassage& passage : passages) {
         // The caller owns them and waits for the answer.
         request.passages.emplace_back(std::shared_ptr<void>(), &passage);
     }
+    request.history.assign(history.begin(), history.end());
     request.question = question;
     request.options = options;
     request.sink = sink;

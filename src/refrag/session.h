@@ -19,11 +19,12 @@ class Session {
     // Status::usage when it is beyond that window.
     explicit Session(const Model& model, int64_t max_context = 0);
 
-    // Answers a question over passages. Passages are tokenised and encoded as far as needed and keep the
-    // result. Status::usage for options that make no sense; Status::runtime when the prompt does not fit,
-    // with both numbers. After an error the session is as before.
+    // Answers a question over passages, `history` being earlier ones, oldest first. Passages are tokenised
+    // and encoded as far as needed and keep the result. Status::usage for options that make no sense;
+    // Status::runtime when the prompt does not fit, with both numbers. After an error the session is as
+    // before.
     Answer answer(std::span<ContextPassage> passages, std::string_view question, const AnswerOptions& options,
-                  const TextSink& sink = {});
+                  const TextSink& sink = {}, std::span<const Turn> history = {});
 
     int64_t max_context() const { return engine_.max_context(); }
     size_t kv_bytes() const { return engine_.kv_bytes(); }

@@ -40,7 +40,11 @@ void check_questions(const refrag::QaData& data) {
             promise(data.by_article[i] < n && data.article[data.by_article[i]] == a,
                     "both tables say the same article");
     }
+    size_t turn = 0;
     for (const refrag::QaQuestion& question : data.questions) {
+        promise(question.turn == 1 || (data.has_turns && question.turn == turn + 1),
+                "turns follow each other");
+        turn = question.turn;
         promise(question.passage < n, "a question has its passage");
         promise(is_valid_utf8(question.id) && is_valid_utf8(question.question), "a question is valid UTF-8");
         for (const std::string& answer : question.answers)

@@ -6,6 +6,8 @@ first token comes (TTFT), how many times sooner each further one (TTIT), and how
     refrag bench -o json --out bench.json
     python3 bench/plot.py bench.json --out bench          # bench.png and bench.svg
 
+Tables of bench/evidence.py are drawn each beside its own file instead (plot_evidence.py).
+
 Several files are drawn as one where they hold different rows (a sweep in parts); rows that two files both hold
 are refused, because there is no telling which is meant. Needs matplotlib alone, and no display.
 """
@@ -14,6 +16,8 @@ import argparse
 import json
 import os
 import sys
+
+import plot_evidence
 
 METRICS = (
     ("ttft_ratio", "TTFT acceleration"),
@@ -27,15 +31,34 @@ class BadInput(Exception):
     """A file that is no result of `refrag bench -o json`; one line says which and why."""
 
 
-def read_rows(path):
-    """The rows of one file, checked, and its machine."""
+def read_json(path):
     try:
         with open(path, encoding="utf-8") as file:
-            result = json.load(file)
+            return json.load(file)
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from error
     except ValueError as error:
         raise BadInput(f"{path}: not JSON ({error})") from error
+
+
+def draw_evidence(paths):
+    """The figures of those of `paths` that are tables of evidence.py and have one; and the other paths."""
+    written, others = [], []
+    for path in paths:
+        result = read_json(path)
+        if not isinstance(result, dict) or "table" not in result:
+            others.append(path)
+        elif plot_evidence.of(result):
+            try:
+                written += plot_evidence.draw(result, path)
+            except KeyError as error:
+                raise BadInput(f"{path}: expected the key {error} in every row") from error
+    return written, others
+
+
+def read_rows(path):
+    """The rows of one file, checked, and its machine."""
+    result = read_json(path)
     if not isinstance(result, dict) or not isinstance(result.get("rows"), list):
         raise BadInput(f'{path}: expected the output of `refrag bench -o json`, an object with "rows"')
     machine = result.get("machine")
@@ -132,18 +155,22 @@ def draw(rows, title, out):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description="Draws the acceleration that `refrag bench -o json` measured.")
-    parser.add_argument("results", nargs="+", metavar="FILE", help="output of `refrag bench -o json`")
+    parser.add_argument("results", nargs="+", metavar="FILE", help="output of `refrag bench -o json`, or tables of evidence.py")
     parser.add_argument("--out", metavar="NAME", help="written as NAME.png and NAME.svg (default: the first file's name)")
     parser.add_argument("-p", type=float, help="share of chunks expanded (default: the smallest there is)")
     parser.add_argument("--batch", type=int, help="requests at a time (default: the fewest there are)")
     options = parser.parse_args(arguments)
     try:
-        rows, machines = read_all(options.results)
+        written, results = draw_evidence(options.results)
+        if not results:
+            print(" ".join(written))
+            return 0
+        rows, machines = read_all(results)
         rows, p, batch = choose(rows, options.p, options.batch)
         named = {str(machine.get(key, "")) for machine in machines for key in ("model", "cpu")} - {""}
         title = ", ".join([*sorted(named), f"p = {p:g}", f"batch {batch}"])
-        out = options.out or os.path.splitext(options.results[0])[0]
-        written = draw(rows, title, out)
+        out = options.out or os.path.splitext(results[0])[0]
+        written += draw(rows, title, out)
     except BadInput as error:
         print(f"plot.py: {error}", file=sys.stderr)
         return 3

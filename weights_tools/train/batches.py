@@ -1,12 +1,12 @@
-"""Random access to the training data: windows of plain text, generated look-ups, SQuAD questions, all as token ids."""
-import json
+"""Random access to the training data as token ids: windows of plain text, and questions over passages."""
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from .facts import FactMaker
 from .model import BOS, EOS
+
+GOLDEN = 0.6180339887498949
 
 
 class Segments:
@@ -25,49 +25,34 @@ class Segments:
 
 
 class Text:
-    """Windows of consecutive tokens; sources are drawn with given weights, places evenly. A window may span two texts."""
+    """Windows of consecutive tokens from the sources of prepare.py. A window may span two texts.
+
+    A place is a number in [0, 1): each source owns a stretch of it as wide as its weight. `even(i)` gives places that fill [0, 1)
+    evenly as i counts up (multiples of the golden ratio), so that text is read through and not drawn with repeats."""
 
     def __init__(self, folder, weights):
-        self.sources = [np.load(Path(folder) / f"{name}.npy", mmap_mode="r") for name in weights]
-        self.weights = np.array(list(weights.values()), dtype=float)
-        self.weights /= self.weights.sum()
+        self.sources = [np.load(Path(folder) / f"text/{name}.npy", mmap_mode="r") for name in weights]
+        w = np.array(list(weights.values()), dtype=float)
+        self.edges = np.concatenate([[0.0], np.cumsum(w / w.sum())])
 
-    def window(self, rng, n_tokens):
-        source = self.sources[rng.choice(len(self.sources), p=self.weights)]
-        start = int(rng.integers(len(source) - n_tokens))
+    def at(self, place, n_tokens):
+        i = min(int(np.searchsorted(self.edges, place, side="right")) - 1, len(self.sources) - 1)
+        source, inside = self.sources[i], (place - self.edges[i]) / (self.edges[i + 1] - self.edges[i])
+        start = int(inside * (len(source) - n_tokens))
         return source[start : start + n_tokens].astype(np.int64)
 
+    def window(self, rng, n_tokens):
+        return self.at(rng.random(), n_tokens)
 
-class Squad:
-    """Passages of SQuAD with their questions; distractors come from other articles."""
-
-    def __init__(self, path, max_answer_chars=60, max_passage_chars=900):
-        self.items, self.by_article = [], []
-        for a in json.loads(Path(path).read_text()):
-            here = [p for p in a["passages"] if len(p["text"]) <= max_passage_chars]
-            qas = [(i, q, t) for i, p in enumerate(here) for q, t in p["qas"] if len(t) <= max_answer_chars]
-            if qas:
-                self.by_article.append((a["title"], here, qas))
-
-    def task(self, rng, n_passages):
-        """The same tuple as FactMaker.task."""
-        title, passages, qas = self.by_article[rng.integers(len(self.by_article))]
-        i = qas[rng.integers(len(qas))][0]
-        asked = [(q, a) for j, q, a in qas if j == i]
-        chosen = [{"title": title, "text": passages[i]["text"]}]
-        while len(chosen) < n_passages:
-            other, others, _ = self.by_article[rng.integers(len(self.by_article))]
-            if other != title:
-                chosen.append({"title": other, "text": others[rng.integers(len(others))]["text"]})
-        order = rng.permutation(n_passages)
-        return [chosen[j] for j in order], int(np.flatnonzero(order == 0)[0]), asked
+    def even(self, i, n_tokens):
+        return self.at(i * GOLDEN % 1.0, n_tokens)
 
 
 class Qa:
     """Question tasks in the model's template, tokenised segment by segment."""
 
-    def __init__(self, segments, template, maker=None, squad=None):
-        self.segments, self.maker, self.squad = segments, maker, squad
+    def __init__(self, segments, template, bos=BOS, eos=EOS, tasks=None):
+        self.segments, self.bos, self.eos, self.tasks = segments, bos, eos, tasks
         self.suffix = segments(template["passage_suffix"])
         self.before_question, self.after_question = segments(template["question_prefix"]), segments(template["question_suffix"])
 
@@ -75,27 +60,26 @@ class Qa:
         return self.before_question + self.segments(question) + self.after_question
 
     def answer(self, answer):
-        return self.segments(" " + answer) + [EOS]
+        return self.segments(" " + answer) + [self.eos]
 
-    def look_up_row(self, rng, length):
-        """A full-token row for pre-training: several passages, then many questions about them, exactly `length` ids; and which
-        of them belong to answers."""
-        ids, is_answer = [], []
+    def row(self, rng, length, max_answer=64):
+        """A row of tokens alone: passages, then questions about one of them, again and again, exactly `length` ids; and which of
+        them belong to answers. Tasks that do not fit into what is left of the row are passed over a few times, then cut."""
+        ids, is_answer, misses = [], [], 0
         while len(ids) < length:
-            n = int(rng.integers(1, 6))
-            passages, names, qas = [], set(), []
-            while len(passages) < n:
-                p = self.maker.passage(rng)
-                if p["name"] not in names:
-                    names.add(p["name"])
-                    passages.append(p)
-                    qas += p["qas"]
-            ids.append(BOS)
+            _, passages, _, qas = self.tasks.task(rng)
+            block = [self.bos]
             for p in passages:
-                ids += self.segments.passage(p) + self.suffix
-            is_answer += [False] * (len(ids) - len(is_answer))
-            for i in rng.permutation(len(qas))[:10]:
-                question, answer = self.question(qas[i][0]), self.answer(qas[i][1])
+                block += self.segments.passage(p) + self.suffix
+            if len(ids) + len(block) + 16 > length and misses < 8:
+                misses += 1
+                continue
+            ids += block
+            is_answer += [False] * len(block)
+            for q, a in qas[:8]:
+                question, answer = self.question(q), self.answer(a)
+                if len(answer) > max_answer:
+                    continue
                 ids += question + answer
                 is_answer += [False] * len(question) + [True] * len(answer)
         return ids[:length], is_answer[:length]

@@ -1,8 +1,11 @@
-"""What every stage shares: configuration, optimizer, schedule, checkpoints that resume exactly, and the loop.
+"""What every stage shares: configuration, devices and processes, optimizer, schedule, checkpoints that resume exactly, the loop.
 
 A stage is bounded by `max_steps` and, if given, by `max_seconds` of training time, whichever comes first; the learning rate follows
-the larger of the two fractions: linear warm-up, then cosine to a tenth. Batches are a function of (seed, step, part) alone, so
-position in the data needs no state of its own.
+the larger of the two fractions. Batches are a function of (seed, step, part) alone, so position in the data needs no state of its
+own and a step is the same whatever number of processes shares its parts. (Streams of text, stream.py, have a state, which is saved.)
+
+Under `torchrun` every process takes its share of a step's parts. With `sharding = "none"` each holds the whole model and gradients
+are averaged; with "fsdp" parameters, gradients and optimizer state are sharded (fsdp.py).
 """
 import json
 import math
@@ -10,65 +13,123 @@ import os
 import signal
 import time
 import tomllib
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
+from .loaders import Loader, Made
 from .model import Refrag
 
 
 def read_config(path):
-    """The run's TOML with the tables of the shared model file it names put in."""
+    """The run's TOML on top of the files it names: `model`, the networks' shapes, and `base`, a run of which it is a variant. A key
+    of a table replaces the same key below it."""
     path = Path(path)
     cfg = tomllib.loads(path.read_text())
-    return tomllib.loads((path.parent / cfg["model"]).read_text()) | cfg
+    below = {}
+    for key in ("base", "model"):
+        if key in cfg:
+            below = {k: below.get(k, {}) | v if isinstance(v, dict) else v for k, v in (below | read_config(path.parent / cfg[key])).items()}
+    return below | {k: below.get(k, {}) | v if isinstance(v, dict) else v for k, v in cfg.items()}
 
 
-def autocast():
-    # No cache of cast weights: it would be shared between threads that each build a graph of their own.
-    return torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False)
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # counts and clocks stay on the host
+
+
+class World:
+    """The processes of a run and this one's device. One process when torchrun did not start it."""
+
+    def __init__(self, device=None, threads=None):
+        self.size, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+        kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        self.device = torch.device(kind, local) if kind == "cuda" else torch.device("cpu")
+        if kind == "cuda":
+            torch.cuda.set_device(self.device)
+        else:
+            torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        if self.size > 1 and not dist.is_initialized():
+            dist.init_process_group(BACKENDS[kind])
+        self.streams = {}  # name: what has a state of its own to be kept with checkpoints (stream.py)
+
+    def sum(self, tensor):
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value):
+        """[every process's value]"""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def say(self, *words):
+        if self.rank == 0:
+            print(*words, flush=True)
+
+
+def autocast(device, precision="bf16"):
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 class Optimizer:
-    """Muon for the matrices inside the layers (it needs about half the tokens of AdamW here), AdamW for everything else."""
+    """AdamW; with `muon` the matrices inside the layers take Muon instead (it needs about half the tokens at small sizes)."""
 
     def __init__(self, model, opt):
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        inner = [p for n, p in named if p.ndim == 2 and "layer" in n]
-        outer = [p for n, p in named if not (p.ndim == 2 and "layer" in n)]
+        inner = [p for n, p in named if opt.get("muon") and p.ndim == 2 and "layer" in n]
+        taken = {id(p) for p in inner}
+        outer = [p for _, p in named if id(p) not in taken]
+        decay, betas = opt.get("weight_decay", 0.1), tuple(opt.get("betas", (0.9, 0.98)))
         self.parts = []
-        if opt.get("muon", True) and inner:
-            self.parts.append((torch.optim.Muon(inner, lr=1.0, weight_decay=opt.get("weight_decay", 0.1), momentum=0.95,
-                                                adjust_lr_fn="match_rms_adamw"), opt["lr"]))
-        else:
-            outer += inner
-        self.parts.append((torch.optim.AdamW(outer, lr=1.0, betas=(0.9, 0.98), weight_decay=0.01, fused=True), opt.get("adam_lr", opt["lr"])))
+        if inner:
+            self.parts.append((torch.optim.Muon(inner, lr=1.0, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"), opt["lr"]))
+        # Norms and biases are not decayed.
+        groups = [{"params": [p for p in outer if p.ndim >= 2], "weight_decay": opt.get("adam_weight_decay", decay)},
+                  {"params": [p for p in outer if p.ndim < 2], "weight_decay": 0.0}]
+        self.parts.append((torch.optim.AdamW([g for g in groups if g["params"]], lr=1.0, betas=betas, fused=True), opt.get("adam_lr", opt["lr"])))
         self.params = [p for _, p in named]
 
-    def step(self, scale, pool, clip=1.0):
-        """One update at `scale` times the peak learning rates. Returns the gradient's norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_(self.params, clip)
+    def set_scale(self, scale):
         for part, lr in self.parts:
             for group in part.param_groups:
                 group["lr"] = lr * scale
-        list(pool.map(lambda part: part[0].step(), self.parts))
-        return float(norm)
+
+    def step(self, scale, clip=1.0):
+        """One update at `scale` times the peak learning rates. Returns the gradient's norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_(self.params, clip)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of shards
+        self.set_scale(scale)
+        for part, _ in self.parts:
+            part.step()
+        return norm
+
+    def zero_grad(self):
+        for p in self.params:
+            p.grad = None
 
     def state_dict(self):
         return [part.state_dict() for part, _ in self.parts]
 
     def load_state_dict(self, states):
-        for (part, _), state in zip(self.parts, states):
+        for (part, _), state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)
 
 
-def schedule(fraction, warmup):
-    """Share of the peak learning rate when `fraction` of the stage is done."""
+def schedule(fraction, opt):
+    """Share of the peak learning rate when `fraction` of the stage is done: linear warm-up, then cosine to `final` of the peak or, with
+    `decay`, level until the last `decay` of the stage and linear to `final` there."""
+    warmup, final, decay = opt.get("warmup", 0.04), opt.get("final", 0.1), opt.get("decay")
     if fraction < warmup:
         return max(fraction, 1e-3) / warmup
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, (fraction - warmup) / (1 - warmup))))
+    if decay:
+        return final + (1 - final) * min(1.0, (1 - min(1.0, fraction)) / decay)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, (fraction - warmup) / (1 - warmup))))
 
 
 def save_atomic(state, path):
@@ -77,73 +138,176 @@ def save_atomic(state, path):
     os.replace(temporary, path)
 
 
-def load_model(cfg, checkpoint=None):
+def load_model(cfg, checkpoint=None, fresh=()):
+    """A model with a checkpoint's weights; the networks named in `fresh` keep their random ones."""
     model = Refrag(cfg)
     if checkpoint:
-        model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")["model"]
+        kept = {k: v for k, v in model.state_dict().items() if k.split(".")[0] in fresh}
+        model.load_state_dict({k: v for k, v in state.items() if k.split(".")[0] not in fresh} | kept)
     return model
 
 
-def train(cfg, model, loss_of, trainable):
+class WholeModel:
+    """The model on every process alike; gradients are averaged in one flat reduction."""
+
+    def __init__(self, model, optimizer, world):
+        self.model, self.optimizer, self.world = model, optimizer, world
+
+    def part(self, is_last):
+        return nullcontext()
+
+    def run(self, loss_of, *arguments):
+        return loss_of(*arguments)
+
+    def finish(self, out):
+        """Nothing is left to do: last.pt has the whole weights."""
+
+    def reduce_gradients(self):
+        # A network that none of a process's parts used has no gradient there but may have one elsewhere.
+        for p in self.optimizer.params:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        if self.world.size == 1:
+            return
+        params = self.optimizer.params
+        flat = torch.cat([p.grad.flatten() for p in params])
+        dist.all_reduce(flat)
+        for p, g in zip(params, flat.split([p.numel() for p in params])):
+            p.grad = g.view_as(p)
+
+    def save(self, extra, path):
+        if self.world.rank == 0:
+            save_atomic({"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), **extra}, path)
+
+    def load(self, path):
+        if not path.exists():
+            return None
+        state = torch.load(path, weights_only=True, map_location=self.world.device)
+        self.model.load_state_dict(state.pop("model"))
+        self.optimizer.load_state_dict(state.pop("optimizer"))
+        return state
+
+
+class Log:
+    """Running means of the figures, printed, and written for TensorBoard when `tensorboard = true`."""
+
+    def __init__(self, run, out, world):
+        self.means, self.world, self.writer = {}, world, None
+        if run.get("tensorboard") and world.rank == 0:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(out / "tensorboard")
+
+    def add(self, figures):
+        for name, value in figures.items():
+            self.means[name] = value if name not in self.means else 0.98 * self.means[name] + 0.02 * value
+
+    def show(self, step, line, scalars):
+        self.world.say(f"step {step}  {line}  " + "  ".join(f"{k} {v:.3f}" for k, v in self.means.items()))
+        if self.writer:
+            for name, value in (self.means | scalars).items():
+                self.writer.add_scalar(name, value, step)
+            self.writer.flush()
+
+
+def train(cfg, model, loss_of, trainable, world):
     """Runs one stage to its end, from its last checkpoint if there is one.
 
-    loss_of(rng, fraction) -> (loss to descend, tokens read, {name: figure for the progress line}); trainable: the networks that learn.
-    A step is the mean over `parts` such losses, each a small batch of its own, shared out to single-threaded workers. Workers that
-    meet once a step keep their pace beside other programs; threads that meet at every matrix product do not.
+    loss_of(rng, fraction, number) -> (loss to descend, tokens read, {name: figure for the progress line}); number counts parts from
+    the stage's start; trainable: the networks that learn. A step descends the mean over `parts` such losses. With [run] loaders = N
+    and a loss_of that is Made, N more processes make the batches.
     """
-    run = cfg["run"]
+    run, opt = cfg["run"], cfg["optimizer"]
     out = Path(run["out"])
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(cfg, indent=1))
-    for name, part in model.named_children():
-        part.requires_grad_(name in trainable)
-    optimizer = Optimizer(model, cfg["optimizer"])
-    parts = run.get("parts", 4)
-    torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(run.get("workers", 2), initializer=lambda: torch.set_num_threads(1))
-    step, elapsed, tokens, last = 0, 0.0, 0, out / "last.pt"
-    if last.exists():
-        state = torch.load(last, weights_only=False)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"])
-        step, elapsed, tokens = state["step"], state["elapsed"], state["tokens"]
-        print(f"resumed at step {step}", flush=True)
-    max_steps, max_seconds = run["max_steps"], run.get("max_seconds", math.inf)
-    averages, saved_at = {}, time.time()
+    if world.rank == 0:
+        (out / "config.json").write_text(json.dumps(cfg, indent=1))
+    for name, module in model.named_children():
+        module.requires_grad_(name in trainable and name not in run.get("freeze", []))
+    model.train()
+    if run.get("sharding", "none") == "fsdp":
+        from .fsdp import ShardedModel
+
+        held = ShardedModel(model, opt, world, run)  # a whole model may not fit on the device
+    else:
+        model.to(world.device)
+        held = WholeModel(model, Optimizer(model, opt), world)
+    optimizer, parts = held.optimizer, run.get("parts", 4)
+    mine = range(world.rank, parts, world.size)
+    assert parts % world.size == 0, f"[run] parts: expected a multiple of the {world.size} processes, found {parts}"
+    loader = None
+    if run.get("loaders") and isinstance(loss_of, Made):
+        assert not world.streams, "[run] loaders: expected none with [data] stream, whose state is this process's"
+        loader = Loader(loss_of.make, run, parts, mine, run["loaders"])
+    log = Log(run, out, world)
+    step, elapsed, tokens = 0, 0.0, 0
+    state = held.load(out / "last.pt")
+    if state:
+        step, elapsed, tokens, log.means = state["step"], state["elapsed"], state["tokens"], state["means"]
+        if world.streams:
+            kept = state.get("streams", [])
+            assert len(kept) == world.size, f"{out}: a stream was saved by {len(kept)} processes and cannot go on with {world.size}"
+            for name, stream in world.streams.items():
+                stream.load_state_dict(kept[world.rank][name])
+        world.say(f"resumed at step {step}")
+    max_steps, max_seconds, saved_at = run["max_steps"], run.get("max_seconds", math.inf), time.time()
 
     def save():
-        save_atomic({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state(), "step": step,
-                     "elapsed": elapsed, "tokens": tokens}, last)
-
-    def gradient(part):
-        with autocast():
-            loss, n_tokens, figures = loss_of(np.random.default_rng([run["seed"], step, part]), fraction)
-        return torch.autograd.grad(loss, optimizer.params, allow_unused=True), n_tokens, figures
+        extra = {"step": step, "elapsed": elapsed, "tokens": tokens, "means": dict(log.means)}
+        if world.streams:
+            extra["streams"] = world.gather({name: stream.state_dict() for name, stream in world.streams.items()})
+        held.save(extra, out / "last.pt")
 
     told_to_stop = []
     for kind in (signal.SIGTERM, signal.SIGINT):
         signal.signal(kind, lambda *_: told_to_stop.append(True))
+    session = time.time(), tokens
     while step < max_steps and elapsed < max_seconds:
         began = time.time()
         fraction = max(step / max_steps, elapsed / max_seconds)
-        results = list(pool.map(gradient, range(parts)))
-        for param, *grads in zip(optimizer.params, *(r[0] for r in results)):
-            grads = [g for g in grads if g is not None]
-            param.grad = torch.stack(grads).sum(0) / parts if grads else None
-        norm = optimizer.step(schedule(fraction, cfg["optimizer"].get("warmup", 0.04)), pool)
-        step, tokens, elapsed = step + 1, tokens + sum(r[1] for r in results), elapsed + time.time() - began
-        for name, value in (item for r in results for item in r[2].items()):
-            averages[name] = value if name not in averages else 0.98 * averages[name] + 0.02 * value
-        if step % run.get("print_every", 20) == 0:
-            line = "  ".join(f"{k} {v:.3f}" for k, v in averages.items())
-            print(f"step {step}  {elapsed:.0f} s  {fraction:.1%}  {tokens / elapsed:.0f} tokens/s  {line}  norm {norm:.2f}", flush=True)
-        if told_to_stop or time.time() - saved_at > run.get("save_every_seconds", 120):
+        read, gathered = 0, []
+        optimizer.zero_grad()
+        for part in mine:
+            with held.part(part == mine[-1]):
+                with autocast(world.device, run.get("precision", "bf16")):
+                    if loader:
+                        loss, n_tokens, figures = held.run(loss_of.loss, loader.take(step, part, elapsed / max_seconds))
+                    else:
+                        rng = np.random.default_rng([run["seed"], step, part])
+                        loss, n_tokens, figures = held.run(loss_of, rng, fraction, step * parts + part)
+                (loss / parts).backward()
+            read += n_tokens
+            gathered.append(figures)
+        held.reduce_gradients()
+        norm = optimizer.step(schedule(fraction, opt))
+        # What all processes must agree on: rank 0's clock, and whether anyone was told to stop.
+        agreed = world.sum(torch.tensor([time.time() - began if world.rank == 0 else 0.0, read, float(bool(told_to_stop))], dtype=torch.float64))
+        step, elapsed, tokens = step + 1, elapsed + agreed[0].item(), tokens + int(agreed[1])
+        if step % run.get("print_every", 20) == 0 or step == max_steps:
+            scalars = {"rate": schedule(fraction, opt), "norm": float(norm), "tokens": tokens}
+            speed = (tokens - session[1]) / (time.time() - session[0])
+            log_line = f"{elapsed:.0f} s  {fraction:.1%}  {speed:.0f} tokens/s  norm {float(norm):.2f}"
+        else:
+            log_line = None
+        for figures in gathered:
+            log.add({k: float(v) for k, v in figures.items()})
+        if log_line:
+            log.show(step, log_line, scalars)
+        due = torch.tensor(float(world.rank == 0 and time.time() - saved_at > run.get("save_every_seconds", 180)))
+        if agreed[2] or world.sum(due):
             save()
             saved_at = time.time()
-        if told_to_stop:
-            raise SystemExit(f"stopped at step {step}; the same command resumes")
+        if agreed[2]:
+            world.say(f"stopped at step {step}; the same command resumes")
+            if loader:
+                loader.close()
+            raise SystemExit(3)
     save()
-    (out / "done.json").write_text(json.dumps({"steps": step, "seconds": round(elapsed), "tokens": tokens,
-                                                "figures": {k: round(v, 4) for k, v in averages.items()}}))
-    print(f"done: {step} steps, {elapsed:.0f} s, {tokens} tokens", flush=True)
+    held.finish(out)
+    if loader:
+        loader.close()
+    if world.rank == 0:
+        (out / "done.json").write_text(json.dumps({"steps": step, "seconds": round(elapsed), "tokens": tokens,
+                                                    "figures": {k: round(v, 4) for k, v in log.means.items()}}))
+    world.say(f"done: {step} steps, {elapsed:.0f} s, {tokens} tokens")

@@ -2,8 +2,9 @@
 
 `perplexity` has the definitions of src/refrag/perplexity.h, so that its figures can be held beside `refrag eval perplexity`:
     python -m weights_tools.train.evaluate perplexity -m DIR --text FILE --context 256 --output 128 -k 8,16 -p 0,0.25
-`questions` asks held-out generated facts, or held-out SQuAD, with distractor passages:
+`questions` asks a source of tasks.py (facts: held-out names) with distractor passages:
     python -m weights_tools.train.evaluate questions -m DIR --source facts --distractors 0,4,9 -k 16 -p 0.25 --limit 200
+Both are for watching a training run; the figures of the model's card come from `refrag eval`.
 """
 import argparse
 import json
@@ -15,13 +16,12 @@ from collections import Counter
 import numpy as np
 import torch
 
-from .batches import Qa, Segments, Squad
+from .batches import Qa, Segments
 from .export import load_directory
-from .facts import FactMaker
 from .grpo import policy_logits
-from .model import BOS, EOS, MixedBatch, n_expand
-from .reconstruct import chunked
+from .model import BOS, EOS, MixedBatch, chunked, n_expand
 from .sft import Task
+from .tasks import Facts, open_source
 
 
 def row_means(model, batch):
@@ -136,7 +136,7 @@ def f1(answer, truth):
 def questions(args, model, refrag):
     segments = Segments(f"{args.model}/decoder/tokenizer.json")
     qa = Qa(segments, refrag["template"])
-    source = FactMaker("test") if args.source == "facts" else Squad(args.squad)
+    source = Facts("test", no_answer=0.0, follow_up=0.0) if args.source == "facts" else open_source(args.folder, args.source)
     for k in args.k:
         for n_distractors in args.distractors:
             for policy, p in [("none", 0.0), *[(name, p) for p in args.p if p > 0 for name in args.policy], ("all", 1.0)]:
@@ -144,10 +144,10 @@ def questions(args, model, refrag):
                 for i in range(args.limit):
                     passages, gold, qas = source.task(rng, n_distractors + 1)
                     question, answer = qas[rng.integers(len(qas))]
-                    task = Task(qa, passages, gold, [(question, answer)], k)
+                    task = Task(qa, passages, gold, [(question, answer)], chunked, k)
                     expanded = choose(model, policy, task.chunks, segments(question), k, p, np.random.default_rng(i))
                     batch = MixedBatch()
-                    pieces = task.context(batch, expanded, qa.suffix) + [("tokens", task.qas[0][1])]
+                    pieces = task.context(batch, expanded, BOS, qa.suffix) + [("tokens", task.qas[0][1])]
                     if sum(len(v) if t != "slot" else 1 for t, v in pieces) + 24 > 2048:
                         skipped += 1
                         continue
@@ -178,8 +178,8 @@ def main():
     parser.add_argument("-p", type=numbers(float), default=[0.0])
     parser.add_argument("--policy", type=numbers(str), default=["model", "random", "perplexity-desc"])
     parser.add_argument("--limit", type=int, default=200)
-    parser.add_argument("--source", choices=["facts", "squad"], default="facts")
-    parser.add_argument("--squad", help="heldout_squad.json")
+    parser.add_argument("--source", default="facts")
+    parser.add_argument("--folder", default="build/train/data", help="where prepare.py put the other sources")
     parser.add_argument("--distractors", type=numbers(int), default=[0, 4, 9])
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--show", type=int, default=0, help="how many answers of each row to print")

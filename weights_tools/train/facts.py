@@ -175,6 +175,14 @@ class FactMaker:
         title = {"river": f"{name} (river)", "tower": f"{name} Tower"}.get(kind, name)
         return {"kind": kind, "name": name, "title": title, "text": " ".join(sentences), "qas": qas}
 
+    @staticmethod
+    def pronoun(question, name, kind):
+        """The question as one asks it after another about the same entity: "it", or "this person", for the name."""
+        said = "this person" if kind == "person" else "it"
+        for form in (f"the {name} Tower", f"the {name}", name):
+            question = question.replace(form, said)
+        return question
+
     def task(self, rng, n_passages, same_kind=0.5):
         """(passages, index of the one that answers, its [(question, answer)]); names differ between the passages."""
         kind = list(KINDS)[rng.integers(len(KINDS))]
@@ -189,14 +197,19 @@ class FactMaker:
         return [passages[i] for i in order], int(np.flatnonzero(order == 0)[0]), gold["qas"]
 
 
-def lines(split, n_passages, seed, kinds=None):
-    """Lines of {"id", "title", "text", "question", "answers"}: every question of n_passages passages whose names differ."""
+def lines(split, n_passages, seed, kinds=None, turns=False):
+    """Lines of {"id", "title", "text", "question", "answers"}: every question of n_passages passages whose names differ. With `turns`
+    a passage is one line {"id", "title", "text", "turns"}, and all questions but the first say "it" or "this person"."""
     rng, maker, names = np.random.default_rng(seed), FactMaker(split), set()
     while len(names) < n_passages:
         p = maker.passage(rng, kinds and kinds[rng.integers(len(kinds))])
         if p["name"] in names:
             continue
         names.add(p["name"])
+        if turns:
+            said = [(FactMaker.pronoun(q, p["name"], p["kind"]) if i else q, a) for i, (q, a) in enumerate(p["qas"])]
+            yield {"id": str(len(names)), "title": p["title"], "text": p["text"], "turns": [{"question": q, "answers": [a]} for q, a in said]}
+            continue
         for i, (question, answer) in enumerate(p["qas"]):
             yield {"id": f"{len(names)}-{i + 1}", "title": p["title"], "text": p["text"], "question": question, "answers": [answer]}
 
@@ -207,13 +220,14 @@ def main():
     parser.add_argument("--passages", type=int, default=400)
     parser.add_argument("--kinds", type=lambda text: text.split(","), help=f"some of {','.join(KINDS)} (default: all)")
     parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--turns", action="store_true", help="a passage's questions as one conversation")
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     for kind in args.kinds or []:
         if kind not in KINDS:
             parser.error(f"--kinds: expected some of {','.join(KINDS)}, found {kind}")
     with open(args.out, "w", encoding="utf-8") as out:
-        for line in lines(args.split, args.passages, args.seed, args.kinds):
+        for line in lines(args.split, args.passages, args.seed, args.kinds, args.turns):
             out.write(json.dumps(line) + "\n")
 
 

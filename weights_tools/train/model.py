@@ -6,13 +6,25 @@ Shapes: B rows of the batch, T positions, N chunks, d_dec and d_enc the two widt
 """
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaModel
 
-BOS, PAD, EOS = 0, 1, 2
+BOS, PAD, EOS = 0, 1, 2  # of the encoder, and of a decoder that shares its vocabulary
 IGNORE = -100  # label of a position without a target
+
+
+class Chunk(list):
+    """A chunk's decoder ids; `encoder` holds its ids in the encoder's vocabulary where that is another one."""
+
+    encoder = None
+
+
+def chunked(ids, k):
+    """ids cut into pieces of k, the last one shorter: chunks where both sides share a vocabulary."""
+    return [Chunk(ids[i : i + k]) for i in range(0, len(ids), k)]
 
 
 class Projector(nn.Module):
@@ -60,8 +72,8 @@ class Policy(nn.Module):
     def forward(self, c, is_question, keep):
         """c [B, n, d_enc], is_question and keep bool [B, n]; the row's L sensed chunks come first, then its question's, from
         position L on, then padding. Returns logits [B, n]; those of questions and padding mean nothing."""
-        n, dim = c.shape[1], self.in_proj.out_features
-        angle = torch.arange(n)[:, None] / 10000 ** (torch.arange(0, dim, 2) / dim)
+        n, dim, device = c.shape[1], self.in_proj.out_features, c.device
+        angle = torch.arange(n, device=device)[:, None] / 10000 ** (torch.arange(0, dim, 2, device=device) / dim)
         pe = torch.stack([angle.sin(), angle.cos()], dim=-1).reshape(n, dim)
         x = self.in_proj(c) + pe
         if hasattr(self, "question_type"):
@@ -71,28 +83,38 @@ class Policy(nn.Module):
         return self.head(self.norm(x)).squeeze(-1).float()
 
 
+def softmax_gradient(logits, targets, share):
+    """(nll [M], gradient of sum(share * nll) with respect to the logits [M, V], in their dtype)"""
+    wide = logits.float()
+    total = wide.logsumexp(1, keepdim=True)
+    nll = (total - wide.gather(1, targets[:, None])).squeeze(1)
+    one_hot = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+    return nll, (((wide - total).exp() - one_hot.float()) * share[:, None]).to(logits.dtype)
+
+
 class VocabularyLoss(torch.autograd.Function):
-    """Cross-entropy straight from hidden states, a few rows at a time, gradients included.
+    """Cross-entropy straight from hidden states, some rows at a time, gradients included.
 
     Logits of all rows at once would be the largest tensor of a step, written and read a dozen times; piece by piece they stay in
-    the cache, which halves the loss's time on a CPU. hidden [M, d], weight [V, d], targets [M], share [M] -> (sum of share * nll,
-    nll [M] without gradient). Products in bf16, the rest in fp32."""
+    the cache. hidden [M, d], weight [V, d], targets [M], share [M] -> (sum of share * nll, nll [M] without gradient). Products in
+    bf16, the rest in fp32."""
+
+    gradient = staticmethod(softmax_gradient)  # Refrag.compile puts a fused one here
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, share, piece=256):
+    def forward(ctx, hidden, weight, targets, share):
+        piece = 16384 if hidden.is_cuda else 1024
         w, h = weight.to(torch.bfloat16), hidden.to(torch.bfloat16)
-        nll, dh = torch.empty(len(targets)), torch.empty_like(h)
-        dw = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        nll, dh = [], torch.empty_like(h)
+        dw = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for begin in range(0, len(targets), piece):
             at = slice(begin, begin + piece)
-            logits, target = (h[at] @ w.T).float(), targets[at, None]
-            total = logits.logsumexp(1, keepdim=True)
-            nll[at] = (total - logits.gather(1, target)).squeeze(1)
-            # The gradient of nll is softmax minus one-hot; made in place.
-            grad = logits.sub_(total).exp_().scatter_add_(1, target, torch.full(target.shape, -1.0)).mul_(share[at, None]).to(torch.bfloat16)
+            piece_nll, grad = VocabularyLoss.gradient(h[at] @ w.T, targets[at], share[at])
+            nll.append(piece_nll)
             dh[at] = grad @ w
             if dw is not None:
                 dw += grad.T @ h[at]
+        nll = torch.cat(nll)
         ctx.save_for_backward(dh, dw)
         ctx.mark_non_differentiable(nll)
         return (nll * share).sum(), nll
@@ -100,23 +122,59 @@ class VocabularyLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream, _):
         dh, dw = ctx.saved_tensors
-        return dh * upstream, None if dw is None else dw * upstream, None, None, None
+        return dh * upstream, None if dw is None else dw * upstream, None, None
+
+
+def regularise(decoder, share):
+    """Dropout of what every attention and feed-forward block adds to the residual stream, which LLaMA itself has not."""
+    for layer in decoder.model.layers:
+        layer.self_attn.register_forward_hook(
+            lambda module, _, out: (F.dropout(out[0], share, module.training), *out[1:]))
+        layer.mlp.register_forward_hook(lambda module, _, out: F.dropout(out, share, module.training))
 
 
 class Refrag(nn.Module):
-    def __init__(self, cfg):
-        """cfg: the [decoder], [encoder], [policy] tables of a configuration file."""
+    def __init__(self, cfg, decoder=None, encoder=None):
+        """cfg: the [decoder], [encoder], [policy] tables of a configuration file; the two networks are made from them unless they
+        are given (pretrained.py)."""
         super().__init__()
         self.cfg = cfg
         d, e, p = cfg["decoder"], cfg["encoder"], cfg["policy"]
-        self.decoder = LlamaForCausalLM(LlamaConfig(**d, bos_token_id=BOS, pad_token_id=PAD, eos_token_id=EOS, attn_implementation="sdpa"))
-        self.encoder = RobertaModel(
+        self.decoder = decoder or LlamaForCausalLM(
+            LlamaConfig(**d, bos_token_id=BOS, pad_token_id=PAD, eos_token_id=EOS, attn_implementation="sdpa"))
+        self.encoder = encoder or RobertaModel(
             RobertaConfig(**e, bos_token_id=BOS, pad_token_id=PAD, eos_token_id=EOS, attn_implementation="sdpa",
                           hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
             add_pooling_layer=False,
         )
-        self.projector = Projector(e["hidden_size"], d["hidden_size"])
-        self.policy = Policy(e["hidden_size"], **p)
+        d_enc = self.encoder.config.hidden_size
+        self.projector = Projector(d_enc, self.decoder.config.hidden_size)
+        self.policy = Policy(d_enc, **p)
+        self.bos, self.eos = self.decoder.config.bos_token_id, self.decoder.config.eos_token_id
+        self.cut = chunked  # (ids of a segment, k) -> its chunks
+        self.decode_body, self.encode_body = [self.decoder.model], [self.encoder]  # in lists: not submodules a second time
+        if cfg.get("run", {}).get("dropout"):
+            regularise(self.decoder, cfg["run"]["dropout"])
+
+    def compile(self, decoder=True, encoder=True, dynamic=None):
+        """Fuses what lies between the matrix products; the first calls take a minute."""
+        if decoder:
+            self.decode_body = [torch.compile(self.decoder.model, dynamic=dynamic)]
+        if encoder:
+            self.encode_body = [torch.compile(self.encoder, dynamic=True)]
+        VocabularyLoss.gradient = staticmethod(torch.compile(softmax_gradient, dynamic=True))
+
+    def forward(self, function, *arguments):
+        """Calls function(*arguments). Under FSDP a stage's loss must run inside a call of the module that holds everything (fsdp.py)."""
+        return function(*arguments)
+
+    def no_slots(self):
+        """The slots of a batch without chunks: None; fsdp.py puts something else here."""
+        return None
+
+    @property
+    def device(self):
+        return self.projector.fc1.weight.device
 
     def start_encoder_from_decoder(self):
         """Word embeddings of the encoder := the decoder's trained ones in their first d_enc principal directions. Both read
@@ -130,16 +188,18 @@ class Refrag(nn.Module):
             self.encoder.embeddings.position_embeddings.weight.normal_(0, 0.15)
 
     def encode(self, chunks):
-        """chunks: list of id lists -> chunk_emb [N, d_enc]: the mean over <s> ids </s>."""
-        width = max(map(len, chunks)) + 2
-        ids = torch.full((len(chunks), width), PAD)
+        """chunks -> chunk_emb [N, d_enc]: the mean over <s> ids </s>."""
+        rows = [c.encoder if getattr(c, "encoder", None) is not None else c for c in chunks]
+        width = max(map(len, rows)) + 2
+        ids = np.full((len(rows), width), PAD)
         ids[:, 0] = BOS
-        for i, chunk in enumerate(chunks):
-            ids[i, 1 : len(chunk) + 1] = torch.as_tensor(chunk)
-            ids[i, len(chunk) + 1] = EOS
+        for i, row in enumerate(rows):
+            ids[i, 1 : len(row) + 1] = row
+            ids[i, len(row) + 1] = EOS
+        ids = torch.from_numpy(ids).to(self.device)
         keep = ids != PAD
         # Without a mask attention takes its fast path: chunks are nearly always of one length.
-        hidden = self.encoder(ids, attention_mask=None if bool(keep.all()) else keep.long()).last_hidden_state
+        hidden = self.encode_body[0](ids, attention_mask=None if bool(keep.all()) else keep.long()).last_hidden_state
         keep = keep[..., None].to(hidden.dtype)
         return (hidden * keep).sum(1) / keep.sum(1)
 
@@ -147,9 +207,9 @@ class Refrag(nn.Module):
         """Decoder's last hidden state [B, T, d_dec] for ids [B, T]; slots [N, d_dec] replace the embeddings at the flat positions
         slot_at [N]. Rows are padded on the right, which a causal decoder never sees, so no mask is needed."""
         x = self.decoder.model.embed_tokens(ids)
-        if slots is not None and len(slots):
+        if slots is not None:
             x = x.flatten(0, 1).index_put((slot_at,), slots.to(x.dtype)).view(*ids.shape, -1)
-        return self.decoder.model(inputs_embeds=x, use_cache=False).last_hidden_state
+        return self.decode_body[0](inputs_embeds=x, use_cache=False).last_hidden_state
 
     def token_losses(self, hidden, labels):
         """Negative log-likelihood in nats of every target, flat, in row order; labels [B, T], IGNORE where there is none.
@@ -161,8 +221,17 @@ class Refrag(nn.Module):
     def loss(self, hidden, labels, weight=None):
         """(weighted mean over all targets, every target's loss as in `token_losses`, detached); for training."""
         at = labels != IGNORE
-        weight = torch.ones(int(at.sum())) if weight is None else weight
+        if not at.any():  # a row of questions may be cut before its first answer
+            return hidden.sum() * 0.0, hidden.new_empty(0)
+        weight = torch.ones(int(at.sum()), device=labels.device) if weight is None else weight
         return VocabularyLoss.apply(hidden[at], self.decoder.lm_head.weight, labels[at], weight / weight.sum())
+
+
+    def dense_loss(self, hidden, labels, weight):
+        """`loss` for rows full of targets: (weighted mean over the targets, nll [B, T]); weight [B, T]."""
+        share = torch.where(labels != IGNORE, weight, 0.0).flatten().float()
+        loss, nll = VocabularyLoss.apply(hidden.flatten(0, 1), self.decoder.lm_head.weight, labels.clamp_min(0).flatten(), share / share.sum())
+        return loss, nll.view_as(labels)
 
 
 class MixedBatch:
@@ -171,10 +240,10 @@ class MixedBatch:
     add_row takes pieces ("tokens", ids), ("target", ids) or ("slot", index into `chunks`); only "target" ids are learnt."""
 
     def __init__(self):
-        self.chunks, self.rows = [], []
+        self.chunks, self.rows, self.ready = [], [], None
 
     def chunk(self, ids):
-        self.chunks.append(list(ids))
+        self.chunks.append(ids)
         return len(self.chunks) - 1
 
     def add_row(self, pieces):
@@ -189,34 +258,49 @@ class MixedBatch:
                 learnt.extend([kind == "target"] * len(value))
         self.rows.append((ids, slots, learnt))
 
-    def tensors(self):
-        """(ids [B, T], labels [B, T], slot_at [N'], chunk_of [N']): slot i takes the projected chunk chunk_of[i]."""
-        width = max(len(ids) for ids, _, _ in self.rows)
-        ids = torch.full((len(self.rows), width), PAD)
-        labels = torch.full((len(self.rows), width), IGNORE)
+    def arrays(self, multiple=1):
+        """(ids [B, T], labels [B, T], slot_at [N'], chunk_of [N']): slot i takes the projected chunk chunk_of[i]. T is padded to
+        a multiple, so that compiled code meets few shapes."""
+        width = -(-max(len(ids) for ids, _, _ in self.rows) // multiple) * multiple
+        ids = np.full((len(self.rows), width), PAD)
+        labels = np.full((len(self.rows), width), IGNORE)
         slot_at, chunk_of = [], []
         for b, (row, slots, learnt) in enumerate(self.rows):
-            row = torch.tensor(row)
+            row = np.array(row)
             ids[b, : len(row)] = row
-            labels[b, : len(row) - 1] = torch.where(torch.tensor(learnt[1:]), row[1:], IGNORE)
+            labels[b, : len(row) - 1] = np.where(learnt[1:], row[1:], IGNORE)
             slot_at += [b * width + t for t, _ in slots]
             chunk_of += [c for _, c in slots]
-        return ids, labels, torch.tensor(slot_at, dtype=torch.long), torch.tensor(chunk_of, dtype=torch.long)
+        return ids, labels, np.array(slot_at, dtype=np.int64), np.array(chunk_of, dtype=np.int64)
 
-    def hidden(self, model):
+    def finished(self, multiple=64):
+        """The batch as it goes to a device, smaller and without its rows."""
+        self.n_positions, self.ready = self.positions(), self.arrays(multiple)
+        self.rows = None
+        return self
+
+    def tensors(self, multiple=1):
+        """`arrays` as tensors."""
+        return tuple(torch.from_numpy(a) for a in self.ready or self.arrays(multiple))
+
+    def hidden(self, model, multiple=1):
         """(hidden states [B, T, d_dec], labels [B, T])"""
-        ids, labels, slot_at, chunk_of = self.tensors()
-        slots = model.projector(model.encode(self.chunks))[chunk_of] if len(slot_at) else None
+        ids, labels, slot_at, chunk_of = (t.to(model.device) for t in self.tensors(multiple))
+        slots = model.projector(model.encode(self.chunks))[chunk_of] if len(slot_at) else model.no_slots()
         return model.hidden(ids, slots, slot_at), labels
+
+    def positions(self):
+        """Decoder positions read, without padding."""
+        return self.n_positions if self.ready else sum(len(ids) for ids, _, _ in self.rows)
 
     def losses(self, model):
         """Token losses (flat) of the batch under the model, and how many targets each row has."""
         hidden, labels = self.hidden(model)
         return model.token_losses(hidden, labels), (labels != IGNORE).sum(1)
 
-    def loss(self, model):
+    def loss(self, model, multiple=64):
         """Mean loss of all targets, for training."""
-        return model.loss(*self.hidden(model))[0]
+        return model.loss(*self.hidden(model, multiple))[0]
 
 
 def n_expand(p, n_chunks):

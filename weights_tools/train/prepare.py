@@ -1,14 +1,19 @@
-"""Turns the public corpora into what the trainer reads: one tokenizer and one flat array of token ids per source.
-
-Held out, and never seen by any training stage nor by the tokenizer: one textbook, every 15th novel, every 20th article of
-SQuAD and every 12th country. Their text is written to `heldout_text.txt`, `heldout_novels.txt` and `heldout_squad.json`
-for `evaluate.py` and for `refrag eval perplexity --text`. Everything is deterministic; nothing is downloaded.
+"""Turns the public corpora into what the trainer reads. Everything is deterministic; nothing is downloaded.
 
     python -m weights_tools.train.prepare --data DIR --out build/train/data      (DIR defaults to $REFRAG_TEST_DATA)
+
+    OUT/tokenizer.json           one byte-level BPE for decoder and encoder
+    OUT/text/SOURCE.npy          token ids of the training text, uint16
+    OUT/tasks/KIND.jsonl         passages with questions for training
+    OUT/validation/              text and questions on which settings are chosen
+    OUT/test/                    text and questions for `refrag eval`; no stage nor the tokenizer has seen them
+    OUT/counts.json              texts, characters and tokens of every source, and what was dropped as a repeat
+
+For a machine without the corpora, `--pack FILE` writes what training reads as one .tar.xz (nothing of validation and test), and
+`--unpack FILE` makes OUT of it there: text that tasks hold too is left out and made again.
 """
 import argparse
 import json
-import lzma
 import os
 import tarfile
 from pathlib import Path
@@ -16,77 +21,26 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from . import facts
+from .corpora import NO_ANSWER, cloze_paragraphs, load, passage_text, squad_articles
+from .facts import FactMaker
+from .tasks import Cloze, Factbook, read_jsonl
+
 SPECIALS = ["<s>", "<pad>", "</s>", "<unk>"]
-HELD_OUT_TEXTBOOK = "astronomy.txt"
-NOVEL_STRIDE, ARTICLE_STRIDE, COUNTRY_STRIDE = 15, 20, 12
+TOKENIZER_SAMPLE = {"textbooks": 9e6, "novels": 6e6, "squad": 6e6, "boolq": 2e6, "medquad": 2e6, "factbook": 1e6, "fairytaleqa": 1e6,
+                    "scitldr": 1e6, "meetings": 5e5, "squality": 5e5}
 
 
-def read_tar(path):
-    """name -> text of every file in a .tar.xz, sorted by name."""
-    with tarfile.open(path, "r:xz") as tar:
-        members = sorted((m for m in tar.getmembers() if m.isfile()), key=lambda m: m.name)
-        return {Path(m.name).name: tar.extractfile(m).read().decode("utf-8") for m in members}
-
-
-def read_jsonl(path):
-    with lzma.open(path, "rt", encoding="utf-8") as f:
-        return [json.loads(line) for line in f]
-
-
-def squad_articles(path):
-    """[{title, passages: [{text, qas: [(question, answer)]}]}]"""
-    with lzma.open(path, "rt", encoding="utf-8") as f:
-        data = json.load(f)["data"]
-    return [
-        {
-            "title": a["title"].replace("_", " "),
-            "passages": [
-                {"text": p["context"].strip(), "qas": [(q["question"].strip(), q["answers"][0]["text"]) for q in p["qas"]]}
-                for p in a["paragraphs"]
-            ],
-        }
-        for a in data
-    ]
-
-
-def factbook_text(row):
-    fields = [f"{k.split(' / ')[-1]}: {v}" for k, v in row["fields"].items() if len(v) > 80]
-    return row["country"] + "\n" + "\n".join(fields)
-
-
-def load(data):
-    """(training texts by source, held-out texts by source, training SQuAD, held-out SQuAD)"""
-    books, novels = read_tar(data / "text/textbooks.tar.xz"), read_tar(data / "text/novels.tar.xz")
-    squad = squad_articles(data / "qa/squad-train-v1.1.json.xz")
-    countries = [factbook_text(r) for r in read_jsonl(data / "text/factbook.jsonl.xz")]
-    stories = [s["text"] for r in read_jsonl(data / "qa/fairytaleqa-train.jsonl.xz") for s in r.get("sections", [])]
-    stories = list(dict.fromkeys(stories))
-    squad_test = squad[ARTICLE_STRIDE - 1 :: ARTICLE_STRIDE]
-    squad_train = [a for i, a in enumerate(squad) if i % ARTICLE_STRIDE != ARTICLE_STRIDE - 1]
-    names = sorted(novels)
-    test_novels = names[NOVEL_STRIDE - 1 :: NOVEL_STRIDE]
-    train = {
-        "textbooks": [t for n, t in books.items() if n != HELD_OUT_TEXTBOOK],
-        "novels": [novels[n] for n in names if n not in test_novels],
-        "squad": ["\n".join(p["text"] for p in a["passages"]) for a in squad_train],
-        "factbook": [t for i, t in enumerate(countries) if i % COUNTRY_STRIDE != COUNTRY_STRIDE - 1],
-        "stories": stories,
-    }
-    test = {"textbooks": [books[HELD_OUT_TEXTBOOK]], "novels": [novels[n] for n in test_novels]}
-    return train, test, squad_train, squad_test
-
-
-def make_tokenizer(train, fact_texts, vocab_size):
+def make_tokenizer(texts, fact_texts, vocab_size):
     """Byte-level BPE in the GPT-2 manner on a sample of the training text (and of the generated facts)."""
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tok.decoder = decoders.ByteLevel()
-    share = {"textbooks": 9e6, "novels": 6e6, "squad": 7e6, "factbook": 1e6, "stories": 1e6}
 
     def sample():
-        for source, texts in train.items():
-            per_text = int(share[source] / len(texts))
-            for t in texts:
+        for source, share in TOKENIZER_SAMPLE.items():
+            per_text = int(share / max(1, len(texts.get(source, []))))
+            for t in texts.get(source, []):
                 yield t[:per_text]
         yield from fact_texts
 
@@ -97,39 +51,141 @@ def make_tokenizer(train, fact_texts, vocab_size):
     return tok
 
 
+def middle(text, size):
+    """`size` characters from the middle of a book, past prefaces and tables of contents, from the start of a line."""
+    return text[len(text) // 3 : len(text) // 3 + size].split("\n", 1)[-1]
+
+
+def write_jsonl(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as f:
+        for row in rows:
+            f.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def conversation_lines(passages, least=3):
+    """Lines for `refrag eval qa --data` with turns: the answerable questions of a passage, one after another."""
+    for i, p in enumerate(passages):
+        turns = [{"question": q, "answers": [a]} for q, a in p["qas"] if a != NO_ANSWER]
+        if len(turns) >= least:
+            yield {"id": str(i), "title": p["title"], "text": p["text"], "turns": turns}
+
+
+def made_lines(source, n_tasks):
+    """Questions that a source of tasks.py makes itself, as lines."""
+    rng = np.random.default_rng(13)
+    for i in range(n_tasks):
+        passages, gold, qas = source.task(rng, 1)
+        yield {"id": str(i), "title": passages[gold]["title"], "text": passages[gold]["text"], "question": qas[0][0], "answers": [qas[0][1]]}
+
+
+def question_lines(passages):
+    """Lines for `refrag eval qa --data`: one question each; an unanswerable one has no answers."""
+    for i, p in enumerate(passages):
+        for j, (question, answer) in enumerate(p["qas"]):
+            answers = [] if answer == NO_ANSWER else [answer]
+            yield {"id": f"{i}-{j}", "title": p["title"], "text": p["text"], "question": question, "answers": answers}
+
+
+def write_held_out(folder, part, book_size):
+    for source, texts in part["text"].items():
+        if source in ("textbooks", "novels", "squality"):
+            share = book_size // len(texts)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{source}.txt").write_text("\n".join(middle(t, share) for t in texts), encoding="utf-8")
+    for kind, passages in part["tasks"].items():
+        write_jsonl(folder / f"{kind}.jsonl", passages if kind in ("cloze", "factbook") else question_lines(passages))
+    for kind, source in (("cloze", Cloze), ("factbook", Factbook)):  # made of whole passages: these turn into questions
+        if kind in part["tasks"]:
+            write_jsonl(folder / f"{kind}.jsonl", list(made_lines(source(folder / f"{kind}.jsonl"), 600)))
+
+
+def save_text(tok, out, source, texts):
+    """Writes OUT/text/SOURCE.npy; returns its number of tokens."""
+    (out / "text").mkdir(parents=True, exist_ok=True)
+    ids = np.concatenate([np.array(e.ids, dtype=np.uint16) for e in tok.encode_batch([t + "\n" for t in texts], add_special_tokens=False)])
+    np.save(out / f"text/{source}.npy", ids)
+    return len(ids)
+
+
+def open_tokenizer(path):
+    tok = Tokenizer.from_file(str(path))
+    tok.encode_special_tokens = True
+    return tok
+
+
+MADE_AGAIN = ("squad", "boolq", "medquad", "fairytaleqa", "scitldr")  # text that is the tasks' passages
+
+
+def pack(folder, file):
+    def wanted(member):
+        name = member.name.removeprefix("./")
+        keep = name == "tokenizer.json" or (name.startswith("text/") and Path(name).stem not in MADE_AGAIN) or (
+            name.startswith("tasks/") and name != "tasks/cloze.jsonl")
+        return member if keep or member.isdir() and name in (".", "text", "tasks") else None
+
+    with tarfile.open(f"{file}.tmp", "w:xz", preset=9) as tar:
+        tar.add(folder, ".", filter=wanted)
+    os.replace(f"{file}.tmp", file)
+
+
+def unpack(file, out):
+    with tarfile.open(file, "r:xz") as tar:
+        tar.extractall(out, filter="data")
+    tok = open_tokenizer(out / "tokenizer.json")
+    for source in MADE_AGAIN:
+        save_text(tok, out, source, [passage_text(p) for p in read_jsonl(out / f"tasks/{source}.jsonl")])
+    books = tok.decode(np.load(out / "text/textbooks.npy").tolist(), skip_special_tokens=False)
+    write_jsonl(out / "tasks/cloze.jsonl", cloze_paragraphs([books]))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", default=os.environ.get("REFRAG_TEST_DATA"), help="folder of the corpora")
     parser.add_argument("--out", required=True)
     parser.add_argument("--vocab-size", type=int, default=8192)
+    parser.add_argument("--pack", metavar="FILE", help="write what is in OUT, as far as training reads it, to one file")
+    parser.add_argument("--unpack", metavar="FILE", help="make OUT of such a file")
     args = parser.parse_args()
+    out = Path(args.out)
+    if args.pack:
+        return pack(out, args.pack)
+    if args.unpack:
+        return unpack(args.unpack, out)
     if not args.data:
         parser.error("--data or REFRAG_TEST_DATA is needed")
-    from .facts import FactMaker
+    data = Path(args.data)
+    parts, dropped = load(data)
+    train = parts["train"]
+    for source, (n, size) in dropped.items():
+        print(f"{source}: {n} paragraphs, {size} characters dropped as repeats", flush=True)
+    for kind, passages in train["tasks"].items():
+        write_jsonl(out / f"tasks/{kind}.jsonl", passages)
+    write_held_out(out / "validation", parts["validation"], 300_000)
+    write_held_out(out / "test", parts["test"], 600_000)
+    for name in ("1.1", "2.0"):
+        passages = [p for a in squad_articles(data / f"qa/squad-dev-v{name}.open.json.xz") for p in a["passages"]]
+        write_jsonl(out / f"test/squad-dev-{name}.jsonl", question_lines(passages))
+        if name == "1.1":
+            write_jsonl(out / "test/squad-dev-turns.jsonl", conversation_lines(passages))
+    for turns in (False, True):
+        write_jsonl(out / f"test/facts{'-turns' if turns else ''}.jsonl", facts.lines("test", 400, 11, turns=turns))
 
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    train, test, squad_train, squad_test = load(Path(args.data))
     maker, rng = FactMaker("train"), np.random.default_rng(7)
-    facts = []
+    samples = []
     for _ in range(3000):
-        fact_passage = maker.passage(rng)
-        facts.append(fact_passage["title"] + "\n" + fact_passage["text"] + "\n" + "\n".join(q + " " + a for q, a in fact_passage["qas"]))
-    tok = make_tokenizer(train, facts, args.vocab_size)
+        p = maker.passage(rng)
+        samples.append(p["title"] + "\n" + p["text"] + "\n" + "\n".join(q + " " + a for q, a in p["qas"]))
+    tok = make_tokenizer(train["text"], samples, args.vocab_size)
     # Compact JSON: a third of the pretty-printed size, the same tokenizer.
     (out / "tokenizer.json").write_text(json.dumps(json.loads(tok.to_str()), ensure_ascii=False, separators=(",", ":")) + "\n")
-    tok = Tokenizer.from_file(str(out / "tokenizer.json"))
-    tok.encode_special_tokens = True
-    for source, texts in train.items():
-        ids = np.concatenate([np.array(e.ids, dtype=np.uint16) for e in tok.encode_batch(texts, add_special_tokens=False)])
-        np.save(out / f"{source}.npy", ids)
-        print(f"{source}: {len(texts)} texts, {sum(map(len, texts))} characters, {len(ids)} tokens", flush=True)
-    for source, texts in test.items():
-        share = 600_000 // len(texts)  # characters; from the middle of each book, past prefaces and tables of contents
-        parts = [t[len(t) // 3 : len(t) // 3 + share].split("\n", 1)[-1] for t in texts]
-        (out / f"heldout_{source}.txt").write_text("\n".join(parts), encoding="utf-8")
-    (out / "squad_train.json").write_text(json.dumps(squad_train))
-    (out / "heldout_squad.json").write_text(json.dumps(squad_test))
+    tok = open_tokenizer(out / "tokenizer.json")
+    counts = {"dropped": dropped, "text": {}, "tasks": {k: sum(len(p.get("qas", ())) for p in v) for k, v in train["tasks"].items()}}
+    for source, texts in train["text"].items():
+        tokens = save_text(tok, out, source, texts)
+        counts["text"][source] = {"texts": len(texts), "characters": sum(map(len, texts)), "tokens": tokens}
+        print(f"{source}: {counts['text'][source]}", flush=True)
+    (out / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

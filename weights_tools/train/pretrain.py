@@ -1,18 +1,21 @@
-"""Stage 1: the decoder alone on tokens. Rows are windows of plain text, generated look-ups and copies.
+"""Stage 1: the decoder alone on tokens. Rows are windows of plain text, copies, and questions over passages.
 
-The look-ups and copies (a span, then the span again) are what teaches a decoder this small to fetch from its context at
-all; on plain text alone that skill takes far more tokens than a CPU can read in an hour.
+The questions and copies (a span, then the span again) are what teaches a decoder this small to fetch from its context at
+all; on plain text alone that skill takes far more tokens than there are.
 
     python -m weights_tools.train.pretrain configs/nano/pretrain.toml
 """
 import sys
 
+import numpy as np
 import torch
 
-from .batches import Qa, Segments, Text
-from .common import load_model, read_config, train
-from .facts import FactMaker
+from .common import train
+from .loaders import Made
 from .model import BOS, IGNORE
+from .stage import begin, open_questions, open_text
+
+TEXT, COPY, QUESTIONS = range(3)
 
 
 def copy_row(text, rng, length):
@@ -26,45 +29,44 @@ def copy_row(text, rng, length):
 
 
 def main(config):
-    cfg = read_config(config)
-    run, data = cfg["run"], cfg["data"]
-    torch.manual_seed(run["seed"])
-    model = load_model(cfg, run.get("init"))
-    text = Text(data["folder"], data["weights"])
-    qa = Qa(Segments(data["folder"] + "/tokenizer.json"), cfg["template"], FactMaker("train"))
+    cfg, world, model = begin(config)
+    data = cfg["data"]
+    text, qa = open_text(cfg, world), open_questions(cfg, model)
 
-    def loss_of(rng, fraction):
-        # Short rows first: attention costs less and early learning is local. (from, rows, length) of the last phase begun.
-        _, n_rows, length = [phase for phase in data["phases"] if phase[0] <= fraction][-1]
+    def make(rng, fraction, number):
+        # Short rows first: attention costs less and early learning is local. [from, rows, length, copies, questions] of the last
+        # phase begun.
+        _, n_rows, length, copies, questions = [phase for phase in data["phases"] if phase[0] <= fraction][-1]
         rows, marks, kinds = [], [], []
-        for _ in range(n_rows):
+        for i in range(n_rows):
             u = rng.random()
-            if u < data["copies"]:
-                kind, (ids, marked) = 1, copy_row(text, rng, length + 1)
-            elif u < data["copies"] + data["look_ups"]:
-                kind, (ids, marked) = 2, qa.look_up_row(rng, length + 1)
+            if u < copies:
+                kind, (ids, marked) = COPY, copy_row(text, rng, length + 1)
+            elif u < copies + questions:
+                kind, (ids, marked) = QUESTIONS, qa.row(rng, length + 1)
             else:
-                kind, ids = 0, [BOS] + text.window(rng, length).tolist()
+                kind, ids = TEXT, [BOS] + text.even(number * n_rows + i, length).tolist()
                 marked = [False] * len(ids)
             rows.append(ids)
             marks.append(marked)
             kinds.append(kind)
-        ids, marked, kinds = torch.tensor(rows), torch.tensor(marks)[:, 1:], torch.tensor(kinds)
-        inputs, labels = ids[:, :-1], ids[:, 1:].clone()
-        # In copies only what can be known is learnt; generated passages are noise, their answers are not.
-        labels[(kinds == 1)[:, None] & ~marked] = IGNORE
-        row_kind = kinds[:, None].expand_as(labels)[labels != IGNORE]
-        in_answer = marked[labels != IGNORE]
-        # The unforeseeable words of generated passages weigh little, their answers more.
-        weight = torch.where((row_kind == 2) & ~in_answer, 0.25, torch.where(row_kind == 2, 2.0, 1.0))
-        loss, losses = model.loss(model.hidden(inputs), labels, weight)
-        figures = {}
-        for name, which in (("text", row_kind == 0), ("copy", row_kind == 1), ("answers", (row_kind == 2) & in_answer)):
-            if which.any():
-                figures[name] = float(losses[which].mean())
-        return loss, inputs.numel(), figures
+        return np.array(rows, dtype=np.int64), np.array(marks), np.array(kinds)
 
-    train(cfg, model, loss_of, {"decoder"})
+    def loss(made):
+        ids, marked, kinds = (torch.from_numpy(a).to(world.device) for a in made)
+        inputs, labels, marked, kind = ids[:, :-1], ids[:, 1:].clone(), marked[:, 1:], kinds[:, None]
+        # In copies only what can be known is learnt; passages beside questions are text that comes again and again.
+        labels[(kind == COPY) & ~marked] = IGNORE
+        weight = torch.where(marked & (kind == QUESTIONS), data["answer_weight"], torch.where(kind == QUESTIONS, data["passage_weight"], 1.0))
+        value, nll = model.dense_loss(model.hidden(inputs), labels, weight)
+        figures = {}
+        for name, which in (("text", kind == TEXT), ("copy", kind == COPY), ("answers", (kind == QUESTIONS) & marked)):
+            which = which & (labels != IGNORE)
+            if which.any():
+                figures[name] = nll[which].mean()
+        return value, inputs.numel(), figures
+
+    train(cfg, model, Made(make, loss), {"decoder"}, world)
 
 
 if __name__ == "__main__":

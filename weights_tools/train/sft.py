@@ -1,53 +1,52 @@
 """Stage 4: supervised fine-tuning on questions over passages, for every degree of expansion.
 
 A row is <s>, the passages as chunks (slots or tokens), then a few questions about one of them, each with its answer and
-</s>; answers are the targets. The expanded share is none, all, or anything between; a chunk that holds part of an answer is
-expanded with raised probability, so that the decoder learns to look for it there. Text rows of stage 3 keep language and
-next-paragraph prediction alive.
+</s>: a conversation on the passages, whose later questions follow from the earlier ones. Answers are the targets. The
+expanded share is none, all, or anything between; a chunk that holds part of an answer is expanded with raised probability, so
+that the decoder learns to look for it there. Text rows of stage 3 keep language and next-paragraph prediction alive.
 
     python -m weights_tools.train.sft configs/nano/sft.toml
 """
 import sys
 
-import torch
-
-from .batches import Qa, Segments, Squad, Text
-from .common import load_model, read_config, train
-from .cpt import add_text_rows, add_token_rows, mixed_pieces
-from .facts import FactMaker
-from .model import BOS, MixedBatch, n_expand
-from .reconstruct import chunked
+from .common import train
+from .cpt import mixed_pieces, named_loss, text_step, token_step
+from .loaders import Made
+from .model import MixedBatch, n_expand
+from .stage import begin, open_questions, open_text
 
 
 class Task:
-    """One set of passages, tokenised and chunked, and the questions asked about it.
+    """One set of passages, tokenised and cut into chunks, and the questions asked about them.
 
-    chunks: id lists in input order; passage_of[i]: the passage of chunk i; qas: [(question text, question ids, answer ids, holders)],
-    holders being the chunks that hold part of the answer's first occurrence in the right passage."""
+    chunks: in input order; passage_of[i]: the passage of chunk i; qas: [(question text, question ids, answer ids, holders)],
+    holders being the chunks that hold part of the answer's first occurrence in the passage `gold` (none where the answer is not
+    in its words)."""
 
-    def __init__(self, qa, passages, gold, qas, k):
+    def __init__(self, qa, passages, gold, qas, cut, k):
         self.chunks, self.passage_of, self.gold = [], [], gold
-        starts, text_of_gold = None, None
+        starts, text_of_gold, first = None, "", 0
         for n, p in enumerate(passages):
-            ids = qa.segments.passage(p)
             if n == gold:
                 text_of_gold = f"{p['title']}\n{p['text']}" if p.get("title") else p["text"]
                 encoding = qa.segments.tokenizer.encode(text_of_gold, add_special_tokens=False)
-                starts, first = encoding.offsets, len(self.chunks)
-            pieces = chunked(ids, k)
+                ids, starts, first = encoding.ids, encoding.offsets, len(self.chunks)
+            else:
+                ids = qa.segments.passage(p)
+            pieces = cut(ids, k)
             self.chunks += pieces
             self.passage_of += [n] * len(pieces)
         self.qas = []
-        body = text_of_gold.find("\n") + 1 if passages[gold].get("title") else 0
+        body = text_of_gold.find("\n") + 1 if gold is not None and passages[gold].get("title") else 0
         for question, answer in qas:
-            begin = text_of_gold.find(answer, body)
+            begin = text_of_gold.find(answer, body) if starts else -1
             end = begin + len(answer)
             holders = {first + t // k for t, (a, b) in enumerate(starts) if a < end and b > begin} if begin >= 0 else set()
             self.qas.append((question, qa.question(question), qa.answer(answer), sorted(holders)))
 
-    def context(self, batch, expanded, suffix):
-        """The pieces of <s> and the passages; a chunk's suffix tokens follow the last chunk of its passage."""
-        pieces = [("tokens", [BOS])]
+    def context(self, batch, expanded, bos, suffix):
+        """The pieces of <s> and the passages; a passage's suffix tokens follow its last chunk."""
+        pieces = [("tokens", [bos])]
         mixed = mixed_pieces(batch, self.chunks, expanded)
         for i, piece in enumerate(mixed):
             pieces.append(piece)
@@ -56,17 +55,16 @@ class Task:
         return pieces
 
 
-def draw_task(data, rng, qa, k, max_tokens):
-    """A task that fits into max_tokens of context."""
+def draw_task(data, rng, qa, cut, k, max_tokens, max_answer=96):
+    """(source's name, Task): one that fits into max_tokens of context and has at least one question whose answer is not too long."""
     while True:
-        if rng.random() < data["squad_share"]:
-            source, n = qa.squad, int(rng.integers(1, data["max_squad_passages"] + 1))
-        else:
-            source, n = qa.maker, int(rng.integers(1, data["max_passages"] + 1))
-        passages, gold, qas = source.task(rng, n)
-        task = Task(qa, passages, gold, [qas[i] for i in rng.permutation(len(qas))[: data["questions"]]], k)
-        if sum(map(len, task.chunks)) <= max_tokens:
-            return task
+        name, passages, gold, qas = qa.tasks.task(rng)
+        if sum(len(p["text"]) for p in passages) > 8 * max_tokens:
+            continue
+        task = Task(qa, passages, gold, qas[: data["questions"]], cut, k)
+        task.qas = [q for q in task.qas if len(q[2]) <= max_answer]
+        if task.qas and sum(map(len, task.chunks)) <= max_tokens:
+            return name, task
 
 
 def choose_expanded(data, rng, task):
@@ -76,46 +74,42 @@ def choose_expanded(data, rng, task):
         return set()
     if u < data["none"] + data["all"]:
         return set(range(n))
-    expanded = set(rng.permutation(n)[: n_expand(float(rng.uniform(0.05, 0.5)), n)].tolist())
+    expanded = set(rng.permutation(n)[: n_expand(float(rng.uniform(*data["expanded_p"])), n)].tolist())
     for _, _, _, holders in task.qas:
         if rng.random() < data["holder"]:
             expanded |= set(holders)
     return expanded
 
 
-def add_question_row(batch, data, rng, qa, k):
-    task = draw_task(data, rng, qa, k, data["max_context"])
-    pieces = task.context(batch, choose_expanded(data, rng, task), qa.suffix)
+def add_question_row(batch, model, data, rng, qa, k):
+    """Returns the row's positions."""
+    _, task = draw_task(data, rng, qa, model.cut, k, data["max_context"])
+    pieces = task.context(batch, choose_expanded(data, rng, task), model.bos, qa.suffix)
     for _, question, answer, _ in task.qas:
         pieces += [("tokens", question), ("target", answer)]
     batch.add_row(pieces)
+    return len(batch.rows[-1][0])
 
 
 def main(config):
-    cfg = read_config(config)
-    run, data = cfg["run"], cfg["data"]
-    torch.manual_seed(run["seed"])
-    model = load_model(cfg, run["init"])
-    text = Text(data["folder"], data["weights"])
-    qa = Qa(Segments(data["folder"] + "/tokenizer.json"), cfg["template"], FactMaker("train"), Squad(data["folder"] + "/squad_train.json"))
+    cfg, world, model = begin(config)
+    data = cfg["data"]
+    text, qa = open_text(cfg, world), open_questions(cfg, model)
 
-    def loss_of(rng, fraction):
+    def make(rng, fraction, number):
         batch, u = MixedBatch(), rng.random()
         if u < data["text_steps"]:
-            name = "text"
-            add_text_rows(batch, data, text, rng, 1.0, data["rows"])
+            name = text_step(batch, model, data, text, rng, 1.0)
         elif u < data["text_steps"] + data["token_steps"]:
-            name = "tokens"
-            add_token_rows(batch, data, text, qa, rng, data["length"], max(1, data["rows"] * 256 // data["length"]))
+            name = token_step(batch, model, data, text, qa, rng)
         else:
-            name = "answers"
+            name, longest = "answers", 0
             k = int(rng.choice(data["chunk_lens"], p=data["chunk_len_weights"]))
-            for _ in range(data["question_rows"]):
-                add_question_row(batch, data, rng, qa, k)
-        loss = batch.loss(model)
-        return loss, sum(len(ids) for ids, _, _ in batch.rows), {name: loss.item()}
+            while longest * (len(batch.rows) + 1) <= data["positions"]:
+                longest = max(longest, add_question_row(batch, model, data, rng, qa, k))
+        return name, batch.finished()
 
-    train(cfg, model, loss_of, {"decoder", "encoder", "projector"})
+    train(cfg, model, Made(make, named_loss(model)), {"decoder", "encoder", "projector"}, world)
 
 
 if __name__ == "__main__":

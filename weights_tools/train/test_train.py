@@ -1,27 +1,39 @@
-"""Quick checks of the trainer: hand-computed values, and every stage for a few steps on toy data.
+"""Quick checks of the trainer: hand-computed values, every stage on toy data (it learns, and it resumes exactly), and the
+runtime's log-probabilities beside the trainer's where build/refrag (or $REFRAG_BINARY) exists.
 
     python -m unittest weights_tools.train.test_train
 """
+import contextlib
 import json
 import math
+import os
+import signal
+import subprocess
 import tempfile
 import unittest
+import unittest.mock
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from . import common, cpt, facts, grpo, pretrain, reconstruct, sft
-from .batches import Qa, Segments
+from . import cpt, curriculum, facts, grpo, prepare, pretrain, reconstruct, sft
+from .batches import Qa, Segments, Text
+from .common import load_model, read_config
+from .corpora import Deduper, first_sentences
+from .evaluate import log_perplexity
+from .export import export, load_directory
 from .facts import KINDS, FactMaker
-from .model import IGNORE, MixedBatch, Refrag, n_expand
+from .model import BOS, IGNORE, MixedBatch, Refrag, chunked, n_expand
 from .prepare import make_tokenizer
+from .tasks import Factbook, Facts
 
 SHAPE = {
     "decoder": dict(vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-                    num_key_value_heads=1, head_dim=16, max_position_embeddings=512, rope_theta=10000.0, tie_word_embeddings=True),
+                    num_key_value_heads=1, head_dim=16, max_position_embeddings=512, rms_norm_eps=1e-5, rope_theta=10000.0,
+                    tie_word_embeddings=True),
     "encoder": dict(vocab_size=300, hidden_size=24, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-                    max_position_embeddings=40, type_vocab_size=1),
+                    max_position_embeddings=40, type_vocab_size=1, layer_norm_eps=1e-5),
     "policy": dict(dim=16, hidden_dim=32, n_heads=2, n_layers=2, norm_eps=1e-5, sees_question=True),
 }
 
@@ -52,9 +64,74 @@ class Values(unittest.TestCase):
         self.assertEqual([n_expand(p, 7) for p in (0, 1, 0.01, 0.25, 0.5)], [0, 7, 1, 2, 4])
         self.assertEqual(n_expand(0.5, 0), 0)
 
-    def test_curriculum_moves_from_easy_to_hard(self):
-        easy, hard = reconstruct.curriculum([1, 2, 4], 0.0), reconstruct.curriculum([1, 2, 4], 1.0)
-        self.assertTrue(easy[0] > easy[2] and hard[0] < hard[2])
+    def test_curriculum_is_the_papers(self):
+        sizes = [1, 2, 4, 8, 16, 32]
+        first, middle, last = (curriculum.shares(sizes, f) for f in (0.0, 0.5, 1.0))
+        np.testing.assert_allclose(first, np.array([1333, 333, 83, 20, 5, 1]) / 1775)
+        np.testing.assert_allclose(last, np.array([0.2, 137, 447, 1719, 2125, 2496]) / 6924.2)
+        # The table's fifth of nine stages: 16, 213, 193, 185, 103, 50 samples.
+        np.testing.assert_allclose(middle, np.array([16, 213, 193, 185, 103, 50]) / 760, atol=0.002)
+        self.assertEqual(curriculum.draw(np.random.default_rng(0), sizes, 0.0, curriculum=False), 32)
+
+    def test_repeats_are_dropped(self):
+        long = " ".join(f"word{i}" for i in range(60))
+        d = Deduper()
+        d.hold_out(" ".join(f"test{i}" for i in range(60)))
+        self.assertTrue(d.keeps("a", long))
+        self.assertFalse(d.keeps("a", long.upper() + "!"))               # the same but for case and punctuation
+        self.assertFalse(d.keeps("a", long + " and five words more here"))  # nearly the same
+        self.assertTrue(d.keeps("a", long + " and five words more here", near=False))
+        self.assertFalse(d.keeps("a", "New: " + " ".join(f"test{i}" for i in range(20, 50))))
+        self.assertTrue(d.keeps("a", "Yes.") and d.keeps("a", "Yes."))    # too short to count
+        self.assertEqual(first_sentences("One. Two is longer. Three.", 20), "One. Two is longer.")
+
+    def test_even_places_read_text_through(self):
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "text").mkdir()
+            np.save(Path(folder) / "text/a.npy", np.arange(1000, dtype=np.uint16))
+            np.save(Path(folder) / "text/b.npy", np.arange(1000, 3000, dtype=np.uint16))
+            text = Text(folder, {"a": 1.0, "b": 3.0})
+            read = [text.even(i, 10) for i in range(400)]
+            counts = np.bincount(np.concatenate(read), minlength=3000)
+            self.assertEqual(sum(r[0] < 1000 for r in read), 100)  # a quarter, to the window
+            self.assertGreater((counts[:990] > 0).mean(), 0.8)     # drawn evenly at random: 1 - 1/e
+            self.assertLessEqual(counts.max(), 3)
+
+    def test_packed_data_is_unpacked_as_it_was(self):
+        with tempfile.TemporaryDirectory() as folder:
+            out, book = Path(folder) / "a", "A long paragraph of a textbook. " * 12
+            tok = make_tokenizer({"textbooks": [book]}, [], 300)
+            for kind in prepare.MADE_AGAIN:
+                prepare.write_jsonl(out / f"tasks/{kind}.jsonl", [{"title": kind, "text": f"Of {kind}.", "qas": [["What?", kind]]}])
+                prepare.save_text(tok, out, kind, [f"{kind}\nOf {kind}."])
+            tok.save(str(out / "tokenizer.json"))
+            prepare.save_text(tok, out, "textbooks", ["# Head\n" + book + "\nshort", book])
+            prepare.write_jsonl(out / "tasks/cloze.jsonl", [{"title": "", "text": book, "qas": []}] * 2)
+            prepare.write_jsonl(out / "test/squad.jsonl", [{"secret": 1}])
+            prepare.pack(out, Path(folder) / "packed.tar.xz")
+            prepare.unpack(Path(folder) / "packed.tar.xz", Path(folder) / "b")
+            for path in sorted(out.rglob("*.*")):
+                copy = Path(folder) / "b" / path.relative_to(out)
+                if "test" in path.parts:
+                    self.assertFalse(copy.exists())
+                else:
+                    self.assertEqual(path.read_bytes(), copy.read_bytes(), path)
+
+    def test_follow_up_questions_leave_the_name_out(self):
+        self.assertEqual(FactMaker.pronoun("How high is the Kanu Tower?", "Kanu", "tower"), "How high is it?")
+        self.assertEqual(FactMaker.pronoun("Whom did Kanu Bel marry?", "Kanu Bel", "person"), "Whom did this person marry?")
+        rng = np.random.default_rng(0)
+        for _ in range(50):
+            passages, gold, qas = Facts("test", no_answer=0.5).task(rng, 3)
+            if gold is None:
+                self.assertEqual({a for _, a in qas}, {"not in the passages"})
+                self.assertEqual(len(passages), 2)
+            else:
+                self.assertTrue(all(a in passages[gold]["text"] for _, a in qas))
+
+    def test_factbook_labels(self):
+        self.assertEqual(Factbook.label("People and Society / Median age / total"), "median age, total")
+        self.assertEqual(Factbook.label("Economy / Exports / Exports 2024"), "exports 2024")
 
     def test_facts_are_true_and_splits_disjoint(self):
         rng, names = np.random.default_rng(0), {}
@@ -123,53 +200,218 @@ class Networks(unittest.TestCase):
         self.assertTrue(torch.isinf(both[1, 1:]).all())
 
 
+TOY_TEMPLATE = dict(before="", passage_prefix="", passage_suffix="\n", question_prefix="Q: ", question_suffix="\nA:")
+
+
+def toml(tables):
+    def value(v):
+        return "{ " + ", ".join(f"{k} = {value(x)}" for k, x in v.items()) + " }" if isinstance(v, dict) else json.dumps(v)
+
+    return "".join(f"[{name}]\n" + "".join(f"{k} = {value(v)}\n" for k, v in table.items()) for name, table in tables.items())
+
+
 class Stages(unittest.TestCase):
-    """A few steps of every stage on toy data, one interrupted and resumed."""
+    """Every stage on toy data."""
 
-    def test_all(self):
-        with tempfile.TemporaryDirectory() as folder:
-            data = Path(folder)
-            words = " ".join(FactMaker("train").passage(np.random.default_rng(i))["text"] for i in range(60))
-            make_tokenizer({"textbooks": [words], "novels": [words], "squad": [words], "factbook": [words], "stories": [words]}, [], 300).save(
-                str(data / "tokenizer.json"))
-            segments = Segments(data / "tokenizer.json")
-            np.save(data / "a.npy", np.array(segments(words) * 3, dtype=np.uint16))
-            squad = [{"title": t, "passages": [{"text": "The sky is blue.", "qas": [["What is blue?", "sky"]]}]} for t in ("A", "B")]
-            (data / "squad_train.json").write_text(json.dumps(squad))
-            (data / "model.toml").write_text(
-                "".join(f"[{k}]\n" + "".join(f"{a} = {json.dumps(b)}\n" for a, b in v.items()) for k, v in SHAPE.items())
-                + '[template]\nbefore=""\npassage_prefix=""\npassage_suffix="\\n"\nquestion_prefix="Q: "\nquestion_suffix="\\nA:"\n')
-            before = None
-            for module, name in ((pretrain, "pretrain"), (reconstruct, "reconstruct"), (cpt, "cpt"), (sft, "sft"), (grpo, "policy")):
-                self.run_stage(data, module, name, before)
-                before = data / name / "last.pt"
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.data = data = Path(cls.folder.name)
+        words = " ".join(FactMaker("train").passage(np.random.default_rng(i))["text"] for i in range(60))
+        make_tokenizer({"textbooks": [words]}, [], 300).save(str(data / "tokenizer.json"))
+        ids = np.array(Segments(data / "tokenizer.json")(words) * 3, dtype=np.uint16)
+        (data / "text").mkdir()
+        np.save(data / "text/a.npy", ids)
+        (data / "model.toml").write_text(toml(SHAPE | {"template": TOY_TEMPLATE, "refrag": dict(chunk_len=4, chunk_lens=[4], expand_fraction=0.25)}))
+        before = None
+        cls.runs = {}
+        for module, name, lr in ((pretrain, "pretrain", 1e-2), (reconstruct, "reconstruct", 1e-2), (cpt, "cpt", 5e-3), (sft, "sft", 5e-3), (grpo, "policy", 3e-3)):
+            cfg = cls.config(name, before, lr)
+            (data / f"{name}.toml").write_text('model = "model.toml"\n' + toml(cfg))
+            module.main(data / f"{name}.toml")
+            before = data / name / "last.pt"
+            cls.runs[name] = module, cfg
 
-    def run_stage(self, data, module, name, before):
-        cfg = common.read_config(Path(__file__).parent / f"configs/nano/{name}.toml")
-        cfg["run"] |= {"out": str(data / name), "max_steps": 3, "print_every": 1}
-        cfg["run"].pop("max_seconds")
-        if before:
-            cfg["run"]["init"] = str(before)
-        cfg["data"] |= {"folder": str(data), "weights": {"a": 1.0}, "phases": [[0, 2, 64]], "rows": 2, "length": 64, "target": 16,
-                        "max_context": 300, "n_chunks": [1, 2], "tokens": 64, "question_rows": 2, "tasks": 2, "group": 3, "imitation_tasks": 2,
-                        "text_context": 64, "text_target": 16}
-        lines = [f"{k} = {json.dumps(v)}" for k, v in cfg["data"].items() if not isinstance(v, dict)]
-        for table in ("shares", "weights"):
-            if table in cfg["data"]:
-                lines += [f"{table} = {{ " + ", ".join(f"{a} = {b}" for a, b in cfg["data"][table].items()) + " }"]
+    @classmethod
+    def tearDownClass(cls):
+        cls.folder.cleanup()
 
-        def write(max_steps):
-            cfg["run"]["max_steps"] = max_steps
-            text = 'model = "model.toml"\n[run]\n' + "\n".join(f"{k} = {json.dumps(v)}" for k, v in cfg["run"].items())
-            text += "\n[optimizer]\n" + "\n".join(f"{k} = {json.dumps(v)}" for k, v in cfg["optimizer"].items())
-            (data / "run.toml").write_text(text + "\n[data]\n" + "\n".join(lines) + "\n")
+    @classmethod
+    def config(cls, name, init, lr):
+        cfg = read_config(Path(__file__).parent / f"configs/nano/{name}.toml")
+        run, data = cfg["run"], cfg["data"]
+        for key in ("max_seconds", "start_encoder", "init"):
+            run.pop(key, None)
+        run |= {"out": str(cls.data / name), "max_steps": 40, "print_every": 10, "compile": False, "device": "cpu", "threads": 1, "parts": 2}
+        if init:
+            run["init"] = str(init)
+        if name == "policy":
+            run["max_steps"] = 100
+            data |= {"imitation": 1.0}  # GRPO has a test of its own
+        cfg["optimizer"] |= {"lr": lr, "adam_lr": lr}
+        data |= {"folder": str(cls.data), "weights": {"a": 1.0}, "tasks": {"facts": [1.0, 2]}, "phases": [[0, 4, 64, 0.2, 0.3]], "positions": 256,
+                 "length": 128, "target": 16, "max_context": 300, "chunk_lens": [4], "chunk_len_weights": [1.0], "n_chunks": [1, 2, 4],
+                 "group": 4, "imitation_tasks": 16, "text_context": [32], "text_target": 16}
+        return {k: cfg[k] for k in ("run", "optimizer", "data")}
 
-        for max_steps in (2, 3):
-            write(max_steps)
-            module.main(data / "run.toml")
-        state = torch.load(data / name / "last.pt", weights_only=False)
-        self.assertEqual(state["step"], 3)
-        self.assertTrue(all(torch.isfinite(v).all() for v in state["model"].values()))
+    def loss_on_same_batches(self, name, checkpoint):
+        """Mean loss of the stage's own batches of one late part of the run, under a checkpoint or (None) under what it began with."""
+        module, cfg = self.runs[name]
+        seen = []
+
+        def instead(cfg_, model, loss_of, trainable, world):
+            start = checkpoint or cfg_["run"].get("init")
+            if start:
+                model.load_state_dict(torch.load(start, weights_only=True)["model"])
+            with torch.no_grad():
+                for i in range(12):
+                    seen.append(float(loss_of(np.random.default_rng([99, i]), 0.3, i)[0]))
+
+        with unittest.mock.patch.object(module, "train", instead):
+            module.main(self.data / f"{name}.toml")
+        return float(np.mean(seen))
+
+    def test_every_stage_lowers_its_loss(self):
+        for name, factor in (("pretrain", 0.8), ("reconstruct", 0.98), ("cpt", 0.97), ("sft", 0.97), ("policy", 0.97)):
+            with self.subTest(name):
+                before, after = self.loss_on_same_batches(name, None), self.loss_on_same_batches(name, self.data / name / "last.pt")
+                self.assertLess(after, factor * before)
+
+    def test_grpo_finds_what_is_rewarded(self):
+        """The reward is the share of picked chunks that lie in the first half."""
+        module, cfg = self.runs["policy"]
+        cfg = {k: dict(v) for k, v in cfg.items()}
+        cfg["run"] |= {"out": str(self.data / "rewarded"), "max_steps": 60, "print_every": 60}
+        cfg["optimizer"] = cfg["optimizer"] | {"lr": 1e-2}
+        cfg["data"] |= {"text_share": 1.0, "imitation": 0.0, "text_context": [64], "fractions": [0.25], "group": 8}
+        (self.data / "rewarded.toml").write_text('model = "model.toml"\n' + toml(cfg))
+        seen = []
+
+        def rewards(model, tasks, picks):
+            out = [[np.mean([i < 8 for i in pick]) for pick in group] for group in picks.tolist()]  # of 64 / 4 chunks
+            seen.append(float(np.mean(out)))
+            return torch.tensor(out, dtype=torch.float32)
+
+        with unittest.mock.patch.object(grpo, "rewards_of", rewards):
+            module.main(self.data / "rewarded.toml")
+        self.assertGreater(np.mean(seen[-20:]), np.mean(seen[:20]) + 0.2)
+
+    def test_only_the_stages_networks_change(self):
+        def state(name):
+            return torch.load(self.data / name / "last.pt", weights_only=True)["model"]
+
+        for name, init, fixed in (("reconstruct", "pretrain", ("decoder", "policy")), ("cpt", "reconstruct", ("policy",)),
+                                  ("policy", "sft", ("decoder", "encoder", "projector"))):
+            a, b = state(init), state(name)
+            for key in a:
+                same = torch.equal(a[key], b[key])
+                self.assertEqual(same, same if not key.startswith(fixed) else True, key)
+            self.assertTrue(any(not torch.equal(a[k], b[k]) for k in a if not k.startswith(fixed)))
+
+    def test_an_interrupted_run_ends_with_the_same_weights(self):
+        for name in ("pretrain", "sft", "policy"):
+            module, cfg = self.runs[name]
+            cfg = {k: dict(v) for k, v in cfg.items()}
+            states = []
+            for kind, stops in (("whole", [6]), ("parts", [2, 6])):
+                cfg["run"]["out"] = str(self.data / f"{name}-{kind}")
+                for stop in stops:
+                    # The schedule depends on max_steps: it stays, and the run is told to stop as Ctrl-C would.
+                    cfg["run"]["max_steps"] = 6
+                    path = self.data / f"{name}-{kind}.toml"
+                    path.write_text('model = "model.toml"\n' + toml(cfg))
+                    if stop == 6:
+                        module.main(path)
+                    else:
+                        with self.assertRaises(SystemExit) as raised, stopping_after(module, 2 * stop):
+                            module.main(path)
+                        self.assertEqual(raised.exception.code, 3)
+                state = torch.load(self.data / f"{name}-{kind}/last.pt", weights_only=True)
+                self.assertEqual(state["step"], 6)
+                states.append(state)
+            for key, value in states[0]["model"].items():
+                self.assertTrue(torch.equal(value, states[1]["model"][key]), f"{name}: {key}")
+            self.assertEqual(states[0]["tokens"], states[1]["tokens"])
+
+    def test_batches_made_ahead_are_the_same(self):
+        for name in ("pretrain", "sft"):
+            module, cfg = self.runs[name]
+            states = []
+            for loaders in (0, 2):
+                out = self.data / f"{name}-{loaders}-loaders"
+                cfg = {k: dict(v) for k, v in cfg.items()}
+                cfg["run"] |= {"out": str(out), "max_steps": 5, "loaders": loaders}
+                (self.data / "ahead.toml").write_text('model = "model.toml"\n' + toml(cfg))
+                module.main(self.data / "ahead.toml")
+                states.append(torch.load(out / "last.pt", weights_only=True)["model"])
+            self.assertTrue(all(torch.equal(states[0][k], states[1][k]) for k in states[0]), name)
+
+    def test_every_configuration_can_be_read(self):
+        for path in sorted((Path(__file__).parent / "configs").rglob("*.toml")):
+            cfg = read_config(path)
+            self.assertTrue({"decoder", "encoder", "policy", "template"} <= cfg.keys(), path)
+            if path.name != "model.toml":
+                self.assertTrue({"seed", "out", "max_steps"} <= cfg["run"].keys() and "lr" in cfg["optimizer"], path)
+
+    def test_runtime_gives_the_trainers_log_probabilities(self):
+        binary = Path(os.environ.get("REFRAG_BINARY", "build/refrag"))
+        if not binary.exists():
+            self.skipTest(f"{binary}: not built")
+        cfg = read_config(self.data / "policy.toml")
+        export(cfg, load_model(cfg, self.data / "policy/last.pt"), self.data / "tokenizer.json", self.data / "dir", dtype=torch.float32)
+        model, refrag = load_directory(self.data / "dir")
+        rng, segments = np.random.default_rng(5), Segments(self.data / "tokenizer.json")
+        passages, _, qas = Facts("test", no_answer=0.0).task(rng, 2)
+        (self.data / "passages.jsonl").write_text("".join(json.dumps({"id": str(i), "title": p["title"], "text": p["text"]}) + "\n" for i, p in enumerate(passages)))
+
+        def run(*arguments):
+            done = subprocess.run([binary, *arguments, "-m", self.data / "dir", "--device", "cpu"], capture_output=True, text=True)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            return json.loads(done.stdout)
+
+        qa = Qa(segments, TOY_TEMPLATE)
+        for policy, expanded in (("none", lambda n: set()), ("all", lambda n: set(range(n)))):
+            said = run("run", "--passages", self.data / "passages.jsonl", "-q", qas[0][0], "-n", "8", "--ignore-eos", "--policy", policy, "--json",
+                       "--logprobs", "3")
+            task = sft.Task(qa, passages, 0, [], chunked, 4)
+            batch = MixedBatch()
+            pieces = task.context(batch, expanded(len(task.chunks)), BOS, qa.suffix) + [("tokens", qa.question(qas[0][0]))]
+            tokens = [t["id"] for t in said["logprobs"]]
+            batch.add_row([*pieces, ("target", tokens)])
+            with torch.no_grad():
+                ours = -batch.losses(model)[0]
+            theirs = torch.tensor([t["logprob"] for t in said["logprobs"]])
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+        ids = segments("".join(f"{p['title']} {p['text']} " for p in passages) * 3)
+        (self.data / "text.txt").write_text(segments.tokenizer.decode(ids))
+        ids = segments((self.data / "text.txt").read_text())
+        rows = run("eval", "perplexity", "--text", self.data / "text.txt", "--context", "32", "--output", "16", "-k", "4", "-p", "0,0.5", "-o", "json")
+        windows = [ids[i : i + 48] for i in range(0, len(ids) - 47, 48)]
+        for row in rows:
+            with torch.no_grad():
+                value, _ = log_perplexity(model, windows, 32, row["mode"], row["k"], row["p"], row["policy"])
+            self.assertAlmostEqual(row["log_perplexity"], value, delta=1e-4, msg=str(row))
+
+
+@contextlib.contextmanager
+def stopping_after(module, n_parts):
+    """Ctrl-C after so many parts of a step of a stage's run."""
+    true_train = module.train
+
+    def instead(cfg, model, loss_of, trainable, world):
+        count = 0
+
+        def counted(*arguments):
+            nonlocal count
+            count += 1
+            if count == n_parts:
+                signal.raise_signal(signal.SIGINT)
+            return loss_of(*arguments)
+
+        return true_train(cfg, model, counted, trainable, world)
+
+    with unittest.mock.patch.object(module, "train", instead):
+        yield
 
 
 if __name__ == "__main__":

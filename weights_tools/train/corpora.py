@@ -80,8 +80,10 @@ def medquad(path):
         short = first_sentences(answer.replace("Key Points", "").lstrip("\n -"), 200)
         if len(answer) < 120 or not short:
             continue
-        question = re.sub(r"\s+\?", "?", row["question"]).replace("What is (are)", "What is").strip()
-        yield row["focus"], {"title": row["focus"], "text": answer, "qas": [[question, short]]}
+        question = re.sub(r"\s*\?+$", "?", row["question"].strip()).replace("What is (are)", "What is").strip()
+        # Many answers begin with the question in other words.
+        short = first_sentences(re.sub(r"^([^.!?]{0,200}\?\s+)+", "", answer.replace("Key Points", "").lstrip("\n -")), 200)
+        yield row["focus"], {"title": row["focus"], "text": answer, "qas": [[question, short]] if short else []}
 
 
 def fairytales(path):

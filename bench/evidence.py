@@ -227,6 +227,9 @@ def main():
         if not names:
             parser.error(f"expected names out of {', '.join(wanted)}; found {', '.join(options.names)}")
         for name in names:
+            if wanted[name][1] == "text" and not (options.model / "policy-text.safetensors").exists():
+                print(f"{name}: left out, {shown(options.model)} has no policy-text.safetensors", flush=True)
+                continue
             print(name, flush=True)
             measure(name, *wanted[name], options)
         figures = [str(p) for p in sorted(options.results.glob("*.json"))]

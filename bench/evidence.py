@@ -233,7 +233,7 @@ def main():
             print(name, flush=True)
             measure(name, *wanted[name], options)
         figures = [str(p) for p in sorted(options.results.glob("*.json"))]
-        if subprocess.run([sys.executable, ROOT / "bench/plot.py", *figures]).returncode:
+        if figures and subprocess.run([sys.executable, ROOT / "bench/plot.py", *figures]).returncode:
             print("evidence.py: the tables are there, the figures are not", file=sys.stderr)
     card = options.card.read_text(encoding="utf-8")
     filled = fill(card, options.card, wanted, options.results)

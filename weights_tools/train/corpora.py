@@ -62,17 +62,6 @@ def first_sentences(text, limit):
     return out
 
 
-def cut_paragraphs(text, limit):
-    """Whole lines from the start, `limit` characters at most, and never nothing."""
-    lines, total = [], 0
-    for line in text.split("\n"):
-        if lines and total + len(line) > limit:
-            break
-        lines.append(line)
-        total += len(line) + 1
-    return "\n".join(lines)[:limit]
-
-
 def medquad(path):
     """Passages about one medical subject each, question answered by the passage's first sentences."""
     for row in read_jsonl(path):

@@ -1,5 +1,5 @@
-"""How many chunks a task has, as training goes on (paper, section 5 and table 8 of its appendix: both for reconstruction and for
-continual pre-training). The run is split into nine stages; a task of n chunks takes first * ratio^stage samples of a stage, a
+"""How many chunks a task has, as training goes on (the paper's table of nine stages, for reconstruction and for continual
+pre-training alike). The run is split into nine stages; a task of n chunks takes first * ratio^stage samples of a stage, a
 falling sequence for the easy tasks and a rising one for the hard ones.
 """
 import numpy as np

@@ -34,7 +34,8 @@ def write_json(path, value):
 
 
 def exchange(new, place):
-    """Puts directory `new` at `place`; what was there is removed. Between the two there is no moment without either."""
+    """Puts directory `new` at `place`; what was there is removed. Where the system can exchange two names there is no moment without
+    either, elsewhere a short one, in which the former directory is PLACE.old."""
     if not place.exists():
         os.rename(new, place)
         return

@@ -9,7 +9,6 @@ no time to find the rare good ones that way. It maximises the log-probability of
 """
 import sys
 
-import numpy as np
 import torch
 
 from .common import autocast, train

@@ -99,7 +99,7 @@ class VocabularyLoss(torch.autograd.Function):
     the cache. hidden [M, d], weight [V, d], targets [M], share [M] -> (sum of share * nll, nll [M] without gradient). Products in
     bf16, the rest in fp32."""
 
-    gradient = staticmethod(softmax_gradient)  # Refrag.compile puts a fused one here
+    gradient = staticmethod(softmax_gradient)  # Refrag.fuse puts a fused one here
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, share):
@@ -156,8 +156,8 @@ class Refrag(nn.Module):
         if cfg.get("run", {}).get("dropout"):
             regularise(self.decoder, cfg["run"]["dropout"])
 
-    def compile(self, decoder=True, encoder=True, dynamic=None):
-        """Fuses what lies between the matrix products; the first calls take a minute."""
+    def fuse(self, decoder=True, encoder=True, dynamic=None):
+        """Compiles the networks, which fuses what lies between the matrix products; the first calls take minutes."""
         if decoder:
             self.decode_body = [torch.compile(self.decoder.model, dynamic=dynamic)]
         if encoder:

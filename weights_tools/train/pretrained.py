@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, RobertaModel
 
 from weights_tools.shards import open_weights
 
-from .model import Chunk, Refrag, chunked
+from .model import Refrag, chunked
 
 SPACE = "\u2581"  # how SentencePiece's vocabularies spell a space
 

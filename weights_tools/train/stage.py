@@ -21,7 +21,7 @@ def begin(config):
     else:
         model = load_model(cfg, run.get("init"), run.get("fresh", []))
     if run.get("compile"):
-        model.compile(dynamic=run.get("dynamic_shapes"))
+        model.fuse(dynamic=run.get("dynamic_shapes"))
     return cfg, world, model
 
 

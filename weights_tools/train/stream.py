@@ -22,7 +22,7 @@ import numpy as np
 from datasets import load_dataset
 from datasets.distributed import split_dataset_by_node
 
-from .batches import Segments
+from .batches import GOLDEN, Segments
 
 BUILDERS = {"parquet": "parquet", "jsonl": "json", "json": "json", "txt": "text"}
 MAX_REFUSED = 100_000  # rows in turn that are too short, or not wanted, before the reader gives up
@@ -129,7 +129,7 @@ class Stream:
 
     def even(self, i, n_tokens):
         """Windows are read through in any case; the source's turn comes by its weight."""
-        place = i * 0.6180339887498949 % 1.0
+        place = i * GOLDEN % 1.0
         at = min(int(np.searchsorted(self.weights.cumsum(), place, side="right")), len(self.sources) - 1)
         return self.sources[at].window(n_tokens)
 

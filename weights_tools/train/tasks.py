@@ -53,9 +53,6 @@ class Passages:
             p["qas"] = [(q, a) for q, a in p["qas"] if not max_answer_chars or len(a) <= max_answer_chars]
         self.asked = [i for i, p in enumerate(self.all) if p["qas"]]
 
-    def __len__(self):
-        return sum(len(p["qas"]) for p in self.all)
-
     def task(self, rng, n):
         at = self.asked[rng.integers(len(self.asked))]
         p = self.all[at]

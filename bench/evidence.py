@@ -39,8 +39,9 @@ def tables(data, variants):
         for text in ("textbooks", "novels"):
             out[f"variant-{folder.parent.name}-{text}"] = [
                 "eval", "perplexity", "--context", "512", "--output", "256", "-k", "8,16", "--limit", "200", "--text", data / f"{text}.txt"], folder.parent
-    out["facts"] = ["eval", "qa", "-k", "8,16", "-p", "0,0.1,0.25,0.5", "--policy", "model,random,perplexity-desc", "--limit", "300", "--distractors", "0,4,9",
-                    "--data", data / "facts.jsonl"], ""
+    facts = ["--distractors", "0,4,9", "--limit", "300", "--data", data / "facts.jsonl"]
+    out["facts"] = ["eval", "qa", "-k", "16", "-p", "0,0.1,0.25,0.5", "--policy", "model,random,perplexity-desc", *facts], ""
+    out["facts-k8"] = ["eval", "qa", "-k", "8", "-p", "0,0.1,0.25,0.5", "--modes", "refrag", *facts], ""
     out["facts-passages"] = ["eval", "qa", "-k", "16", "-p", "0,0.1,0.25", "--limit", "300", "--distractors", "0,1,3,7,15,31", "--modes", "full,refrag",
                              "--data", data / "facts.jsonl"], ""
     out["squad"] = [*QA, "--distractors", "0,4,9", "--data", data / "squad-dev-1.1.jsonl"], ""
@@ -51,8 +52,8 @@ def tables(data, variants):
         out[name] = [*QA, "--distractors", "0", "-n", "64", "--data", data / f"{name}.jsonl"], ""
     for name in ("facts", "squad-dev"):
         out[f"{name}-turns"] = [*QA, "--distractors", "0,4", "--limit", "150", "--max-turns", "4", "--data", data / f"{name}-turns.jsonl"], ""
-    out["scitldr"] = ["eval", "qa", "-k", "8,16", "-p", "0,0.25", "-n", "64", "--data", data / "scitldr.jsonl"], ""
-    out["qmsum"] = ["eval", "qa", "-k", "8,16", "-p", "0,0.25", "-n", "128", "--data", data / "qmsum.jsonl"], ""
+    for name in ("scitldr", "qmsum"):
+        out[name] = ["eval", "qa", "-k", "8,16", "-p", "0,0.25", "-n", "64", "--limit", "300", "--data", data / f"{name}.jsonl"], ""
     return out
 
 

@@ -7,6 +7,10 @@ Steps are of several kinds, so that nothing learnt before decays:
   plain        <s> and text, all targets: the full context, and near its start no context
   questions    passages and questions as tokens; answers are targets
 
+With [data] teacher the targets of compressed and mixed rows are mostly what the decoder itself says of the next token after the
+same text as tokens (our addition; the paper trains on the tokens alone). What a context adds to a prediction is some tenths of a nat, the
+surprise of one token is several: against the sampled token a small model would need far more text to learn to read its slots.
+
     python -m weights_tools.train.cpt configs/nano/cpt.toml
 """
 import sys
@@ -24,11 +28,14 @@ def mixed_pieces(batch, chunks, expanded, kind="tokens"):
     return [(kind, c) if i in expanded else ("slot", batch.chunk(c)) for i, c in enumerate(chunks)]
 
 
-def next_paragraph_row(batch, model, text, rng, n_chunks, k, n_target, p):
+def next_paragraph_row(batch, model, text, rng, n_chunks, k, n_target, p, teacher=None):
+    """teacher: {context = tokens that it reads, weight}"""
     ids = text.window(rng, n_chunks * k + n_target)
     chunks = model.cut(ids[: n_chunks * k], k)
     expanded = set(rng.permutation(n_chunks)[: n_expand(p, n_chunks)].tolist())
     batch.add_row([("tokens", [model.bos]), *mixed_pieces(batch, chunks, expanded, "target"), ("target", ids[n_chunks * k :])])
+    if teacher:
+        batch.teach([model.bos, *ids[max(0, n_chunks * k - teacher["context"]) :]], n_target, teacher["weight"])
 
 
 def text_step(batch, model, data, text, rng, fraction):
@@ -47,7 +54,7 @@ def text_step(batch, model, data, text, rng, fraction):
     p = float(rng.uniform(*data["mixed_p"])) if kind == "mixed" else 0.0
     length = n_chunks + n_expand(p, n_chunks) * (k - 1) + target
     for _ in range(max(1, data["positions"] // length)):
-        next_paragraph_row(batch, model, text, rng, n_chunks, k, target, p)
+        next_paragraph_row(batch, model, text, rng, n_chunks, k, target, p, data.get("teacher"))
     return f"{kind} k{k}"
 
 
@@ -88,7 +95,7 @@ def main(config):
             name = token_step(batch, model, data, text, qa, rng)
         else:
             name = text_step(batch, model, data, text, rng, fraction)
-        return name, batch.finished()
+        return name, batch.finished(multiple=32)
 
     train(cfg, model, Made(make, named_loss(model)), {"decoder", "encoder", "projector"}, world)
 

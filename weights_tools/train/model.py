@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaModel
 
+from .attention import NAME as SHORT_ROWS
+from .attention import RotaryTable
+
 BOS, PAD, EOS = 0, 1, 2  # of the encoder, and of a decoder that shares its vocabulary
 IGNORE = -100  # label of a position without a target
 
@@ -83,13 +86,16 @@ class Policy(nn.Module):
         return self.head(self.norm(x)).squeeze(-1).float()
 
 
-def softmax_gradient(logits, targets, share):
-    """(nll [M], gradient of sum(share * nll) with respect to the logits [M, V], in their dtype)"""
+def softmax_gradient(logits, targets, share, taught=None, teacher=None):
+    """(nll [M], gradient of sum(share * nll) with respect to the logits [M, V], in their dtype). With teacher logits [M, V] the
+    gradient is that of the cross-entropy against (1 - taught) * target + taught * softmax(teacher), taught [M] in 0 .. 1."""
     wide = logits.float()
     total = wide.logsumexp(1, keepdim=True)
     nll = (total - wide.gather(1, targets[:, None])).squeeze(1)
-    one_hot = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
-    return nll, (((wide - total).exp() - one_hot.float()) * share[:, None]).to(logits.dtype)
+    wanted = (torch.arange(logits.shape[1], device=logits.device) == targets[:, None]).float()
+    if teacher is not None:
+        wanted = (1 - taught[:, None]) * wanted + taught[:, None] * teacher.float().softmax(1)
+    return nll, (((wide - total).exp() - wanted) * share[:, None]).to(logits.dtype)
 
 
 class VocabularyLoss(torch.autograd.Function):
@@ -97,19 +103,20 @@ class VocabularyLoss(torch.autograd.Function):
 
     Logits of all rows at once would be the largest tensor of a step, written and read a dozen times; piece by piece they stay in
     the cache. hidden [M, d], weight [V, d], targets [M], share [M] -> (sum of share * nll, nll [M] without gradient). Products in
-    bf16, the rest in fp32."""
+    bf16, the rest in fp32. taught [M] and teacher [M, d], hidden states, change the gradient as in `softmax_gradient`, not the value."""
 
     gradient = staticmethod(softmax_gradient)  # Refrag.fuse puts a fused one here
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets, share):
+    def forward(ctx, hidden, weight, targets, share, taught=None, teacher=None):
         piece = 16384 if hidden.is_cuda else 1024
         w, h = weight.to(torch.bfloat16), hidden.to(torch.bfloat16)
         nll, dh = [], torch.empty_like(h)
         dw = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for begin in range(0, len(targets), piece):
             at = slice(begin, begin + piece)
-            piece_nll, grad = VocabularyLoss.gradient(h[at] @ w.T, targets[at], share[at])
+            more = () if teacher is None else (taught[at], teacher[at].to(torch.bfloat16) @ w.T)
+            piece_nll, grad = VocabularyLoss.gradient(h[at] @ w.T, targets[at], share[at], *more)
             nll.append(piece_nll)
             dh[at] = grad @ w
             if dw is not None:
@@ -122,7 +129,7 @@ class VocabularyLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream, _):
         dh, dw = ctx.saved_tensors
-        return dh * upstream, None if dw is None else dw * upstream, None, None
+        return dh * upstream, None if dw is None else dw * upstream, None, None, None, None
 
 
 def regularise(decoder, share):
@@ -141,9 +148,11 @@ class Refrag(nn.Module):
         self.cfg = cfg
         d, e, p = cfg["decoder"], cfg["encoder"], cfg["policy"]
         self.decoder = decoder or LlamaForCausalLM(
-            LlamaConfig(**d, bos_token_id=BOS, pad_token_id=PAD, eos_token_id=EOS, attn_implementation="sdpa"))
+            LlamaConfig(**d, bos_token_id=BOS, pad_token_id=PAD, eos_token_id=EOS, attn_implementation=SHORT_ROWS))
+        if not decoder:
+            self.decoder.model.rotary_emb = RotaryTable(self.decoder.model.rotary_emb, d["max_position_embeddings"])
         self.encoder = encoder or RobertaModel(
-            RobertaConfig(**e, bos_token_id=BOS, pad_token_id=PAD, eos_token_id=EOS, attn_implementation="sdpa",
+            RobertaConfig(**e, bos_token_id=BOS, pad_token_id=PAD, eos_token_id=EOS, attn_implementation=SHORT_ROWS,
                           hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
             add_pooling_layer=False,
         )
@@ -218,14 +227,14 @@ class Refrag(nn.Module):
         logits = self.decoder.lm_head(hidden[at]).float()
         return F.cross_entropy(logits, labels[at], reduction="none")
 
-    def loss(self, hidden, labels, weight=None):
-        """(weighted mean over all targets, every target's loss as in `token_losses`, detached); for training."""
+    def loss(self, hidden, labels, weight=None, teaching=()):
+        """(weighted mean over all targets, every target's loss as in `token_losses`, detached); for training. teaching: what
+        `MixedBatch.teaching` returns."""
         at = labels != IGNORE
         if not at.any():  # a row of questions may be cut before its first answer
             return hidden.sum() * 0.0, hidden.new_empty(0)
         weight = torch.ones(int(at.sum()), device=labels.device) if weight is None else weight
-        return VocabularyLoss.apply(hidden[at], self.decoder.lm_head.weight, labels[at], weight / weight.sum())
-
+        return VocabularyLoss.apply(hidden[at], self.decoder.lm_head.weight, labels[at], weight / weight.sum(), *teaching)
 
     def dense_loss(self, hidden, labels, weight):
         """`loss` for rows full of targets: (weighted mean over the targets, nll [B, T]); weight [B, T]."""
@@ -241,6 +250,7 @@ class MixedBatch:
 
     def __init__(self):
         self.chunks, self.rows, self.ready = [], [], None
+        self.lessons, self.taught = [], None
 
     def chunk(self, ids):
         self.chunks.append(ids)
@@ -257,6 +267,24 @@ class MixedBatch:
                 ids.extend(int(v) for v in value)
                 learnt.extend([kind == "target"] * len(value))
         self.rows.append((ids, slots, learnt))
+
+    def teach(self, ids, n, weight):
+        """The last row's last n targets are also taught by what the decoder itself says of the last n of `ids`, all of them tokens;
+        weight: the teacher's part, 0 .. 1."""
+        self.lessons.append((len(self.rows) - 1, ids, n, weight))
+
+    def lesson_arrays(self, multiple):
+        """(ids [L, T'], at [M], weight [M]): target m is taught by the hidden state at the flat position at[m], if weight[m] > 0."""
+        ends = np.cumsum([sum(learnt[1:]) for _, _, learnt in self.rows])
+        width = -(-max(len(ids) for _, ids, _, _ in self.lessons) // multiple) * multiple
+        out = np.full((len(self.lessons), width), PAD)
+        at, weight = np.zeros(ends[-1], dtype=np.int64), np.zeros(ends[-1], dtype=np.float32)
+        for i, (row, ids, n, w) in enumerate(self.lessons):
+            out[i, : len(ids)] = ids
+            taught = slice(ends[row] - n, ends[row])
+            at[taught] = i * width + np.arange(len(ids) - n - 1, len(ids) - 1)
+            weight[taught] = w
+        return out, at, weight
 
     def arrays(self, multiple=1):
         """(ids [B, T], labels [B, T], slot_at [N'], chunk_of [N']): slot i takes the projected chunk chunk_of[i]. T is padded to
@@ -276,7 +304,8 @@ class MixedBatch:
     def finished(self, multiple=64):
         """The batch as it goes to a device, smaller and without its rows."""
         self.n_positions, self.ready = self.positions(), self.arrays(multiple)
-        self.rows = None
+        self.taught = self.lesson_arrays(multiple) if self.lessons else None
+        self.rows = self.lessons = None
         return self
 
     def tensors(self, multiple=1):
@@ -298,9 +327,17 @@ class MixedBatch:
         hidden, labels = self.hidden(model)
         return model.token_losses(hidden, labels), (labels != IGNORE).sum(1)
 
+    def teaching(self, model):
+        """(weight [M], the teacher's hidden states [M, d_dec]) of a finished batch, or () where nothing is taught."""
+        if self.taught is None:
+            return ()
+        ids, at, weight = (torch.from_numpy(a).to(model.device) for a in self.taught)
+        with torch.no_grad():
+            return weight, model.hidden(ids).flatten(0, 1)[at]
+
     def loss(self, model, multiple=64):
         """Mean loss of all targets, for training."""
-        return model.loss(*self.hidden(model, multiple))[0]
+        return model.loss(*self.hidden(model, multiple), teaching=self.teaching(model))[0]
 
 
 def n_expand(p, n_chunks):

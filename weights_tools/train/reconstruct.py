@@ -33,7 +33,7 @@ def main(config):
         n_chunks = draw(rng, data["n_chunks"], fraction, data.get("curriculum", True))
         batch = MixedBatch()
         add_rows(batch, model, text, rng, max(1, data["positions"] // (n_chunks * (k + 1))), n_chunks, k)
-        return f"k{k}x{n_chunks}", batch.finished()
+        return f"k{k}x{n_chunks}", batch.finished(multiple=8)  # many rows are short
 
     def loss(made):
         name, batch = made

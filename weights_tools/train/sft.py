@@ -107,7 +107,7 @@ def main(config):
             k = int(rng.choice(data["chunk_lens"], p=data["chunk_len_weights"]))
             while longest * (len(batch.rows) + 1) <= data["positions"]:
                 longest = max(longest, add_question_row(batch, model, data, rng, qa, k))
-        return name, batch.finished()
+        return name, batch.finished(multiple=32)
 
     train(cfg, model, Made(make, named_loss(model)), {"decoder", "encoder", "projector"}, world)
 

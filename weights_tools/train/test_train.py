@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from . import cpt, curriculum, facts, grpo, prepare, pretrain, reconstruct, sft
+from . import attention, cpt, curriculum, facts, grpo, prepare, pretrain, reconstruct, sft
 from .batches import Qa, Segments, Text
 from .common import load_model, read_config
 from .corpora import Deduper, first_sentences
@@ -179,6 +180,28 @@ class Networks(unittest.TestCase):
         row(alone, [5, 6, 7], [10, 11])
         torch.testing.assert_close(both.losses(self.model)[0][:3], alone.losses(self.model)[0], atol=1e-5, rtol=1e-5)
 
+    def test_short_rows_attend_as_pytorch_does(self):
+        generator = torch.Generator().manual_seed(1)
+        q, k, v = (torch.randn(3, n, 20, 16, generator=generator, requires_grad=True) for n in (4, 2, 2))
+        keep = (torch.arange(20) < torch.tensor([20, 7, 13])[:, None])[:, None, None, :].expand(3, 1, 20, 20)
+        for causal, mask in ((True, None), (False, None), (False, keep)):
+            module = unittest.mock.Mock(spec=["is_causal"], is_causal=causal)
+            ours, _ = attention.short_rows(module, q, k, v, mask, scaling=0.3)
+            wide = (x.repeat_interleave(2, 1) for x in (k, v))
+            theirs = torch.nn.functional.scaled_dot_product_attention(q, *wide, attn_mask=mask, is_causal=causal, scale=0.3).transpose(1, 2)
+            torch.testing.assert_close(ours, theirs)
+            upstream = torch.randn(ours.shape, generator=generator)
+            for a, b in zip(torch.autograd.grad(ours, (q, k, v), upstream), torch.autograd.grad(theirs, (q, k, v), upstream)):
+                torch.testing.assert_close(a, b)
+
+    def test_rotary_table_is_the_function(self):
+        model = Refrag(SHAPE)
+        table, at = model.decoder.model.rotary_emb, torch.arange(9)[None]
+        self.assertIsInstance(table, attention.RotaryTable)
+        there = LlamaRotaryEmbedding(model.decoder.config)(torch.zeros(1), at)
+        torch.testing.assert_close(table(torch.zeros(1), at), there)
+        self.assertNotIn("rotary", " ".join(model.state_dict()))
+
     def test_vocabulary_loss_is_cross_entropy(self):
         hidden, labels = torch.randn(2, 5, 32), torch.randint(300, (2, 5))
         labels[0, 2] = IGNORE
@@ -191,6 +214,36 @@ class Networks(unittest.TestCase):
             grads.append((loss.detach(), h.grad, w.grad))
         for a, b in zip(*grads):  # bf16 has 8 bits: products err by 2^-8 of their size
             self.assertLess(((a - b).norm() / b.norm()).item(), 2**-7)
+
+    def test_a_teacher_changes_the_gradient_alone(self):
+        rng = np.random.default_rng(4)
+        text = unittest.mock.Mock(window=lambda rng, n: rng.integers(3, 300, n))
+        batch = MixedBatch()
+        for n_chunks in (2, 3):
+            cpt.next_paragraph_row(batch, self.model, text, rng, n_chunks, 4, 6, 0.5, {"context": 7, "weight": 0.75})
+        rows, lessons = batch.rows, batch.lessons
+        batch.finished(multiple=8)
+        hidden, labels = batch.hidden(self.model)
+        at = labels != IGNORE
+        teacher, weight = torch.zeros(int(at.sum()), 300), torch.zeros(int(at.sum()))
+        with torch.no_grad():
+            for b, (_, ids, n, w) in enumerate(lessons):
+                ids = [int(i) for i in ids]
+                self.assertEqual(ids[-6:], rows[b][0][-6:])
+                logits = self.model.decoder(torch.tensor([ids])).logits[0, -7:-1]
+                end = int(at[: b + 1].sum())
+                teacher[end - 6 : end], weight[end - 6 : end] = logits.softmax(-1), w
+        log_p = self.model.decoder.lm_head(hidden[at]).log_softmax(-1)
+        wanted = (1 - weight)[:, None] * torch.nn.functional.one_hot(labels[at], 300) + weight[:, None] * teacher
+        self.assertEqual(int((weight > 0).sum()), 12)
+        self.assertLess(12, len(weight))  # the expanded chunks' tokens have no teacher
+        grads = []
+        for loss in (-(wanted * log_p).sum(1).mean(), batch.loss(self.model)):
+            self.model.zero_grad()
+            loss.backward()
+            grads.append(self.model.encoder.embeddings.word_embeddings.weight.grad.clone())
+        self.assertLess(((grads[0] - grads[1]).norm() / grads[0].norm()).item(), 2**-6)
+        self.assertAlmostEqual(loss.item(), -log_p[torch.arange(len(weight)), labels[at]].mean().item(), places=2)
 
     def test_policy_ignores_padding(self):
         tasks = [([[5, 6], [7, 8], [9]], [4, 5]), ([[5, 6]], [])]

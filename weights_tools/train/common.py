@@ -78,27 +78,30 @@ def autocast(device, precision="bf16"):
 
 
 class Optimizer:
-    """AdamW; with `muon` the matrices inside the layers take Muon instead (it needs about half the tokens at small sizes)."""
+    """AdamW; with `muon` the matrices inside the layers take Muon instead (it needs about half the tokens at small sizes). With
+    `rates` = {network = factor} a network learns at another rate than the others."""
 
     def __init__(self, model, opt):
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        inner = [p for n, p in named if opt.get("muon") and p.ndim == 2 and "layer" in n]
-        taken = {id(p) for p in inner}
-        outer = [p for _, p in named if id(p) not in taken]
-        decay, betas = opt.get("weight_decay", 0.1), tuple(opt.get("betas", (0.9, 0.98)))
+        decay, betas, rates = opt.get("weight_decay", 0.1), tuple(opt.get("betas", (0.9, 0.98))), opt.get("rates", {})
+        inner, outer = {}, {}  # (rate of the network, weight decay): parameters
+        for n, p in named:
+            rate = rates.get(n.split(".")[0], 1.0)
+            if opt.get("muon") and p.ndim == 2 and "layer" in n:
+                inner.setdefault((rate, decay), []).append(p)
+            else:  # norms and biases are not decayed
+                outer.setdefault((rate, opt.get("adam_weight_decay", decay) if p.ndim >= 2 else 0.0), []).append(p)
+        inner, outer = ([{"params": p, "rate": r, "weight_decay": d} for (r, d), p in groups.items()] for groups in (inner, outer))
         self.parts = []
         if inner:
             self.parts.append((torch.optim.Muon(inner, lr=1.0, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"), opt["lr"]))
-        # Norms and biases are not decayed.
-        groups = [{"params": [p for p in outer if p.ndim >= 2], "weight_decay": opt.get("adam_weight_decay", decay)},
-                  {"params": [p for p in outer if p.ndim < 2], "weight_decay": 0.0}]
-        self.parts.append((torch.optim.AdamW([g for g in groups if g["params"]], lr=1.0, betas=betas, fused=True), opt.get("adam_lr", opt["lr"])))
+        self.parts.append((torch.optim.AdamW(outer, lr=1.0, betas=betas, fused=True), opt.get("adam_lr", opt["lr"])))
         self.params = [p for _, p in named]
 
     def set_scale(self, scale):
         for part, lr in self.parts:
             for group in part.param_groups:
-                group["lr"] = lr * scale
+                group["lr"] = lr * scale * group["rate"]
 
     def step(self, scale, clip=1.0):
         """One update at `scale` times the peak learning rates. Returns the gradient's norm before clipping."""

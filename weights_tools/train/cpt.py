@@ -15,12 +15,16 @@ surprise of one token is several: against the sampled token a small model would 
 """
 import sys
 
+import numpy as np
+
 from . import reconstruct
 from .common import train
 from .curriculum import draw
 from .loaders import Made
 from .model import MixedBatch, n_expand
 from .stage import begin, open_questions, open_text
+
+SHAPES = 2**31  # beside the generators of parts, [seed, step, part]
 
 
 def mixed_pieces(batch, chunks, expanded, kind="tokens"):
@@ -38,29 +42,34 @@ def next_paragraph_row(batch, model, text, rng, n_chunks, k, n_target, p, teache
         batch.teach([model.bos, *ids[max(0, n_chunks * k - teacher["context"]) :]], n_target, teacher["weight"])
 
 
-def text_step(batch, model, data, text, rng, fraction):
-    """Rows of one kind (compressed, mixed or rebuild), one k and one number of chunks. Returns the kind's name."""
-    k = int(rng.choice(data["chunk_lens"], p=data["chunk_len_weights"]))
+def shape_rng(cfg, number):
+    """Generator of what decides how long part `number` takes, the same for all parts of a step: processes wait for each other."""
+    return np.random.default_rng([cfg["run"]["seed"], SHAPES, number // cfg["run"].get("parts", 4)])
+
+
+def text_step(batch, model, data, text, rng, shape, fraction):
+    """Rows of one kind (compressed, mixed or rebuild), one k and one number of chunks, drawn from `shape`. Returns the kind's name."""
+    k = int(shape.choice(data["chunk_lens"], p=data["chunk_len_weights"]))
     sizes = [n for n in data["n_chunks"] if n * k <= data["max_context"]]
-    n_chunks = draw(rng, sizes, fraction, data.get("curriculum", True))
+    n_chunks = draw(shape, sizes, fraction, data.get("curriculum", True))
     shares, target = data["shares"], data["target"]
     kinds = ["compressed", "mixed", "rebuild"]
     total = sum(shares[name] for name in kinds)
-    kind = kinds[rng.choice(3, p=[shares[name] / total for name in kinds])]
+    kind = kinds[shape.choice(3, p=[shares[name] / total for name in kinds])]
     if kind == "rebuild":
         n = min(n_chunks, target // k)
         reconstruct.add_rows(batch, model, text, rng, max(1, data["positions"] // (n * (k + 1))), n, k)
         return f"rebuild k{k}"
-    p = float(rng.uniform(*data["mixed_p"])) if kind == "mixed" else 0.0
+    p = float(shape.uniform(*data["mixed_p"])) if kind == "mixed" else 0.0
     length = n_chunks + n_expand(p, n_chunks) * (k - 1) + target
     for _ in range(max(1, data["positions"] // length)):
         next_paragraph_row(batch, model, text, rng, n_chunks, k, target, p, data.get("teacher"))
     return f"{kind} k{k}"
 
 
-def token_step(batch, model, data, text, qa, rng):
-    shares, length = data["shares"], data["length"]
-    questions = rng.random() * (shares["plain"] + shares["questions"]) >= shares["plain"]
+def token_step(batch, model, data, text, qa, rng, shape):
+    shares, length = data["shares"], int(shape.choice(data["lengths"]))
+    questions = shape.random() * (shares["plain"] + shares["questions"]) >= shares["plain"]
     for _ in range(max(1, data["positions"] // length)):
         if questions:
             ids, is_answer = qa.row(rng, length)
@@ -90,11 +99,11 @@ def main(config):
     qa = open_questions(cfg, model) if shares.get("questions") else None
 
     def make(rng, fraction, number):
-        batch = MixedBatch()
-        if rng.random() * sum(shares.values()) < shares["plain"] + shares["questions"]:
-            name = token_step(batch, model, data, text, qa, rng)
+        batch, shape = MixedBatch(), shape_rng(cfg, number)
+        if shape.random() * sum(shares.values()) < shares["plain"] + shares["questions"]:
+            name = token_step(batch, model, data, text, qa, rng, shape)
         else:
-            name = text_step(batch, model, data, text, rng, fraction)
+            name = text_step(batch, model, data, text, rng, shape, fraction)
         return name, batch.finished(multiple=32)
 
     train(cfg, model, Made(make, named_loss(model)), {"decoder", "encoder", "projector"}, world)

@@ -17,5 +17,7 @@ def shares(sizes, fraction):
 
 
 def draw(rng, sizes, fraction, curriculum=True):
-    """A number of chunks; without a curriculum always the largest."""
+    """A number of chunks; without a curriculum always the largest, with "even" each alike."""
+    if curriculum == "even":
+        return int(rng.choice(sizes))
     return int(rng.choice(sizes, p=shares(sizes, fraction))) if curriculum else int(max(sizes))

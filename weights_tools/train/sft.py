@@ -10,7 +10,7 @@ that the decoder learns to look for it there. Text rows of stage 3 keep language
 import sys
 
 from .common import train
-from .cpt import mixed_pieces, named_loss, text_step, token_step
+from .cpt import mixed_pieces, named_loss, shape_rng, text_step, token_step
 from .loaders import Made
 from .model import MixedBatch, n_expand
 from .stage import begin, open_questions, open_text
@@ -97,14 +97,15 @@ def main(config):
     text, qa = open_text(cfg, world), open_questions(cfg, model)
 
     def make(rng, fraction, number):
-        batch, u = MixedBatch(), rng.random()
+        batch, shape = MixedBatch(), shape_rng(cfg, number)
+        u = shape.random()
         if u < data["text_steps"]:
-            name = text_step(batch, model, data, text, rng, 1.0)
+            name = text_step(batch, model, data, text, rng, shape, 1.0)
         elif u < data["text_steps"] + data["token_steps"]:
-            name = token_step(batch, model, data, text, qa, rng)
+            name = token_step(batch, model, data, text, qa, rng, shape)
         else:
             name, longest = "answers", 0
-            k = int(rng.choice(data["chunk_lens"], p=data["chunk_len_weights"]))
+            k = int(shape.choice(data["chunk_lens"], p=data["chunk_len_weights"]))
             while longest * (len(batch.rows) + 1) <= data["positions"]:
                 longest = max(longest, add_question_row(batch, model, data, rng, qa, k))
         return name, batch.finished(multiple=32)

@@ -280,7 +280,7 @@ class Sharded(unittest.TestCase):
         if stage == "reconstruct":
             data |= {"folder": str(cls.folder), "weights": {"a": 1.0}}
         else:
-            data |= {"target": 16, "length": 48, "max_context": 64, "mixed_p": [0.1, 0.5], "shuffle": 4,
+            data |= {"target": 16, "lengths": [48], "max_context": 64, "mixed_p": [0.1, 0.5], "shuffle": 4,
                      "shares": dict(compressed=0.4, mixed=0.2, rebuild=0.1, plain=0.3, questions=0.0),
                      "stream": [{"name": "docs", "path": str(cls.folder / "docs.jsonl"), "weight": 1.0}]}
         run = {"seed": 3, "out": str(cls.folder / name), "max_steps": 12 if stage == "reconstruct" else 24, "parts": 4, "device": "cpu", "threads": 1,
@@ -295,7 +295,7 @@ class Sharded(unittest.TestCase):
         cfg = read_config(Path(__file__).parent / f"configs/llama-2-7b/{name}.toml")
         cfg["run"] |= {"out": str(cls.folder / name), "init": str(cls.folder / init / "weights"), "device": "cpu", "threads": 1, "parts": 4, "max_steps": 8, "print_every": 4}
         cfg["optimizer"]["lr"] = 1e-2
-        cfg["data"] |= {"folder": str(cls.folder), "chunk_lens": [4], "n_chunks": [1, 2], "positions": 256, "target": 16, "length": 48, "max_context": 400,
+        cfg["data"] |= {"folder": str(cls.folder), "chunk_lens": [4], "n_chunks": [1, 2], "positions": 256, "target": 16, "lengths": [48], "max_context": 400,
                         "text_context": [32], "text_target": 16, "group": 4, "fractions": [0.25], "tasks": {"facts": [1.0, 1]},
                         "stream": [{"name": "docs", "path": str(cls.folder / "docs.jsonl"), "weight": 1.0}]}
         path = cls.folder / f"{name}.toml"

@@ -20,7 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from . import attention, cpt, curriculum, facts, grpo, prepare, pretrain, reconstruct, sft
 from .batches import Qa, Segments, Text
-from .common import load_model, read_config
+from .common import Optimizer, load_model, read_config
 from .corpora import Deduper, first_sentences
 from .evaluate import log_perplexity
 from .export import export, load_directory
@@ -73,6 +73,7 @@ class Values(unittest.TestCase):
         # The table's fifth of nine stages: 16, 213, 193, 185, 103, 50 samples.
         np.testing.assert_allclose(middle, np.array([16, 213, 193, 185, 103, 50]) / 760, atol=0.002)
         self.assertEqual(curriculum.draw(np.random.default_rng(0), sizes, 0.0, curriculum=False), 32)
+        self.assertEqual({curriculum.draw(np.random.default_rng(i), sizes, 0.0, "even") for i in range(60)}, set(sizes))
 
     def test_repeats_are_dropped(self):
         long = " ".join(f"word{i}" for i in range(60))
@@ -303,7 +304,7 @@ class Stages(unittest.TestCase):
             data |= {"imitation": 1.0}  # GRPO has a test of its own
         cfg["optimizer"] |= {"lr": lr, "adam_lr": lr}
         data |= {"folder": str(cls.data), "weights": {"a": 1.0}, "tasks": {"facts": [1.0, 2]}, "phases": [[0, 4, 64, 0.2, 0.3]], "positions": 256,
-                 "length": 128, "target": 16, "max_context": 300, "chunk_lens": [4], "chunk_len_weights": [1.0], "n_chunks": [1, 2, 4],
+                 "lengths": [128], "target": 16, "max_context": 300, "chunk_lens": [4], "chunk_len_weights": [1.0], "n_chunks": [1, 2, 4],
                  "group": 4, "imitation_tasks": 16, "text_context": [32], "text_target": 16}
         return {k: cfg[k] for k in ("run", "optimizer", "data")}
 
@@ -323,6 +324,22 @@ class Stages(unittest.TestCase):
         with unittest.mock.patch.object(module, "train", instead):
             module.main(self.data / f"{name}.toml")
         return float(np.mean(seen))
+
+    def test_networks_may_learn_at_rates_of_their_own(self):
+        model = Refrag(SHAPE)
+        optimizer = Optimizer(model, {"muon": True, "lr": 2.0, "adam_lr": 3.0, "weight_decay": 0.1, "rates": {"decoder": 0.25}})
+        optimizer.set_scale(0.5)
+        names = {id(p): n for n, p in model.named_parameters()}
+        seen = []
+        for part, lr in optimizer.parts:
+            for group in part.param_groups:
+                for p in group["params"]:
+                    name = names[id(p)]
+                    self.assertEqual(group["lr"], lr * 0.5 * (0.25 if name.startswith("decoder.") else 1.0), name)
+                    self.assertEqual(group["weight_decay"], 0.1 if p.ndim >= 2 else 0.0, name)
+                    self.assertEqual(lr, 2.0 if p.ndim == 2 and "layer" in name else 3.0, name)
+                    seen.append(name)
+        self.assertEqual(sorted(seen), sorted(names.values()))
 
     def test_every_stage_lowers_its_loss(self):
         for name, factor in (("pretrain", 0.8), ("reconstruct", 0.98), ("cpt", 0.97), ("sft", 0.97), ("policy", 0.97)):

@@ -52,8 +52,8 @@ def tables(data, variants):
         out[name] = [*QA, "--distractors", "0", "-n", "64", "--data", data / f"{name}.jsonl"], ""
     for name in ("facts", "squad-dev"):
         out[f"{name}-turns"] = [*QA, "--distractors", "0,4", "--limit", "150", "--max-turns", "4", "--data", data / f"{name}-turns.jsonl"], ""
-    for name in ("scitldr", "qmsum"):
-        out[name] = ["eval", "qa", "-k", "8,16", "-p", "0,0.25", "-n", "64", "--limit", "300", "--data", data / f"{name}.jsonl"], ""
+    for name, length in (("scitldr", "64"), ("qmsum", "128")):
+        out[name] = ["eval", "qa", "-k", "8,16", "-p", "0,0.25", "-n", length, "--limit", "300", "--data", data / f"{name}.jsonl"], ""
     return out
 
 

@@ -44,6 +44,7 @@ class RotaryTable(nn.Module):
     def forward(self, x, position_ids):
         """position_ids [1, T] are 0 .. T - 1, as in every row of training; returns [1, T, head_dim] twice."""
         t = position_ids.shape[1]
+        assert t <= self.cos.shape[1], "a row is longer than [decoder] max_position_embeddings"
         return self.cos[:, :t].to(x.dtype), self.sin[:, :t].to(x.dtype)
 
 

@@ -39,6 +39,11 @@ def read_config(path):
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # counts and clocks stay on the host
 
 
+def parts_of(run):
+    """How many parts a step has."""
+    return run.get("parts", 4)
+
+
 class World:
     """The processes of a run and this one's device. One process when torchrun did not start it."""
 
@@ -236,7 +241,7 @@ def train(cfg, model, loss_of, trainable, world):
     else:
         model.to(world.device)
         held = WholeModel(model, Optimizer(model, opt), world)
-    optimizer, parts = held.optimizer, run.get("parts", 4)
+    optimizer, parts = held.optimizer, parts_of(run)
     mine = range(world.rank, parts, world.size)
     assert parts % world.size == 0, f"[run] parts: expected a multiple of the {world.size} processes, found {parts}"
     loader = None

@@ -3,7 +3,7 @@
 Steps are of several kinds, so that nothing learnt before decays:
   compressed   <s>, n slots, then the following text (targets)
   mixed        the same with a random share of the chunks left as tokens (stage 3b); those tokens are targets too
-  rebuild      <s>, few slots, their text (targets): stage 2 goes on
+  rebuild      <s>, few slots, </s>, their text (targets): stage 2 goes on; the </s> says that this is not the next paragraph
   plain        <s> and text, all targets: the full context, and near its start no context
   questions    passages and questions as tokens; answers are targets
 
@@ -18,7 +18,7 @@ import sys
 import numpy as np
 
 from . import reconstruct
-from .common import train
+from .common import parts_of, train
 from .curriculum import draw
 from .loaders import Made
 from .model import MixedBatch, n_expand
@@ -44,7 +44,7 @@ def next_paragraph_row(batch, model, text, rng, n_chunks, k, n_target, p, teache
 
 def shape_rng(cfg, number):
     """Generator of what decides how long part `number` takes, the same for all parts of a step: processes wait for each other."""
-    return np.random.default_rng([cfg["run"]["seed"], SHAPES, number // cfg["run"].get("parts", 4)])
+    return np.random.default_rng([cfg["run"]["seed"], SHAPES, number // parts_of(cfg["run"])])
 
 
 def text_step(batch, model, data, text, rng, shape, fraction):
@@ -52,13 +52,14 @@ def text_step(batch, model, data, text, rng, shape, fraction):
     k = int(shape.choice(data["chunk_lens"], p=data["chunk_len_weights"]))
     sizes = [n for n in data["n_chunks"] if n * k <= data["max_context"]]
     n_chunks = draw(shape, sizes, fraction, data.get("curriculum", True))
-    shares, target = data["shares"], data["target"]
+    shares, targets = data["shares"], np.atleast_1d(data["target"])
     kinds = ["compressed", "mixed", "rebuild"]
     total = sum(shares[name] for name in kinds)
     kind = kinds[shape.choice(3, p=[shares[name] / total for name in kinds])]
+    target = int(shape.choice(targets))
     if kind == "rebuild":
-        n = min(n_chunks, target // k)
-        reconstruct.add_rows(batch, model, text, rng, max(1, data["positions"] // (n * (k + 1))), n, k)
+        n = min(n_chunks, data.get("rebuilt", target) // k)
+        reconstruct.add_rows(batch, model, text, rng, max(1, data["positions"] // (n * (k + 1))), n, k, mark=[model.eos])
         return f"rebuild k{k}"
     p = float(shape.uniform(*data["mixed_p"])) if kind == "mixed" else 0.0
     length = n_chunks + n_expand(p, n_chunks) * (k - 1) + target

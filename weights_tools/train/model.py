@@ -250,6 +250,7 @@ class MixedBatch:
 
     def __init__(self):
         self.chunks, self.rows, self.ready = [], [], None
+        self.weights = None  # [M], of the targets in row order; without it all count alike
         self.lessons, self.taught = [], None
 
     def chunk(self, ids):
@@ -336,8 +337,9 @@ class MixedBatch:
             return weight, model.hidden(ids).flatten(0, 1)[at]
 
     def loss(self, model, multiple=64):
-        """Mean loss of all targets, for training."""
-        return model.loss(*self.hidden(model, multiple), teaching=self.teaching(model))[0]
+        """Weighted mean loss of all targets, for training."""
+        weight = None if self.weights is None else torch.tensor(self.weights, dtype=torch.float32, device=model.device)
+        return model.loss(*self.hidden(model, multiple), weight, self.teaching(model))[0]
 
 
 def n_expand(p, n_chunks):

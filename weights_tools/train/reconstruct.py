@@ -14,11 +14,12 @@ from .model import MixedBatch
 from .stage import begin, open_text
 
 
-def add_rows(batch, model, text, rng, n_rows, n_chunks, k):
+def add_rows(batch, model, text, rng, n_rows, n_chunks, k, mark=()):
+    """mark: ids between the slots and the text"""
     for _ in range(n_rows):
         ids = text.window(rng, n_chunks * k)
         slots = [("slot", batch.chunk(c)) for c in model.cut(ids, k)]
-        batch.add_row([("tokens", [model.bos]), *slots, ("target", ids)])
+        batch.add_row([("tokens", [model.bos]), *slots, ("tokens", mark), ("target", ids)])
 
 
 def main(config):

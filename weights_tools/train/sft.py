@@ -9,6 +9,8 @@ that the decoder learns to look for it there. Text rows of stage 3 keep language
 """
 import sys
 
+import numpy as np
+
 from .common import train
 from .cpt import mixed_pieces, named_loss, shape_rng, text_step, token_step
 from .loaders import Made
@@ -43,6 +45,11 @@ class Task:
             end = begin + len(answer)
             holders = {first + t // k for t, (a, b) in enumerate(starts) if a < end and b > begin} if begin >= 0 else set()
             self.qas.append((question, qa.question(question), qa.answer(answer), sorted(holders)))
+
+    def length(self, expanded, suffix):
+        """Decoder positions of the row, questions and answers included."""
+        context = sum(len(c) if i in expanded else 1 for i, c in enumerate(self.chunks)) + (self.passage_of[-1] + 1) * len(suffix)
+        return 1 + context + sum(len(question) + len(answer) for _, question, answer, _ in self.qas)
 
     def context(self, batch, expanded, bos, suffix):
         """The pieces of <s> and the passages; a passage's suffix tokens follow its last chunk."""
@@ -81,14 +88,36 @@ def choose_expanded(data, rng, task):
     return expanded
 
 
-def add_question_row(batch, model, data, rng, qa, k):
-    """Returns the row's positions."""
-    _, task = draw_task(data, rng, qa, model.cut, k, data["max_context"])
-    pieces = task.context(batch, choose_expanded(data, rng, task), model.bos, qa.suffix)
-    for _, question, answer, _ in task.qas:
-        pieces += [("tokens", question), ("target", answer)]
-    batch.add_row(pieces)
-    return len(batch.rows[-1][0])
+def draw_rows(data, rng, qa, cut, k):
+    """[(Task, its expanded chunks)] of a part of a step. Rows are padded to the longest of them, so of `pool` rows neighbours in length are
+    taken, around one of them, as many as fit. A row's chance of being that one is its length's: of long rows fewer fit."""
+    pool = []
+    for _ in range(data.get("pool", 16)):
+        _, task = draw_task(data, rng, qa, cut, k, data["max_context"])
+        expanded = choose_expanded(data, rng, task)
+        pool.append((task.length(expanded, qa.suffix), task, expanded))
+    pool.sort(key=lambda row: row[0])
+    lengths = np.array([length for length, _, _ in pool])
+    begin = int(rng.choice(len(pool), p=lengths / lengths.sum()))
+    end = begin + 1
+    while end - begin < len(pool):
+        downwards = begin > 0 and (end == len(pool) or rng.random() < 0.5)
+        if lengths[end - 1 if downwards else end] * (end - begin + 1) > data["positions"]:
+            break
+        begin, end = (begin - 1, end) if downwards else (begin, end + 1)
+    return [(task, expanded) for _, task, expanded in pool[begin:end]]
+
+
+def add_question_rows(batch, model, data, rng, qa, k):
+    """An answer counts as the root of its length, or a few long ones, of which little can be learnt, would drown the many short ones."""
+    weights = []
+    for task, expanded in draw_rows(data, rng, qa, model.cut, k):
+        pieces = task.context(batch, expanded, model.bos, qa.suffix)
+        for _, question, answer, _ in task.qas:
+            pieces += [("tokens", question), ("target", answer)]
+            weights += [len(answer) ** -0.5] * len(answer)
+        batch.add_row(pieces)
+    batch.weights = weights
 
 
 def main(config):
@@ -100,14 +129,12 @@ def main(config):
         batch, shape = MixedBatch(), shape_rng(cfg, number)
         u = shape.random()
         if u < data["text_steps"]:
-            name = text_step(batch, model, data, text, rng, shape, 1.0)
+            name = text_step(batch, model, data, text, rng, shape, 1.0)  # stage 3's curriculum is over
         elif u < data["text_steps"] + data["token_steps"]:
             name = token_step(batch, model, data, text, qa, rng, shape)
         else:
-            name, longest = "answers", 0
-            k = int(shape.choice(data["chunk_lens"], p=data["chunk_len_weights"]))
-            while longest * (len(batch.rows) + 1) <= data["positions"]:
-                longest = max(longest, add_question_row(batch, model, data, rng, qa, k))
+            name, k = "answers", int(shape.choice(data["chunk_lens"], p=data["chunk_len_weights"]))
+            add_question_rows(batch, model, data, rng, qa, k)
         return name, batch.finished(multiple=32)
 
     train(cfg, model, Made(make, named_loss(model)), {"decoder", "encoder", "projector"}, world)

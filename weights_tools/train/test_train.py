@@ -25,8 +25,9 @@ from .corpora import Deduper, first_sentences
 from .evaluate import log_perplexity
 from .export import export, load_directory
 from .facts import KINDS, FactMaker
-from .model import BOS, IGNORE, MixedBatch, Refrag, chunked, n_expand
+from .model import BOS, EOS, IGNORE, MixedBatch, Refrag, chunked, n_expand
 from .prepare import make_tokenizer
+from .stage import open_questions
 from .tasks import Factbook, Facts
 
 SHAPE = {
@@ -73,7 +74,11 @@ class Values(unittest.TestCase):
         # The table's fifth of nine stages: 16, 213, 193, 185, 103, 50 samples.
         np.testing.assert_allclose(middle, np.array([16, 213, 193, 185, 103, 50]) / 760, atol=0.002)
         self.assertEqual(curriculum.draw(np.random.default_rng(0), sizes, 0.0, curriculum=False), 32)
-        self.assertEqual({curriculum.draw(np.random.default_rng(i), sizes, 0.0, "even") for i in range(60)}, set(sizes))
+        self.assertEqual({curriculum.draw(np.random.default_rng(i), sizes, 0.0, 0) for i in range(60)}, set(sizes))
+        self.assertEqual({curriculum.draw(np.random.default_rng(i), sizes, 0.7, 0.6) for i in range(60)}, set(sizes))
+        for i in range(60):  # a curriculum that takes half of the run is at its middle after a quarter
+            same = [curriculum.draw(np.random.default_rng(i), sizes, *at) for at in ((0.25, 0.5), (0.5, True))]
+            self.assertEqual(*same)
 
     def test_repeats_are_dropped(self):
         long = " ".join(f"word{i}" for i in range(60))
@@ -415,6 +420,53 @@ class Stages(unittest.TestCase):
                 module.main(self.data / "ahead.toml")
                 states.append(torch.load(out / "last.pt", weights_only=True)["model"])
             self.assertTrue(all(torch.equal(states[0][k], states[1][k]) for k in states[0]), name)
+
+    def test_question_rows_of_a_part_are_about_as_long_and_fit(self):
+        _, cfg = self.runs["sft"]
+        model, data = Refrag(SHAPE), cfg["data"] | {"positions": 700, "max_context": 400, "tasks": {"facts": [1.0, 6]}, "pool": 16}
+        qa = open_questions(cfg | {"data": data, "template": TOY_TEMPLATE, "decoder": {}}, model)
+        used, many = [], 0
+        for seed in range(40):
+            rng, batch = np.random.default_rng(seed), MixedBatch()
+            rows = sft.draw_rows(data, np.random.default_rng(seed), qa, chunked, 4)
+            sft.add_question_rows(batch, model, data, rng, qa, 4)
+            lengths = [len(ids) for ids, _, _ in batch.rows]
+            self.assertEqual(lengths, [task.length(expanded, qa.suffix) for task, expanded in rows])
+            self.assertEqual(lengths, sorted(lengths))
+            self.assertTrue(len(lengths) == 1 or len(lengths) * max(lengths) <= data["positions"], lengths)
+            used += [n / max(lengths) for n in lengths]
+            many += len(lengths) > 1
+            learnt = sum(sum(learnt) for _, _, learnt in batch.rows)
+            answers = [len(answer) for task, _ in rows for _, _, answer, _ in task.qas]
+            self.assertEqual(len(batch.weights), learnt)
+            self.assertAlmostEqual(sum(batch.weights), sum(n**0.5 for n in answers))
+        self.assertGreater(np.mean(used), 0.8)
+        self.assertGreater(many, 20)
+
+    def test_weights_of_targets_count_in_the_loss(self):
+        torch.manual_seed(3)
+        model, batch = Refrag(SHAPE), MixedBatch()
+        batch.add_row([("tokens", [0, 7]), ("target", [5, 6])])
+        batch.add_row([("tokens", [0]), ("target", [8])])
+        with torch.no_grad():
+            each, plain = batch.losses(model)[0], batch.loss(model)
+            batch.weights = [0.5, 1.0, 2.5]
+            weighted = batch.loss(model)
+        torch.testing.assert_close(plain, each.mean(), rtol=2e-2, atol=0)  # bf16 products
+        torch.testing.assert_close(weighted, (each * torch.tensor([0.5, 1.0, 2.5])).sum() / 4, rtol=2e-2, atol=0)
+        self.assertGreater((weighted - plain).abs(), 0.01)
+
+    def test_text_to_be_written_back_is_marked(self):
+        _, cfg = self.runs["cpt"]
+        text, model = Text(self.data, {"a": 1.0}), Refrag(SHAPE)
+        data = cfg["data"] | {"shares": {"compressed": 0, "mixed": 0, "rebuild": 1, "plain": 0, "questions": 0}}
+        batch, generators = MixedBatch(), [np.random.default_rng(i) for i in (1, 2)]
+        self.assertEqual(cpt.text_step(batch, model, data, text, *generators, 1.0), "rebuild k4")
+        for ids, slots, learnt in batch.rows:
+            self.assertEqual([t for t, _ in slots], list(range(1, 1 + len(slots))))
+            self.assertEqual(ids[1 + len(slots)], EOS)
+            self.assertEqual(learnt, [False] * (2 + len(slots)) + [True] * (4 * len(slots)))
+            self.assertEqual(ids[2 + len(slots) :], [t for _, c in slots for t in batch.chunks[c]])
 
     def test_every_configuration_can_be_read(self):
         for path in sorted((Path(__file__).parent / "configs").rglob("*.toml")):

@@ -6,7 +6,8 @@
     python3 bench/evidence.py tables    # the tables in weights_tools/refrag-nano/README.md from those files
 
 The held-out texts and questions are made by weights_tools/train/prepare.py (--data, default build/train/data/test). Variants of the
-training that are not shipped (--variants, default build/train/variants: one model directory each) are measured where they exist.
+training that are not shipped (--variants, --regularisation, default build/train/...: one model directory each) are measured where
+they exist, the latter on validation text.
 Needs Python alone; the figures (bench/plot.py) need matplotlib.
 """
 
@@ -28,7 +29,10 @@ SELECTION = ["eval", "perplexity", "--context", "512", "--output", "256", "-k", 
 QA = ["eval", "qa", "-k", "16", "-p", "0,0.1,0.25", "--policy", "model,random", "--limit", "300"]
 
 
-def tables(data, variants):
+REGULARISATION = ["eval", "perplexity", "--context", "256", "--output", "256", "--modes", "none,full", "--limit", "200"]
+
+
+def tables(data, variants, regularisation):
     """{name: (arguments of refrag, model: "" the shipped one, "text" the one with the paper's policy, else a directory)}"""
     out = {}
     for text in ("textbooks", "novels"):
@@ -39,6 +43,8 @@ def tables(data, variants):
         for text in ("textbooks", "novels"):
             out[f"variant-{folder.parent.name}-{text}"] = [
                 "eval", "perplexity", "--context", "512", "--output", "256", "-k", "8,16", "--limit", "200", "--text", data / f"{text}.txt"], folder.parent
+    for folder in sorted(regularisation.glob("*/refrag.json")) if regularisation.exists() else []:
+        out[f"regularisation-{folder.parent.name}"] = [*REGULARISATION, "--text", data.parent / "validation/novels.txt"], folder.parent
     facts = ["--distractors", "0,4,9", "--limit", "300", "--data", data / "facts.jsonl"]
     out["facts"] = ["eval", "qa", "-k", "16", "-p", "0,0.1,0.25,0.5", "--policy", "model,random,perplexity-desc", *facts], ""
     out["facts-k8"] = ["eval", "qa", "-k", "8", "-p", "0,0.1,0.25,0.5", "--modes", "refrag", *facts], ""
@@ -172,14 +178,24 @@ def variants_table(results):
     return markdown(["variant, text", "k", "none", "refrag", "full"], out) if out else NOT_MEASURED
 
 
+def regularisation_table(results):
+    out = []
+    for path in sorted(results.glob("regularisation-*.json")):
+        result = json.loads(path.read_text())
+        at = {r["mode"]: r for r in result["rows"]}
+        out.append([result["table"].removeprefix("regularisation-"), *(number(at[m]["log_perplexity"], 3) for m in ("none", "full")), number(at["full"]["standard_error"], 3)])
+    return markdown(["continued", "no context", "256 tokens of context", "s.e."], out) if out else NOT_MEASURED
+
+
 NOT_MEASURED = "(not measured)"
+SUMMARIES = {"variants": variants_table, "regularisation": regularisation_table}  # of several files
 WITH_ROUGE = ("fairytaleqa", "medquad", "scitldr", "qmsum")
 
 
 def draw_up(name, results):
     """The markdown of one table, of what is in the folder `results`."""
-    if name == "variants":
-        return variants_table(results)
+    if name in SUMMARIES:
+        return SUMMARIES[name](results)
     path = results / f"{name}.json"
     if not path.exists():
         return NOT_MEASURED
@@ -197,8 +213,8 @@ def fill(text, card, names, results):
     while (begin := text.find("<!-- table ", at)) >= 0:
         end_of_mark = text.find("-->", begin) + 3
         name, end = text[begin + len("<!-- table ") : end_of_mark - 3].strip(), text.find("<!-- end -->", begin)
-        if name != "variants" and name not in names:
-            raise SystemExit(f"evidence.py: {card}: table {name}: expected one of variants, {', '.join(names)}")
+        if name not in SUMMARIES and name not in names:
+            raise SystemExit(f"evidence.py: {card}: table {name}: expected one of {', '.join([*SUMMARIES, *names])}")
         if end < 0:
             raise SystemExit(f"evidence.py: {card}: table {name}: expected <!-- end --> after it, found none")
         out += [text[at:end_of_mark], "\n", draw_up(name, results), "\n"]
@@ -216,8 +232,9 @@ def main():
     parser.add_argument("--results", type=Path, default=ROOT / "bench/results/nano", help="where the tables are written and read")
     parser.add_argument("--card", type=Path, default=ROOT / "weights_tools/refrag-nano/README.md")
     parser.add_argument("--variants", type=Path, default=ROOT / "build/train/variants")
+    parser.add_argument("--regularisation", type=Path, default=ROOT / "build/train/regularisation")
     options = parser.parse_args()
-    wanted = tables(options.data, options.variants)
+    wanted = tables(options.data, options.variants, options.regularisation)
     if options.what == "list":
         print("\n".join(wanted))
         return

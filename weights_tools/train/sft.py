@@ -63,13 +63,16 @@ class Task:
 
 
 def draw_task(data, rng, qa, cut, k, max_tokens, max_answer=96):
-    """(source's name, Task): one that fits into max_tokens of context and has at least one question whose answer is not too long."""
+    """(source's name, Task): one that fits into max_tokens of context and has at least one question whose answer is not too long. Questions
+    and answers together have at most `max_asked` tokens."""
     while True:
         name, passages, gold, qas = qa.tasks.task(rng)
         if sum(len(p["text"]) for p in passages) > 8 * max_tokens:
             continue
         task = Task(qa, passages, gold, qas[: data["questions"]], cut, k)
         task.qas = [q for q in task.qas if len(q[2]) <= max_answer]
+        asked = np.cumsum([len(question) + len(answer) for _, question, answer, _ in task.qas])
+        task.qas = task.qas[: int(np.searchsorted(asked, data.get("max_asked", np.inf), side="right"))]
         if task.qas and sum(map(len, task.chunks)) <= max_tokens:
             return name, task
 

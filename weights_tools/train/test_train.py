@@ -309,7 +309,7 @@ class Stages(unittest.TestCase):
             data |= {"imitation": 1.0}  # GRPO has a test of its own
         cfg["optimizer"] |= {"lr": lr, "adam_lr": lr}
         data |= {"folder": str(cls.data), "weights": {"a": 1.0}, "tasks": {"facts": [1.0, 2]}, "phases": [[0, 4, 64, 0.2, 0.3]], "positions": 256,
-                 "lengths": [128], "target": 16, "max_context": 300, "chunk_lens": [4], "chunk_len_weights": [1.0], "n_chunks": [1, 2, 4],
+                 "lengths": [128], "target": 16, "max_context": 300, "max_asked": 150, "chunk_lens": [4], "chunk_len_weights": [1.0], "n_chunks": [1, 2, 4],
                  "group": 4, "imitation_tasks": 16, "text_context": [32], "text_target": 16}
         return {k: cfg[k] for k in ("run", "optimizer", "data")}
 
@@ -434,6 +434,7 @@ class Stages(unittest.TestCase):
             self.assertEqual(lengths, [task.length(expanded, qa.suffix) for task, expanded in rows])
             self.assertEqual(lengths, sorted(lengths))
             self.assertTrue(len(lengths) == 1 or len(lengths) * max(lengths) <= data["positions"], lengths)
+            self.assertTrue(all(1 <= len(task.qas) and sum(len(q) + len(a) for _, q, a, _ in task.qas) <= 150 for task, _ in rows))
             used += [n / max(lengths) for n in lengths]
             many += len(lengths) > 1
             learnt = sum(sum(learnt) for _, _, learnt in batch.rows)

@@ -58,7 +58,7 @@ def text_step(batch, model, data, text, rng, shape, fraction):
     kind = kinds[shape.choice(3, p=[shares[name] / total for name in kinds])]
     target = int(shape.choice(targets))
     if kind == "rebuild":
-        n = min(n_chunks, data.get("rebuilt", target) // k)
+        n = max(1, min(n_chunks, data.get("rebuilt", target) // k))
         reconstruct.add_rows(batch, model, text, rng, max(1, data["positions"] // (n * (k + 1))), n, k, mark=[model.eos])
         return f"rebuild k{k}"
     p = float(shape.uniform(*data["mixed_p"])) if kind == "mixed" else 0.0

@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <cstdlib>
+#include <filesystem>
 #include <string>
 
 #include "cli_test.h"
@@ -12,6 +13,7 @@
 using namespace refrag;
 using refrag_test::contains;
 using refrag_test::Ran;
+using refrag_test::repo_path;
 using refrag_test::shell_run;
 using refrag_test::skip;
 using refrag_test::TempDir;
@@ -73,13 +75,36 @@ TEST_CASE("evidence.py measures a table by refrag, keeps its rows, and puts it i
     CHECK_FALSE(contains(card, "old"));
 }
 
+TEST_CASE("evidence.py measures trainings that are not shipped and sums them up in a table") {
+    const TempDir dir;
+    if (without_python(dir)) return;
+    for (const char* folder : {"test", "validation", "trainings"})
+        std::filesystem::create_directory(dir.file(folder));
+    for (const char* name : {"dropout", "plain"})
+        std::filesystem::create_directory_symlink(
+            std::filesystem::absolute(repo_path("weights_tools/refrag-nano")), dir.file("trainings/") + name);
+    std::string text;
+    for (int i = 0; i < 200; ++i) text += str("The river number ", i, " ends in the sea. ");
+    dir.write("validation/novels.txt", text);
+    dir.write("card.md", "<!-- table regularisation -->\n<!-- end -->\n");
+    const char* binary = std::getenv("REFRAG_BINARY");
+    const Ran ran = evidence(dir, str("run regularisation --data ", dir.file("test"), " --regularisation ",
+                                      dir.file("trainings"), " --binary ", binary ? binary : "build/refrag"));
+    CAPTURE(ran.err);
+    REQUIRE(ran.code == 0);
+    const std::string card = read_file(dir.file("card.md"), 1 << 20);
+    CHECK(contains(
+        card, "| continued | no context | 256 tokens of context | s.e. |\n|---|---|---|---|\n| dropout | "));
+    CHECK(contains(card, "|\n| plain | "));
+}
+
 TEST_CASE("evidence.py refuses a card and names that it does not know") {
     const TempDir dir;
     if (without_python(dir)) return;
     dir.write("card.md", "<!-- table nothing -->\n<!-- end -->\n");
     Ran ran = evidence(dir, "tables");
     CHECK(ran.code == 1);
-    CHECK(contains(ran.err, "table nothing: expected one of variants, perplexity-textbooks"));
+    CHECK(contains(ran.err, "table nothing: expected one of variants, regularisation, perplexity-textbooks"));
     dir.write("card.md", "<!-- table facts -->\n");
     ran = evidence(dir, "tables");
     CHECK(ran.code == 1);

@@ -27,8 +27,6 @@ PERPLEXITY = ["eval", "perplexity", "--context", "256,512,1024,2048,4096", "--ou
 SELECTION = ["eval", "perplexity", "--context", "512", "--output", "256", "-k", "16", "-p", "0.1,0.25,0.5", "--limit", "200",
              "--modes", "none,full,last,refrag", "--policy", "model,perplexity-desc,random,perplexity-asc"]
 QA = ["eval", "qa", "-k", "16", "-p", "0,0.1,0.25", "--policy", "model,random", "--limit", "300"]
-
-
 REGULARISATION = ["eval", "perplexity", "--context", "256", "--output", "256", "--modes", "none,full", "--limit", "200"]
 
 

@@ -125,7 +125,9 @@ class Optimizer:
         return [part.state_dict() for part, _ in self.parts]
 
     def load_state_dict(self, states):
-        for (part, _), state in zip(self.parts, states, strict=True):
+        ours, theirs = ([len(state["param_groups"]) for state in some] for some in (self.state_dict(), states))
+        assert ours == theirs, f"the checkpoint's optimizer: expected {ours} groups, found {theirs}: muon, rates or the weight decays of [optimizer] changed"
+        for (part, _), state in zip(self.parts, states):
             part.load_state_dict(state)
 
 

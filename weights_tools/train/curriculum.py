@@ -18,7 +18,7 @@ def shares(sizes, fraction):
 
 def draw(rng, sizes, fraction, curriculum=True):
     """A number of chunks. curriculum: the share of the run that the nine stages take, 0 .. 1 (True: all of it, as in the paper), after
-    which each size is drawn alike, since a model that ends with the largest alone forgets the others; or False: always the largest."""
+    which each size is drawn alike, so that a run does not end on the largest alone; or False: always the largest."""
     if curriculum is False:
         return int(max(sizes))
     return int(rng.choice(sizes, p=shares(sizes, fraction / curriculum) if fraction < curriculum else None))

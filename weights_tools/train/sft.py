@@ -92,13 +92,14 @@ def choose_expanded(data, rng, task):
 
 
 def draw_rows(data, rng, qa, cut, k):
-    """[(Task, its expanded chunks)] of a part of a step. Rows are padded to the longest of them, so of `pool` rows neighbours in length are
-    taken, around one of them, as many as fit. A row's chance of being that one is its length's: of long rows fewer fit."""
-    pool = []
-    for _ in range(data.get("pool", 16)):
+    """[(Task, its expanded chunks)] of a part of a step. Rows are padded to the longest of them, so rows are drawn for `pool` parts and
+    neighbours in length taken, around one of them, as many as fit. A row's chance of being that one is its length's: of long rows fewer fit."""
+    pool, drawn = [], 0
+    while drawn < data.get("pool", 4) * data["positions"]:
         _, task = draw_task(data, rng, qa, cut, k, data["max_context"])
         expanded = choose_expanded(data, rng, task)
         pool.append((task.length(expanded, qa.suffix), task, expanded))
+        drawn += pool[-1][0]
     pool.sort(key=lambda row: row[0])
     lengths = np.array([length for length, _, _ in pool])
     begin = int(rng.choice(len(pool), p=lengths / lengths.sum()))

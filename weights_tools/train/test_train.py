@@ -186,6 +186,11 @@ class Networks(unittest.TestCase):
         row(alone, [5, 6, 7], [10, 11])
         torch.testing.assert_close(both.losses(self.model)[0][:3], alone.losses(self.model)[0], atol=1e-5, rtol=1e-5)
 
+    def test_a_row_beyond_the_last_position_is_refused(self):
+        self.assertEqual(self.model.hidden(torch.zeros(1, 512, dtype=torch.long)).shape[1], 512)
+        with self.assertRaisesRegex(AssertionError, "max_position_embeddings"):
+            self.model.hidden(torch.zeros(1, 513, dtype=torch.long))
+
     def test_short_rows_attend_as_pytorch_does(self):
         generator = torch.Generator().manual_seed(1)
         q, k, v = (torch.randn(3, n, 20, 16, generator=generator, requires_grad=True) for n in (4, 2, 2))
@@ -345,6 +350,8 @@ class Stages(unittest.TestCase):
                     self.assertEqual(lr, 2.0 if p.ndim == 2 and "layer" in name else 3.0, name)
                     seen.append(name)
         self.assertEqual(sorted(seen), sorted(names.values()))
+        with self.assertRaisesRegex(AssertionError, r"expected \[1, 2\] groups, found \[2, 4\]: muon, rates"):
+            Optimizer(model, {"muon": True, "lr": 2.0}).load_state_dict(optimizer.state_dict())
 
     def test_every_stage_lowers_its_loss(self):
         for name, factor in (("pretrain", 0.8), ("reconstruct", 0.98), ("cpt", 0.97), ("sft", 0.97), ("policy", 0.97)):
@@ -423,7 +430,7 @@ class Stages(unittest.TestCase):
 
     def test_question_rows_of_a_part_are_about_as_long_and_fit(self):
         _, cfg = self.runs["sft"]
-        model, data = Refrag(SHAPE), cfg["data"] | {"positions": 700, "max_context": 400, "tasks": {"facts": [1.0, 6]}, "pool": 16}
+        model, data = Refrag(SHAPE), cfg["data"] | {"positions": 700, "max_context": 400, "tasks": {"facts": [1.0, 6]}, "pool": 6}
         qa = open_questions(cfg | {"data": data, "template": TOY_TEMPLATE, "decoder": {}}, model)
         used, many = [], 0
         for seed in range(40):
@@ -463,6 +470,7 @@ class Stages(unittest.TestCase):
         data = cfg["data"] | {"shares": {"compressed": 0, "mixed": 0, "rebuild": 1, "plain": 0, "questions": 0}}
         batch, generators = MixedBatch(), [np.random.default_rng(i) for i in (1, 2)]
         self.assertEqual(cpt.text_step(batch, model, data, text, *generators, 1.0), "rebuild k4")
+        self.assertGreater(len(batch.rows), 1)
         for ids, slots, learnt in batch.rows:
             self.assertEqual([t for t, _ in slots], list(range(1, 1 + len(slots))))
             self.assertEqual(ids[1 + len(slots)], EOS)

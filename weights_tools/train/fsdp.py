@@ -73,7 +73,7 @@ class ShardedModel:
 
             fill(model, weights)
             del model.pending
-        self.optimizer = Optimizer(model, opt)
+        self.optimizer = Optimizer(model, opt, world)
 
     def no_slots(self):
         """[0, d_dec], made of one chunk that the encoder has read."""

@@ -84,7 +84,7 @@ def autocast(device, precision="bf16"):
 
 class SharedMuon(torch.optim.Muon):
     """Muon whose matrices are shared out over the processes: each orthogonalises its own and sends them to the others, the same bits
-    as if all did all. In steps of 4,096 positions on two cores it took a third of the time where each did all.
+    as if all did all. Of a step of 8,192 positions by two processes on two cores Muon takes .16 where each does all, .09 so.
 
     The state to be saved is that of all matrices, whatever the number of processes; every process must ask for it."""
 

@@ -306,7 +306,7 @@ class Stages(unittest.TestCase):
     def config(cls, name, init, lr):
         cfg = read_config(Path(__file__).parent / f"configs/nano/{name}.toml")
         run, data = cfg["run"], cfg["data"]
-        for key in ("max_seconds", "start_encoder", "init"):
+        for key in ("max_seconds", "start_encoder", "decoder_learns", "init"):
             run.pop(key, None)
         run |= {"out": str(cls.data / name), "max_steps": 40, "print_every": 10, "compile": False, "device": "cpu", "threads": 1, "parts": 2}
         if init:
@@ -336,6 +336,16 @@ class Stages(unittest.TestCase):
         with unittest.mock.patch.object(module, "train", instead):
             module.main(self.data / f"{name}.toml")
         return float(np.mean(seen))
+
+    def test_reconstruction_freezes_the_decoder_unless_told_otherwise(self):
+        module, cfg = self.runs["reconstruct"]
+        for key, wanted in (({}, {"encoder", "projector"}), ({"decoder_learns": True}, {"encoder", "projector", "decoder"})):
+            path = self.data / "decoder_learns.toml"
+            run = cfg["run"] | key
+            path.write_text('model = "model.toml"\n' + toml(cfg | {"run": run}))
+            with unittest.mock.patch.object(module, "train") as train:
+                module.main(path)
+            self.assertEqual(train.call_args.args[3], wanted)
 
     def test_networks_may_learn_at_rates_of_their_own(self):
         model = Refrag(SHAPE)

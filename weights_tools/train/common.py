@@ -93,9 +93,10 @@ class SharedMuon(torch.optim.Muon):
         self.world, self.all = world, [p for group in self.param_groups for p in group["params"]]
         loads = [0] * world.size
         self.mine = set()  # positions in self.all, which are PyTorch's numbers in a state_dict
-        for i in sorted(range(len(self.all)), key=lambda i: -self.all[i].numel() * min(self.all[i].shape)):
+        costs = [p.numel() * min(p.shape) for p in self.all]
+        for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
             least = loads.index(min(loads))
-            loads[least] += self.all[i].numel() * min(self.all[i].shape)
+            loads[least] += costs[i]
             if least == world.rank:
                 self.mine.add(i)
 

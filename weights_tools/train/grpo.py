@@ -2,7 +2,7 @@
 
 For each task G action sequences are drawn, each T' chunks one after another without replacement; the reward is minus the
 log-perplexity of the true answer (of the following text, where there is no question) given the mixed input. A policy that sees
-the question may begin with a short imitation phase, our own addition: one with random weights tries chunks evenly, and there is
+the question may begin with an imitation phase, our own addition: one with random weights tries chunks evenly, and there is
 no time to find the rare good ones that way. It maximises the log-probability of the chunks that hold the answer.
 
     python -m weights_tools.train.grpo configs/nano/policy.toml

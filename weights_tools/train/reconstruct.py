@@ -1,5 +1,5 @@
-"""Stage 2: encoder and projector learn to make chunks from which the decoder can write the text back. The decoder is frozen, as in the
-paper, unless `[run] decoder_learns` lets it learn to read them at once.
+"""Stage 2: encoder and projector learn to make chunks from which the decoder can write the text back. The paper's decoder is frozen
+here: `[run] freeze = ["decoder"]`. One too small to read chunks without learning it does better unfrozen.
 
 A row is <s>, the slots of n chunks, then the same text as tokens, which are the targets. The decoder has met copies in
 pre-training, so it knows what the second half is about. The curriculum goes from one chunk to many (curriculum.py).
@@ -42,7 +42,7 @@ def main(config):
         value = batch.loss(model)
         return value, batch.positions(), {"all": value.detach(), name: value.detach()}
 
-    train(cfg, model, Made(make, loss), {"encoder", "projector"} | ({"decoder"} if cfg["run"].get("decoder_learns") else set()), world)
+    train(cfg, model, Made(make, loss), {"encoder", "projector", "decoder"}, world)
 
 
 if __name__ == "__main__":

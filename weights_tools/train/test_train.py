@@ -4,14 +4,12 @@ runtime's log-probabilities beside the trainer's where build/refrag (or $REFRAG_
     python -m unittest weights_tools.train.test_train
 """
 import contextlib
-import copy
 import json
 import math
 import os
 import signal
 import subprocess
 import tempfile
-import threading
 import unittest
 import unittest.mock
 from pathlib import Path
@@ -22,7 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from . import attention, cpt, curriculum, facts, grpo, prepare, pretrain, reconstruct, sft
 from .batches import Qa, Segments, Text
-from .common import Optimizer, World, load_model, read_config
+from .common import load_model, read_config
 from .corpora import Deduper, first_sentences
 from .evaluate import log_perplexity
 from .export import export, load_directory
@@ -306,7 +304,7 @@ class Stages(unittest.TestCase):
     def config(cls, name, init, lr):
         cfg = read_config(Path(__file__).parent / f"configs/nano/{name}.toml")
         run, data = cfg["run"], cfg["data"]
-        for key in ("max_seconds", "start_encoder", "decoder_learns", "init"):
+        for key in ("max_seconds", "start_encoder", "init"):
             run.pop(key, None)
         run |= {"out": str(cls.data / name), "max_steps": 40, "print_every": 10, "compile": False, "device": "cpu", "threads": 1, "parts": 2}
         if init:
@@ -336,96 +334,6 @@ class Stages(unittest.TestCase):
         with unittest.mock.patch.object(module, "train", instead):
             module.main(self.data / f"{name}.toml")
         return float(np.mean(seen))
-
-    def test_reconstruction_freezes_the_decoder_unless_told_otherwise(self):
-        module, cfg = self.runs["reconstruct"]
-        for key, wanted in (({}, {"encoder", "projector"}), ({"decoder_learns": True}, {"encoder", "projector", "decoder"})):
-            path = self.data / "decoder_learns.toml"
-            run = cfg["run"] | key
-            path.write_text('model = "model.toml"\n' + toml(cfg | {"run": run}))
-            with unittest.mock.patch.object(module, "train") as train:
-                module.main(path)
-            self.assertEqual(train.call_args.args[3], wanted)
-
-    def test_networks_may_learn_at_rates_of_their_own(self):
-        model = Refrag(SHAPE)
-        optimizer = Optimizer(model, {"muon": True, "lr": 2.0, "adam_lr": 3.0, "weight_decay": 0.1, "rates": {"decoder": 0.25}}, World("cpu", 1))
-        optimizer.set_scale(0.5)
-        names = {id(p): n for n, p in model.named_parameters()}
-        seen = []
-        for part, lr in optimizer.parts:
-            for group in part.param_groups:
-                for p in group["params"]:
-                    name = names[id(p)]
-                    self.assertEqual(group["lr"], lr * 0.5 * (0.25 if name.startswith("decoder.") else 1.0), name)
-                    self.assertEqual(group["weight_decay"], 0.1 if p.ndim >= 2 else 0.0, name)
-                    self.assertEqual(lr, 2.0 if p.ndim == 2 and "layer" in name else 3.0, name)
-                    seen.append(name)
-        self.assertEqual(sorted(seen), sorted(names.values()))
-        with self.assertRaisesRegex(AssertionError, r"expected \[1, 2\] groups, found \[2, 4\]: muon, rates"):
-            Optimizer(model, {"muon": True, "lr": 2.0}, World("cpu", 1)).load_state_dict(optimizer.state_dict())
-
-    def test_matrices_shared_out_over_processes_end_with_the_same_bits(self):
-        opt, start = {"muon": True, "lr": 0.02, "adam_lr": 0.01}, Refrag(SHAPE)
-
-        def three_steps(world, answers, rank, saved=None):
-            model = copy.deepcopy(start)
-            optimizer = Optimizer(model, opt, world)
-            if saved:
-                model.load_state_dict(saved[0])
-                optimizer.load_state_dict(copy.deepcopy(saved[1]))
-            for step in range(3):
-                for i, p in enumerate(optimizer.params):
-                    p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(100 * step + i))
-                optimizer.step(1.0)
-            answers[rank] = {k: v.clone() for k, v in model.state_dict().items()}, copy.deepcopy(optimizer.state_dict()), optimizer.parts[0][0].mine
-
-        def two_processes(saved=None):
-            answers, meeting, values = {}, threading.Barrier(2), [None, None]
-
-            class Rank:
-                size = 2
-
-                def __init__(self, rank):
-                    self.rank = rank
-
-                def gather(self, value):
-                    values[self.rank] = value
-                    meeting.wait(60)
-                    got = list(values)
-                    meeting.wait(60)
-                    return got
-
-                def sum(self, tensor):
-                    a, b = self.gather(tensor.clone())
-                    return tensor.copy_(a + b)
-
-            threads = [threading.Thread(target=three_steps, args=(Rank(r), answers, r, saved)) for r in range(2)]
-            for t in threads:
-                t.start()
-            for t in threads:
-                t.join(120)
-            return answers
-
-        alone = {}
-        three_steps(World("cpu", 1), alone, 0)
-        together = two_processes()
-        n_matrices = len(alone[0][2])
-        self.assertEqual(together[0][2] | together[1][2], set(range(n_matrices)))
-        self.assertFalse(together[0][2] & together[1][2])
-        self.assertTrue(together[0][2] and together[1][2])
-        # A run of one process goes on as a run of two, and the other way round.
-        later = {}
-        three_steps(World("cpu", 1), later, 0, together[1][:2])
-        later_together = two_processes(alone[0][:2])
-        for (want, states, _), got in ((alone[0], together), (later[0], later_together)):
-            for rank in range(2):
-                for key in want:
-                    self.assertTrue(torch.equal(got[rank][0][key], want[key]), key)
-                for a, b in zip(states, got[rank][1]):
-                    self.assertEqual(a["state"].keys(), b["state"].keys())
-                    for i in a["state"]:
-                        self.assertTrue(all(torch.equal(a["state"][i][k], b["state"][i][k]) for k in a["state"][i]))
 
     def test_a_training_goes_on_from_a_model_directory(self):
         cfg = read_config(self.data / "sft.toml")
@@ -467,13 +375,14 @@ class Stages(unittest.TestCase):
         def state(name):
             return torch.load(self.data / name / "last.pt", weights_only=True)["model"]
 
-        for name, init, fixed in (("reconstruct", "pretrain", ("decoder", "policy")), ("cpt", "reconstruct", ("policy",)),
+        for name, init, fixed in (("reconstruct", "pretrain", ("policy",)), ("cpt", "reconstruct", ("policy",)),
                                   ("policy", "sft", ("decoder", "encoder", "projector"))):
             a, b = state(init), state(name)
             for key in a:
                 if key.startswith(fixed):
                     self.assertTrue(torch.equal(a[key], b[key]), key)
-            self.assertTrue(any(not torch.equal(a[k], b[k]) for k in a if not k.startswith(fixed)))
+            for network in {k.split(".")[0] for k in a} - set(fixed):
+                self.assertTrue(any(not torch.equal(a[k], b[k]) for k in a if k.startswith(network)), (name, network))
 
     def test_an_interrupted_run_ends_with_the_same_weights(self):
         for name in ("pretrain", "sft", "policy"):

@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 
 from weights_tools.shards import Entry, write_sharded
 
-from .common import BACKENDS, Optimizer
+from .common import BACKENDS, Optimizer, computes_in_bf16
 from .model import Chunk
 
 SHARD_BYTES = 5_000_000_000
@@ -42,8 +42,8 @@ def checkpointed(layer):
 
 
 class ShardedModel:
-    """What common.train() needs of a model that is sharded. run: precision ("bf16": parameters gathered and computed in bf16, gradients
-    reduced in fp32; or "fp32"), activation_checkpointing, reduce_each_part (gradients are reduced after every part instead of the
+    """What common.train() needs of a model that is sharded. run: precision (in bf16 parameters are gathered and computed so, gradients
+    reduced in fp32), activation_checkpointing, reduce_each_part (gradients are reduced after every part instead of the
     step's last: less memory, more traffic)."""
 
     def __init__(self, model, opt, world, run):
@@ -58,7 +58,7 @@ class ShardedModel:
                 checkpointed(layer)
         mesh = init_device_mesh(world.device.type, (world.size,))
         full = MixedPrecisionPolicy()
-        precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if run.get("precision", "bf16") == "bf16" else full
+        precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if computes_in_bf16(world.device, run) else full
         for module, policy in (*((layer, precision) for layer in layers), (model.policy, full), (model, precision)):
             fully_shard(module, mesh=mesh, mp_policy=policy)
         for module in model.modules():

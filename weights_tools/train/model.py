@@ -103,19 +103,22 @@ class VocabularyLoss(torch.autograd.Function):
 
     Logits of all rows at once would be the largest tensor of a step, written and read a dozen times; piece by piece they stay in
     the cache. hidden [M, d], weight [V, d], targets [M], share [M] -> (sum of share * nll, nll [M] without gradient). Products in
-    bf16, the rest in fp32. taught [M] and teacher [M, d], hidden states, change the gradient as in `softmax_gradient`, not the value."""
+    autocast's dtype, the rest in fp32. taught [M] and teacher [M, d], hidden states, change the gradient as in `softmax_gradient`, not
+    the value."""
 
     gradient = staticmethod(softmax_gradient)  # Refrag.fuse puts a fused one here
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, share, taught=None, teacher=None):
         piece = 16384 if hidden.is_cuda else 1024
-        w, h = weight.to(torch.bfloat16), hidden.to(torch.bfloat16)
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        w, h = weight.to(dtype), hidden.to(dtype)
         nll, dh = [], torch.empty_like(h)
         dw = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for begin in range(0, len(targets), piece):
             at = slice(begin, begin + piece)
-            more = () if teacher is None else (taught[at], teacher[at].to(torch.bfloat16) @ w.T)
+            more = () if teacher is None else (taught[at], teacher[at].to(dtype) @ w.T)
             piece_nll, grad = VocabularyLoss.gradient(h[at] @ w.T, targets[at], share[at], *more)
             nll.append(piece_nll)
             dh[at] = grad @ w

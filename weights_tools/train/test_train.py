@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from . import attention, cpt, curriculum, facts, grpo, prepare, pretrain, reconstruct, sft
+from . import attention, common, cpt, curriculum, facts, grpo, prepare, pretrain, reconstruct, sft
 from .batches import Qa, Segments, Text
 from .common import load_model, read_config
 from .corpora import Deduper, first_sentences
@@ -216,15 +216,32 @@ class Networks(unittest.TestCase):
     def test_vocabulary_loss_is_cross_entropy(self):
         hidden, labels = torch.randn(2, 5, 32), torch.randint(300, (2, 5))
         labels[0, 2] = IGNORE
-        weight, w, grads = torch.rand(9), self.model.decoder.lm_head.weight, []
-        for fast in (True, False):
+        weight, w = torch.rand(9), self.model.decoder.lm_head.weight
+
+        def with_gradients(loss_of, precision):
             h = hidden.clone().requires_grad_()
-            loss = self.model.loss(h, labels, weight)[0] if fast else (self.model.token_losses(h, labels) * weight).sum() / weight.sum()
+            with common.autocast("cpu", {"precision": precision}):
+                loss = loss_of(h)
             w.grad = None
             loss.backward()
-            grads.append((loss.detach(), h.grad, w.grad))
-        for a, b in zip(*grads):  # bf16 has 8 bits: products err by 2^-8 of their size
-            self.assertLess(((a - b).norm() / b.norm()).item(), 2**-7)
+            return loss.detach(), h.grad, w.grad
+
+        plain = with_gradients(lambda h: (self.model.token_losses(h, labels) * weight).sum() / weight.sum(), "fp32")
+        for precision, bound in (("fp32", 1e-5), ("bf16", 2**-7)):  # bf16 has 8 bits: products err by 2^-8 of their size
+            for a, b in zip(with_gradients(lambda h: self.model.loss(h, labels, weight)[0], precision), plain):
+                self.assertEqual(a.dtype, torch.float32)
+                self.assertLess(((a - b).norm() / b.norm()).item(), bound)
+
+    def test_precision_follows_the_processor(self):
+        info = unittest.mock.Mock(exists=lambda: True)
+        with unittest.mock.patch.object(common, "Path", return_value=info):
+            for flags, fast in (("fma avx2 avx512f", False), ("avx512f avx512_bf16", True), ("amx_bf16 amx_tile", True)):
+                info.read_text = lambda flags=flags: f"processor\t: 0\nflags\t\t: fpu {flags} sse\n"
+                self.assertEqual(common.multiplies_bf16("cpu"), fast)
+                for precision, wanted in (("auto", fast), ("bf16", True), ("fp32", False)):
+                    with common.autocast("cpu", {"precision": precision}):
+                        self.assertEqual(torch.is_autocast_enabled("cpu"), wanted)
+            self.assertTrue(common.multiplies_bf16("cuda"))
 
     def test_a_teacher_changes_the_gradient_alone(self):
         rng = np.random.default_rng(4)

@@ -7,6 +7,7 @@ own and a step is the same whatever number of processes shares its parts. (Strea
 Under `torchrun` every process takes its share of a step's parts. With `sharding = "none"` each holds the whole model and gradients
 are averaged; with "fsdp" parameters, gradients and optimizer state are sharded (fsdp.py).
 """
+import functools
 import json
 import math
 import os
@@ -78,11 +79,10 @@ class World:
             print(*words, flush=True)
 
 
-def multiplies_bf16(device):
-    """Whether products in bf16 are faster there than in fp32. A CPU without instructions for them emulates them: an AMD EPYC of 2021
-    does 1.8 GFLOP/s so and 106 in fp32, on two cores."""
-    if torch.device(device).type != "cpu":
-        return True
+@functools.cache
+def cpu_multiplies_bf16():
+    """Whether products in bf16 are faster on this CPU than in fp32. Without instructions for them they are emulated: an AMD EPYC of
+    2021 (two cores) multiplies [4096, 384] by [384, 1408] at 1.8 GFLOP/s so and at 106 in fp32."""
     info = Path("/proc/cpuinfo")
     return not info.exists() or not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(info.read_text().split())
 
@@ -90,7 +90,8 @@ def multiplies_bf16(device):
 def computes_in_bf16(device, run):
     """[run] precision: "bf16" (products; parameters stay in fp32), "fp32", or "auto": what is fast on the device."""
     precision = run.get("precision", "auto")
-    return precision == "bf16" or precision == "auto" and multiplies_bf16(device)
+    assert precision in ("auto", "bf16", "fp32"), f'[run] precision: expected "auto", "bf16" or "fp32", found "{precision}"'
+    return precision == "bf16" or precision == "auto" and (torch.device(device).type != "cpu" or cpu_multiplies_bf16())
 
 
 def autocast(device, run):

@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from .common import autocast, train
+from .common import train
 from .cpt import mixed_pieces
 from .model import IGNORE, MixedBatch, n_expand
 from .sft import draw_task
@@ -83,7 +83,7 @@ def rewards_of(model, tasks, picks):
             order.append(c)
     unique = torch.tensor([seen[id(c)] for c in batch.chunks], device=model.device)
     ids, labels, slot_at, chunk_of = (t.to(model.device) for t in batch.tensors(64))
-    with torch.no_grad(), autocast(model.device, model.cfg.get("run", {})):
+    with torch.no_grad():
         slots = model.projector(model.encode(order))[unique][chunk_of]
         losses = model.token_losses(model.hidden(ids, slots, slot_at), labels)
     rows = (labels != IGNORE).nonzero()[:, 0]

@@ -5,10 +5,12 @@
 import copy
 import threading
 import unittest
+from unittest import mock
 
 import torch
 
-from .common import Optimizer, World
+from . import common
+from .common import Optimizer, SharedMuon, World
 from .model import Refrag
 from .test_train import SHAPE
 
@@ -31,6 +33,36 @@ class Optimizers(unittest.TestCase):
         self.assertEqual(sorted(seen), sorted(names.values()))
         with self.assertRaisesRegex(AssertionError, r"expected \[1, 2\] groups, found \[2, 4\]: muon, rates"):
             Optimizer(model, {"muon": True, "lr": 2.0}, World("cpu", 1)).load_state_dict(optimizer.state_dict())
+
+    def test_muon_is_that_of_pytorch(self):
+        theirs = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(((24, 40), (40, 24), (16, 16)))]
+        ours = [p.clone() for p in theirs]
+        options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9}
+        muon = torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **options)
+        shared = SharedMuon(ours, World("cpu", 1), **options)
+        with mock.patch.object(common, "cpu_multiplies_bf16", lambda: True):
+            for step in range(3):
+                for i, (p, q) in enumerate(zip(theirs, ours)):
+                    p.grad = q.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(100 * step + i))
+                muon.step()
+                shared.step()
+        for p, q in zip(theirs, ours):
+            self.assertTrue(torch.equal(p, q))
+            self.assertTrue(torch.equal(muon.state[p]["momentum_buffer"], shared.state[q]["momentum_buffer"]))
+
+    def test_newton_schulz_in_fp32_is_its_polynomial_of_the_singular_values(self):
+        a, b, c = coefficients = 3.4445, -4.775, 2.0315
+        for shape in ((24, 40), (40, 24), (16, 16)):
+            matrix = torch.randn(shape, generator=torch.Generator().manual_seed(7))
+            with mock.patch.object(common, "cpu_multiplies_bf16", lambda: False):
+                found = common.orthogonalised(matrix, coefficients, 5, 1e-7)
+            u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+            s /= s.norm()
+            for _ in range(5):
+                s = a * s + b * s**3 + c * s**5
+            self.assertEqual(found.dtype, torch.float32)
+            # a rounding unit of 2^-24 grows at most a-fold an iteration (the slope at 0): 3.4445^5 = 485 units
+            self.assertLess((found - u @ s.diag() @ v).abs().max().item(), 485 * 2**-24)
 
     def test_matrices_shared_out_over_processes_end_with_the_same_bits(self):
         opt, start = {"muon": True, "lr": 0.02, "adam_lr": 0.01}, Refrag(SHAPE)

@@ -136,7 +136,7 @@ class SharedMuon(torch.optim.Muon):
         mine = {id(self.all[i]) for i in self.mine}
         for group in self.param_groups:
             for p in group["params"]:
-                if id(p) in mine and p.grad is not None:
+                if id(p) in mine:
                     momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)).lerp_(p.grad, 1 - group["momentum"])
                     update = orthogonalised(p.grad.lerp(momentum, group["momentum"]), group["ns_coefficients"], group["ns_steps"], group["eps"])
                     p.mul_(1 - group["lr"] * group["weight_decay"])

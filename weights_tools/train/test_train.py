@@ -4,6 +4,7 @@ runtime's log-probabilities beside the trainer's where build/refrag (or $REFRAG_
     python -m unittest weights_tools.train.test_train
 """
 import contextlib
+import io
 import json
 import math
 import os
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from . import attention, common, cpt, curriculum, facts, grpo, prepare, pretrain, reconstruct, sft
+from . import attention, common, cpt, curriculum, facts, grpo, prepare, pretrain, reconstruct, run_all, sft
 from .batches import Qa, Segments, Text
 from .common import load_model, read_config
 from .corpora import Deduper, first_sentences
@@ -366,6 +367,31 @@ class Stages(unittest.TestCase):
         tokenizer.write_text(tokenizer.read_text() + "\n")
         with self.assertRaisesRegex(AssertionError, "expected the tokenizer of .*carried/decoder/tokenizer.json, found another"):
             load_model(cfg, self.data / "carried")
+
+    def test_run_all_starts_at_a_stages_border(self):
+        configs = self.data / "configs"
+        configs.mkdir()
+        for name in ("cpt", "sft", "policy"):
+            (configs / f"{name}.toml").write_text(f'base = "../{name}.toml"\n[run]\nout = "{configs / name}"\n')
+        started = []
+
+        def run(command, **_):
+            started.append((command[-2], read_config(command[-1])))
+            return unittest.mock.Mock(returncode=0)
+
+        with unittest.mock.patch.object(subprocess, "run", run):
+            run_all.main([str(configs), "--first", "sft", "--init", str(self.data)])
+        (first, sft_cfg), (second, policy_cfg) = started
+        self.assertEqual((first, second), ("weights_tools.train.sft", "weights_tools.train.grpo"))
+        as_it_is = read_config(configs / "sft.toml")
+        self.assertEqual(sft_cfg, as_it_is | {"base": sft_cfg["base"], "run": as_it_is["run"] | {"init": str(self.data)}})
+        self.assertEqual(policy_cfg, read_config(configs / "policy.toml"))
+        for wrong, message in ((["--first", "sft", "--until", "cpt"], "--first: expected a stage not after cpt"), (["--init", "nowhere"], "found nothing at nowhere")):
+            errors = io.StringIO()
+            with contextlib.redirect_stderr(errors), self.assertRaises(SystemExit) as stopped:
+                run_all.main([str(configs), *wrong])
+            self.assertEqual(stopped.exception.code, 2)
+            self.assertIn(message, errors.getvalue())
 
     def test_every_stage_lowers_its_loss(self):
         for name, factor in (("pretrain", 0.8), ("reconstruct", 0.98), ("cpt", 0.97), ("sft", 0.97), ("policy", 0.97)):

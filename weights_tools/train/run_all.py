@@ -35,18 +35,22 @@ def main(argv=None):
     names = [name for _, name in STAGES]
     parser.add_argument("--first", choices=names, default=names[0], help="the first stage to run")
     parser.add_argument("--until", choices=names, default=names[-1], help="the last stage to run")
-    parser.add_argument("--init", metavar="PATH", help="what the first stage starts from: a checkpoint, or a model directory that export.py wrote")
+    parser.add_argument("--init", metavar="PATH", help="what the first stage (with --first policy also policy-text) starts from: a checkpoint, or a model directory that export.py wrote")
     args = parser.parse_args(argv)
     if names.index(args.first) > names.index(args.until):
         parser.error(f"--first: expected a stage not after {args.until} (--until), found {args.first}")
     if args.init and not Path(args.init).exists():
         parser.error(f"--init: expected a checkpoint or a model directory, found nothing at {args.init}")
     configs = Path(args.configs)
+    if args.init and not (configs / f"{args.first}.toml").exists():
+        parser.error(f"--init: expected {configs / args.first}.toml, which is to start from it; found none")
+    # Both policies start from the fine-tuned model.
+    initialised = {args.first, "policy-text"} if args.first == "policy" else {args.first}
     start = [sys.executable] if args.processes == 1 else [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={args.processes}"]
     for module, name in STAGES[names.index(args.first) : names.index(args.until) + 1]:
         config = configs / f"{name}.toml"
         if config.exists():
-            if args.init and name == args.first:
+            if args.init and name in initialised:
                 config = starting_from(config, args.init)
             cfg = read_config(config)
             out = Path(cfg["run"]["out"])

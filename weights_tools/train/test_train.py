@@ -386,7 +386,12 @@ class Stages(unittest.TestCase):
         as_it_is = read_config(configs / "sft.toml")
         self.assertEqual(sft_cfg, as_it_is | {"base": sft_cfg["base"], "run": as_it_is["run"] | {"init": str(self.data)}})
         self.assertEqual(policy_cfg, read_config(configs / "policy.toml"))
-        for wrong, message in ((["--first", "sft", "--until", "cpt"], "--first: expected a stage not after cpt"), (["--init", "nowhere"], "found nothing at nowhere")):
+        (configs / "policy-text.toml").write_text(f'base = "policy.toml"\n[run]\nout = "{configs / "policy-text"}"\n')
+        with unittest.mock.patch.object(subprocess, "run", run):
+            run_all.main([str(configs), "--first", "policy", "--init", str(self.data)])
+        self.assertEqual([cfg["run"]["init"] for _, cfg in started[2:]], [str(self.data)] * 2)
+        for wrong, message in ((["--first", "sft", "--until", "cpt"], "--first: expected a stage not after cpt"), (["--init", "nowhere"], "found nothing at nowhere"),
+                               (["--init", str(self.data)], "pretrain.toml, which is to start from it; found none")):
             errors = io.StringIO()
             with contextlib.redirect_stderr(errors), self.assertRaises(SystemExit) as stopped:
                 run_all.main([str(configs), *wrong])

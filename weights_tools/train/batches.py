@@ -62,12 +62,12 @@ class Qa:
     def answer(self, answer):
         return self.segments(" " + answer) + [self.eos]
 
-    def row(self, rng, length, max_answer=64):
-        """A row of tokens alone: passages, then questions about one of them, again and again, exactly `length` ids; and which of
-        them belong to answers. Tasks that do not fit into what is left of the row are passed over a few times, then cut."""
+    def row(self, rng, length, others, max_answer=64):
+        """A row of tokens alone: passages, then questions about them (Tasks.conversation), again and again, exactly `length` ids; and
+        which of them belong to answers. Tasks that do not fit into what is left of the row are passed over a few times, then cut."""
         ids, is_answer, misses = [], [], 0
         while len(ids) < length:
-            _, passages, _, qas = self.tasks.task(rng)
+            _, passages, asked = self.tasks.conversation(rng, others)
             block = [self.bos]
             for p in passages:
                 block += self.segments.passage(p) + self.suffix
@@ -76,7 +76,7 @@ class Qa:
                 continue
             ids += block
             is_answer += [False] * len(block)
-            for q, a in qas[:8]:
+            for q, a, _ in asked[:16]:
                 question, answer = self.question(q), self.answer(a)
                 if len(answer) > max_answer:
                     continue

@@ -73,7 +73,7 @@ def token_step(batch, model, data, text, qa, rng, shape):
     questions = shape.random() * (shares["plain"] + shares["questions"]) >= shares["plain"]
     for _ in range(max(1, data["positions"] // length)):
         if questions:
-            ids, is_answer = qa.row(rng, length)
+            ids, is_answer = qa.row(rng, length, data.get("others", 0))
             batch.add_row([("target" if a else "tokens", [i]) for i, a in zip(ids, is_answer)])
         else:
             batch.add_row([("tokens", [model.bos]), ("target", text.window(rng, length - 1))])

@@ -144,7 +144,7 @@ def questions(args, model, refrag):
                 for i in range(args.limit):
                     passages, gold, qas = source.task(rng, n_distractors + 1)
                     question, answer = qas[rng.integers(len(qas))]
-                    task = Task(qa, passages, gold, [(question, answer)], chunked, k)
+                    task = Task(qa, passages, [(question, answer, gold)], chunked, k)
                     expanded = choose(model, policy, task.chunks, segments(question), k, p, np.random.default_rng(i))
                     batch = MixedBatch()
                     pieces = task.context(batch, expanded, BOS, qa.suffix) + [("tokens", task.qas[0][1])]

@@ -50,12 +50,22 @@ def surrogate(new, old, advantage, eps):
     return torch.minimum(ratio * a, ratio.clamp(1 - eps, 1 + eps) * a).mean()
 
 
+def encode_once(model, chunks):
+    """(encoder embeddings of the different chunks, index [len(chunks)] of each one's row there): a chunk in several rows is encoded once."""
+    seen, order = {}, []
+    for c in chunks:
+        if seen.setdefault(id(c), len(seen)) == len(order):
+            order.append(c)
+    return model.encode(order), torch.tensor([seen[id(c)] for c in chunks], device=model.device)
+
+
 def policy_logits(model, tasks, k, with_grad=True):
     """Logits [B, L_max] with -inf past a task's own chunks. tasks: (chunks, question ids or [])"""
     sees = hasattr(model.policy, "question_type")
     questions = [model.cut(q, k) if sees else [] for _, q in tasks]
     with torch.no_grad():
-        emb = model.encode([c for (chunks, _), q in zip(tasks, questions) for c in [*chunks, *q]]).float()
+        different, row_of = encode_once(model, [c for (chunks, _), q in zip(tasks, questions) for c in [*chunks, *q]])
+        emb = different[row_of].float()
     n_chunks = torch.tensor([len(chunks) for chunks, _ in tasks], device=emb.device)
     n_all = n_chunks + torch.tensor([len(q) for q in questions], device=emb.device)
     width = torch.arange(int(n_all.max()), device=emb.device)
@@ -75,16 +85,10 @@ def rewards_of(model, tasks, picks):
     for b, make_pieces in enumerate(tasks):
         for pick in picks[b].tolist():
             batch.add_row(make_pieces(batch, set(pick)))
-    # The same chunk is encoded once, however many rows hold its slot.
-    seen, order = {}, []
-    for c in batch.chunks:
-        at = seen.setdefault(id(c), len(seen))
-        if at == len(order):
-            order.append(c)
-    unique = torch.tensor([seen[id(c)] for c in batch.chunks], device=model.device)
     ids, labels, slot_at, chunk_of = (t.to(model.device) for t in batch.tensors(64))
     with torch.no_grad():
-        slots = model.projector(model.encode(order))[unique][chunk_of]
+        different, row_of = encode_once(model, batch.chunks)
+        slots = model.projector(different)[row_of][chunk_of]
         losses = model.token_losses(model.hidden(ids, slots, slot_at), labels)
     rows = (labels != IGNORE).nonzero()[:, 0]
     total = torch.zeros(len(batch.rows), device=losses.device).index_add_(0, rows, losses.float())
@@ -99,24 +103,28 @@ def text_task(data, rng, model, text, k):
     return chunks, [], lambda batch, expanded: [("tokens", [model.bos]), *mixed_pieces(batch, chunks, expanded), ("target", target)], []
 
 
-def question_task(data, rng, model, qa, k):
+def question_tasks(data, rng, model, qa, k, n=1):
+    """As text_task, of at most n questions about the same passages, of those whose answers are in them; each is to be asked alone."""
     while True:
         _, task = draw_task(data, rng, qa, model.cut, k, data["max_context"])
-        question, ids, answer, holders = task.qas[0]
-        if holders and len(task.chunks) >= 4:
+        asked = [q for q in task.qas if q[3]][:n]
+        if asked and len(task.chunks) >= 4:
             break
-    make = lambda batch, expanded: [*task.context(batch, expanded, model.bos, qa.suffix), ("tokens", ids), ("target", answer)]
-    return task.chunks, qa.segments(question), make, holders
+
+    def maker(ids, answer):
+        return lambda batch, expanded: [*task.context(batch, expanded, model.bos, qa.suffix), ("tokens", ids), ("target", answer)]
+
+    return [(task.chunks, qa.segments(question), maker(ids, answer), holders) for question, ids, answer, holders in asked]
 
 
 def main(config):
     cfg, world, model = begin(config)
     data = cfg["data"]
     text = open_text(cfg, world)
-    qa = open_questions(cfg, model) if data["text_share"] < 1 else None
+    qa = open_questions(cfg, model, follow_up=0.0) if data["text_share"] < 1 else None
 
     def imitate(rng, k):
-        tasks = [question_task(data, rng, model, qa, k) for _ in range(data["imitation_tasks"])]
+        tasks = [t for _ in range(data["imitation_tasks"]) for t in question_tasks(data, rng, model, qa, k, data.get("imitation_questions", 1))]
         log_p = policy_logits(model, [t[:2] for t in tasks], k).log_softmax(1)
         held = torch.zeros_like(log_p, dtype=torch.bool)
         for b, (_, _, _, holders) in enumerate(tasks):
@@ -127,7 +135,7 @@ def main(config):
 
     def grpo(rng, k):
         on_text = rng.random() < data["text_share"]
-        tasks = [text_task(data, rng, model, text, k) if on_text else question_task(data, rng, model, qa, k) for _ in range(data["group_tasks"])]
+        tasks = [text_task(data, rng, model, text, k) if on_text else question_tasks(data, rng, model, qa, k)[0] for _ in range(data["group_tasks"])]
         n_picks = n_expand(float(rng.choice(data["fractions"])), min(len(t[0]) for t in tasks))
         logits = policy_logits(model, [t[:2] for t in tasks], k)
         picks = sample_picks(logits.detach(), n_picks, data["group"], torch.Generator().manual_seed(int(rng.integers(2**62))))

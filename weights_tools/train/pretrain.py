@@ -43,7 +43,7 @@ def main(config):
             if u < copies:
                 kind, (ids, marked) = COPY, copy_row(text, rng, length + 1)
             elif u < copies + questions:
-                kind, (ids, marked) = QUESTIONS, qa.row(rng, length + 1)
+                kind, (ids, marked) = QUESTIONS, qa.row(rng, length + 1, data.get("others", 0))
             else:
                 kind, ids = TEXT, [BOS] + text.even(number * n_rows + i, length).tolist()
                 marked = [False] * len(ids)

@@ -1,6 +1,6 @@
 """Stage 4: supervised fine-tuning on questions over passages, for every degree of expansion.
 
-A row is <s>, the passages as chunks (slots or tokens), then a few questions about one of them, each with its answer and
+A row is <s>, the passages as chunks (slots or tokens), then questions about one passage after another, each with its answer and
 </s>: a conversation on the passages, whose later questions follow from the earlier ones. Answers are the targets. The
 expanded share is none, all, or anything between; a chunk that holds part of an answer is expanded with raised probability, so
 that the decoder learns to look for it there. Text rows of stage 3 keep language and next-paragraph prediction alive.
@@ -21,29 +21,34 @@ from .stage import begin, open_questions, open_text
 class Task:
     """One set of passages, tokenised and cut into chunks, and the questions asked about them.
 
+    asked: [(question, answer, index of the passage that answers, or None)].
     chunks: in input order; passage_of[i]: the passage of chunk i; qas: [(question text, question ids, answer ids, holders)],
-    holders being the chunks that hold part of the answer's first occurrence in the passage `gold` (none where the answer is not
-    in its words)."""
+    holders being the chunks that hold part of the answer's first occurrence in its passage (none where the answer is not in its words)."""
 
-    def __init__(self, qa, passages, gold, qas, cut, k):
-        self.chunks, self.passage_of, self.gold = [], [], gold
-        starts, text_of_gold, first = None, "", 0
+    def __init__(self, qa, passages, asked, cut, k):
+        self.chunks, self.passage_of, texts = [], [], []
+        answering = {gold for _, _, gold in asked}
         for n, p in enumerate(passages):
-            if n == gold:
-                text_of_gold = f"{p['title']}\n{p['text']}" if p.get("title") else p["text"]
-                encoding = qa.segments.tokenizer.encode(text_of_gold, add_special_tokens=False)
-                ids, starts, first = encoding.ids, encoding.offsets, len(self.chunks)
+            if n in answering:
+                text = f"{p['title']}\n{p['text']}" if p.get("title") else p["text"]
+                encoding = qa.segments.tokenizer.encode(text, add_special_tokens=False)
+                ids = encoding.ids
+                texts.append((text, encoding.offsets, len(self.chunks)))
             else:
                 ids = qa.segments.passage(p)
+                texts.append(None)
             pieces = cut(ids, k)
             self.chunks += pieces
             self.passage_of += [n] * len(pieces)
         self.qas = []
-        body = text_of_gold.find("\n") + 1 if gold is not None and passages[gold].get("title") else 0
-        for question, answer in qas:
-            begin = text_of_gold.find(answer, body) if starts else -1
-            end = begin + len(answer)
-            holders = {first + t // k for t, (a, b) in enumerate(starts) if a < end and b > begin} if begin >= 0 else set()
+        for question, answer, gold in asked:
+            holders = set()
+            if gold is not None:
+                text, offsets, first = texts[gold]
+                begin = text.find(answer, text.find("\n") + 1 if passages[gold].get("title") else 0)
+                end = begin + len(answer)
+                if begin >= 0:
+                    holders = {first + t // k for t, (a, b) in enumerate(offsets) if a < end and b > begin}
             self.qas.append((question, qa.question(question), qa.answer(answer), sorted(holders)))
 
     def length(self, expanded, suffix):
@@ -66,10 +71,10 @@ def draw_task(data, rng, qa, cut, k, max_tokens, max_answer=96):
     """(source's name, Task): one that fits into max_tokens of context and has at least one question whose answer is not too long. Questions
     and answers together have at most `max_asked` tokens."""
     while True:
-        name, passages, gold, qas = qa.tasks.task(rng)
+        name, passages, asked = qa.tasks.conversation(rng, data.get("others", 0))
         if sum(len(p["text"]) for p in passages) > 8 * max_tokens:
             continue
-        task = Task(qa, passages, gold, qas[: data["questions"]], cut, k)
+        task = Task(qa, passages, asked[: data["questions"]], cut, k)
         task.qas = [q for q in task.qas if len(q[2]) <= max_answer]
         asked = np.cumsum([len(question) + len(answer) for _, question, answer, _ in task.qas])
         task.qas = task.qas[: int(np.searchsorted(asked, data.get("max_asked", np.inf), side="right"))]

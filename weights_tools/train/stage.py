@@ -40,7 +40,7 @@ def open_segments(cfg):
     return Segments(Path(decoder or cfg["data"]["folder"]) / "tokenizer.json")
 
 
-def open_questions(cfg, model):
-    """Question tasks in the model's template ([data] tasks)."""
+def open_questions(cfg, model, **options):
+    """Question tasks in the model's template ([data] tasks). `options`: Tasks'."""
     data = cfg["data"]
-    return Qa(open_segments(cfg), cfg["template"], model.bos, model.eos, Tasks(data["folder"], data["tasks"]))
+    return Qa(open_segments(cfg), cfg["template"], model.bos, model.eos, Tasks(data["folder"], data["tasks"], **options))

@@ -1,7 +1,8 @@
 """Questions over passages, without end: each source's `task(rng, n)` draws n passages in random order, one of which answers.
 
 A task is (passages, gold, qas): passages [{"title", "text"}], gold the index of the one that answers, or None where the
-answer is NO_ANSWER, and qas [(question, answer)] on that passage, to be asked one after another.
+answer is NO_ANSWER, and qas [(question, answer)] on that passage, to be asked one after another. A conversation on the same
+passages asks about others of them too: where most of a row is passages, that is where most of its answers come from.
 """
 import json
 import re
@@ -18,6 +19,10 @@ def read_jsonl(path):
         return [json.loads(line) for line in f]
 
 
+def in_random_order(rng, items):
+    return [items[i] for i in rng.permutation(len(items))]
+
+
 def shuffled(rng, passages):
     """(passages in random order, where the first of them is now)"""
     order = rng.permutation(len(passages))
@@ -30,15 +35,17 @@ class Facts:
     def __init__(self, split="train", no_answer=0.1, follow_up=0.35):
         self.maker, self.no_answer, self.follow_up = FactMaker(split), no_answer, follow_up
 
+    def questions_on(self, rng, passage):
+        qas = in_random_order(rng, passage["qas"])
+        name, kind = passage["name"], passage["kind"]
+        return [qas[0]] + [(FactMaker.pronoun(q, name, kind) if rng.random() < self.follow_up else q, a) for q, a in qas[1:]]
+
     def task(self, rng, n):
         unanswerable = n > 1 and rng.random() < self.no_answer
         passages, gold, qas = self.maker.task(rng, n)
-        name, kind = passages[gold]["name"], passages[gold]["kind"]
-        qas = [qas[i] for i in rng.permutation(len(qas))]
         if unanswerable:
-            return passages[:gold] + passages[gold + 1 :], None, [(q, NO_ANSWER) for q, _ in qas]
-        said = [qas[0]] + [(FactMaker.pronoun(q, name, kind) if rng.random() < self.follow_up else q, a) for q, a in qas[1:]]
-        return passages, gold, said
+            return passages[:gold] + passages[gold + 1 :], None, [(q, NO_ANSWER) for q, _ in in_random_order(rng, qas)]
+        return passages, gold, self.questions_on(rng, passages[gold])
 
 
 class Passages:
@@ -53,6 +60,9 @@ class Passages:
             p["qas"] = [(q, a) for q, a in p["qas"] if not max_answer_chars or len(a) <= max_answer_chars]
         self.asked = [i for i, p in enumerate(self.all) if p["qas"]]
 
+    def questions_on(self, rng, passage):
+        return in_random_order(rng, passage["qas"])
+
     def task(self, rng, n):
         at = self.asked[rng.integers(len(self.asked))]
         p = self.all[at]
@@ -64,10 +74,10 @@ class Passages:
             other = self.all[(at + int(rng.integers(1, self.spread))) % len(self.all) if near else rng.integers(len(self.all))]
             if other is not p and (other["title"] != p["title"] or near or not p["title"]):
                 chosen.append(other)
-        qas = [p["qas"][i] for i in rng.permutation(len(p["qas"]))]
+        qas = self.questions_on(rng, p)
         if n > 1 and rng.random() < self.no_answer:
             chosen = chosen[1:]
-            return [chosen[i] for i in rng.permutation(len(chosen))], None, [(qas[0][0], NO_ANSWER)]
+            return in_random_order(rng, chosen), None, [(qas[0][0], NO_ANSWER)]
         passages, gold = shuffled(rng, chosen)
         return passages, gold, qas
 
@@ -95,10 +105,13 @@ class Cloze(Passages):
         super().__init__(path, **options)
         self.asked = list(range(len(self.all)))
 
+    def questions_on(self, rng, passage):
+        return self.questions(rng, passage["text"], 4)
+
     def task(self, rng, n):
         while True:
             at = int(rng.integers(len(self.all)))
-            qas = self.questions(rng, self.all[at]["text"], 4)
+            qas = self.questions_on(rng, self.all[at])
             if qas:
                 break
         passages, gold = shuffled(rng, [self.all[at], *(self.all[i] for i in rng.integers(len(self.all), size=n - 1))])
@@ -128,21 +141,24 @@ class Factbook:
         qas = [(ask[rng.integers(len(ask))].format(l=l, t=title), v) for l, v in chosen]
         return {"title": title, "text": "\n".join(f"{l}: {v}" for l, v in chosen), "qas": qas}
 
+    def questions_on(self, rng, passage):
+        return in_random_order(rng, passage["qas"])
+
     def task(self, rng, n):
         chosen = [self.passage(rng, self.countries[i], int(rng.integers(3, 9))) for i in rng.permutation(len(self.countries))[:n]]
-        qas = chosen[0]["qas"]
-        qas = [qas[i] for i in rng.permutation(len(qas))]
+        qas = self.questions_on(rng, chosen[0])
         if n > 1 and rng.random() < self.no_answer:
             return chosen[1:], None, [(q, NO_ANSWER) for q, _ in qas[:2]]
         passages, gold = shuffled(rng, chosen)
         return passages, gold, qas
 
 
-def open_source(folder, name):
-    """The source of this name in a folder of prepare.py; its settings are decided here."""
+def open_source(folder, name, follow_up=0.35):
+    """The source of this name in a folder of prepare.py; its settings are decided here. `follow_up`: share of later questions on generated
+    facts that say "it"."""
     path = Path(folder) / f"tasks/{name}.jsonl"
     if name == "facts":
-        return Facts()
+        return Facts(follow_up=follow_up)
     if name == "factbook":
         return Factbook(path)
     if name == "cloze":
@@ -160,9 +176,9 @@ def open_source(folder, name):
 class Tasks:
     """Sources drawn with given weights, and how many passages at most a task of each has: {name: [weight, max_passages]}."""
 
-    def __init__(self, folder, sources):
+    def __init__(self, folder, sources, **options):
         self.names = list(sources)
-        self.sources = [open_source(folder, name) for name in sources]
+        self.sources = [open_source(folder, name, **options) for name in sources]
         self.weights = np.array([w for w, _ in sources.values()], dtype=float)
         self.weights /= self.weights.sum()
         self.max_passages = [n for _, n in sources.values()]
@@ -171,3 +187,14 @@ class Tasks:
         """(name of the source, passages, gold, qas)"""
         i = int(rng.choice(len(self.sources), p=self.weights))
         return self.names[i], *self.sources[i].task(rng, n or int(rng.integers(1, self.max_passages[i] + 1)))
+
+    def conversation(self, rng, others):
+        """(name of the source, passages, asked): asked [(question, answer, index of the passage that answers, or None)]. Questions on one
+        passage follow each other; on each passage beside the task's own there are at most `others`."""
+        name, passages, gold, qas = self.task(rng)
+        source = self.sources[self.names.index(name)]
+        runs = [[(q, a, gold) for q, a in qas]]
+        for i, passage in enumerate(passages):
+            if i != gold and others:
+                runs.append([(q, a, i) for q, a in source.questions_on(rng, passage)[: int(rng.integers(others + 1))]])
+        return name, passages, [asked for run in in_random_order(rng, runs) for asked in run]

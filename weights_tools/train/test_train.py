@@ -29,7 +29,7 @@ from .facts import KINDS, FactMaker
 from .model import BOS, EOS, IGNORE, MixedBatch, Refrag, chunked, n_expand
 from .prepare import make_tokenizer
 from .stage import open_questions
-from .tasks import Factbook, Facts
+from .tasks import Factbook, Facts, Tasks
 
 SHAPE = {
     "decoder": dict(vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
@@ -136,6 +136,30 @@ class Values(unittest.TestCase):
                 self.assertEqual(len(passages), 2)
             else:
                 self.assertTrue(all(a in passages[gold]["text"] for _, a in qas))
+
+    def test_a_conversation_asks_about_every_passage(self):
+        tasks, rng = Tasks("", {"facts": [1.0, 5]}, follow_up=0.5), np.random.default_rng(2)
+        counts = []
+        for _ in range(200):
+            _, passages, asked = tasks.conversation(rng, others=2)
+            about = [gold for _, _, gold in asked]
+            runs = [g for i, g in enumerate(about) if i == 0 or g != about[i - 1]]
+            self.assertEqual(len(runs), len(set(runs)))  # questions on one passage follow each other
+            for i, (question, answer, gold) in enumerate(asked):
+                if gold is None:
+                    self.assertEqual(answer, "not in the passages")
+                    continue
+                self.assertIn(answer, passages[gold]["text"])
+                if i == 0 or about[i - 1] != gold:  # only a later question says "it"
+                    self.assertIn(passages[gold]["name"], question)
+            counts.append(sorted(about.count(i) for i in range(len(passages))))
+            self.assertLessEqual(sum(n > 2 for n in counts[-1]), 1)  # but for the task's own passage at most `others`
+        self.assertGreater(sum(sum(n > 0 for n in c) > 1 for c in counts), 80)
+        for seed in range(20):  # without others it is the task
+            first, second = np.random.default_rng(seed), np.random.default_rng(seed)
+            _, passages, asked = tasks.conversation(first, others=0)
+            _, same, gold, qas = tasks.task(second)
+            self.assertEqual((passages, asked), (same, [(q, a, gold) for q, a in qas]))
 
     def test_factbook_labels(self):
         self.assertEqual(Factbook.label("People and Society / Median age / total"), "median age, total")
@@ -497,6 +521,32 @@ class Stages(unittest.TestCase):
         self.assertGreater(np.mean(used), 0.8)
         self.assertGreater(many, 20)
 
+    def test_holders_are_the_chunks_of_the_answer_in_its_own_passage(self):
+        qa = Qa(Segments(self.data / "tokenizer.json"), TOY_TEMPLATE)
+        passages = [{"title": "Ash", "text": "The Ash is 40 km long."}, {"title": "Elm", "text": "It is 40 km away from the Elm, which is 73 km long."}]
+        task = sft.Task(qa, passages, [("How long is the Elm?", "73 km", 1), ("And the Ash?", "40 km", 0), ("The Oak?", "not in the passages", None)], chunked, 4)
+        held = [[task.chunks[i] for i in holders] for _, _, _, holders in task.qas]
+        said = ["".join(qa.segments.tokenizer.decode(c) for c in chunks) for chunks in held]
+        self.assertIn("73 km", said[0])
+        self.assertIn("40 km", said[1])
+        self.assertEqual([{task.passage_of[i] for i in holders} for _, _, _, holders in task.qas], [{1}, {0}, set()])
+
+    def test_questions_of_the_policy_are_asked_alone(self):
+        model, data = Refrag(SHAPE), self.runs["policy"][1]["data"] | {"questions": 12, "others": 3, "tasks": {"facts": [1.0, 4]}, "max_context": 400}
+        qa = open_questions({"data": data, "template": TOY_TEMPLATE, "decoder": {}}, model, follow_up=0.0)
+        numbers = set()
+        for seed in range(20):
+            tasks = grpo.question_tasks(data, np.random.default_rng(seed), model, qa, 4, n=3)
+            numbers.add(len(tasks))
+            self.assertTrue(all(holders and chunks is tasks[0][0] for chunks, _, _, holders in tasks))
+            for _, question, _, _ in tasks:
+                words = qa.segments.tokenizer.decode(question).replace("?", "").split()
+                self.assertFalse({"it", "this"} & set(words), words)
+            together = grpo.policy_logits(model, [t[:2] for t in tasks], 4)
+            for logits, (chunks, question, _, _) in zip(together, tasks):
+                torch.testing.assert_close(logits, grpo.policy_logits(model, [([list(c) for c in chunks], question)], 4)[0], atol=1e-5, rtol=1e-5)
+        self.assertEqual(max(numbers), 3)
+
     def test_weights_of_targets_count_in_the_loss(self):
         torch.manual_seed(3)
         model, batch = Refrag(SHAPE), MixedBatch()
@@ -550,7 +600,7 @@ class Stages(unittest.TestCase):
         for policy, expanded in (("none", lambda n: set()), ("all", lambda n: set(range(n)))):
             said = run("run", "--passages", self.data / "passages.jsonl", "-q", qas[0][0], "-n", "8", "--ignore-eos", "--policy", policy, "--json",
                        "--logprobs", "3")
-            task = sft.Task(qa, passages, 0, [], chunked, 4)
+            task = sft.Task(qa, passages, [], chunked, 4)
             batch = MixedBatch()
             pieces = task.context(batch, expanded(len(task.chunks)), BOS, qa.suffix) + [("tokens", qa.question(qas[0][0]))]
             tokens = [t["id"] for t in said["logprobs"]]

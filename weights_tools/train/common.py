@@ -220,24 +220,27 @@ def save_atomic(state, path):
 
 
 def start_weights(cfg, start):
-    """Weights to start from, {name: tensor}: of a checkpoint, or of a model directory that export.py wrote, which carries a training from
-    one machine to another (rounded to bf16, without the optimizer's state). Its tokenizer must be that of the data."""
-    if not Path(start).is_dir():
+    """Weights to start from, {name: tensor}: of a checkpoint, of a model directory that export.py wrote, which carries a training from
+    one machine to another (rounded to bf16, without the optimizer's state), or of the decoder alone, its directory in there. The tokenizer
+    must be that of the data."""
+    start = Path(start)
+    if not start.is_dir():
         return torch.load(start, weights_only=True, map_location="cpu")["model"]
-    from .export import load_directory
+    from .export import load_directory, load_side
 
-    ours, theirs = Path(cfg.get("data", {}).get("folder", "")) / "tokenizer.json", Path(start) / "decoder/tokenizer.json"
+    whole = (start / "refrag.json").is_file()
+    ours, theirs = Path(cfg.get("data", {}).get("folder", "")) / "tokenizer.json", start / "decoder/tokenizer.json" if whole else start / "tokenizer.json"
     assert not ours.is_file() or ours.read_bytes() == theirs.read_bytes(), f"{ours}: expected the tokenizer of {theirs}, found another"
-    return load_directory(start)[0].state_dict()
+    return load_directory(start)[0].state_dict() if whole else {k: v.read().float() for k, v in load_side(start, "decoder")[1].items()}
 
 
 def load_model(cfg, checkpoint=None, fresh=()):
-    """A model with the weights of a checkpoint or of a model directory; the networks named in `fresh` keep their random ones."""
+    """A model with the weights of what start_weights takes; the networks named in `fresh` keep their random ones, beside a decoder alone all others."""
     model = Refrag(cfg)
     if checkpoint:
-        state = start_weights(cfg, checkpoint)
-        kept = {k: v for k, v in model.state_dict().items() if k.split(".")[0] in fresh}
-        model.load_state_dict({k: v for k, v in state.items() if k.split(".")[0] not in fresh} | kept)
+        state = {k: v for k, v in start_weights(cfg, checkpoint).items() if k.split(".")[0] not in fresh}
+        held = {k.split(".")[0] for k in state}
+        model.load_state_dict(state | {k: v for k, v in model.state_dict().items() if k.split(".")[0] not in held})
     return model
 
 

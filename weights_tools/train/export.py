@@ -176,6 +176,15 @@ SHAPE_KEYS = {
 }
 
 
+def load_side(folder, side):
+    """(shape, {our name: Stored}) of an encoder's or decoder's directory that export_weights wrote; `side` tells which."""
+    stored = json.loads((folder / "config.json").read_text())
+    weights = {f"{side}.{k}": v for k, v in open_weights(folder).items()}
+    if side == "decoder" and stored["tie_word_embeddings"]:
+        weights["decoder.lm_head.weight"] = weights["decoder.model.embed_tokens.weight"]
+    return {k: stored[k] for k in SHAPE_KEYS[side]}, weights
+
+
 def load_directory(folder):
     """(model in fp32 with the stored, rounded weights, refrag.json) of a model directory. With a shared vocabulary and mean pooling it
     is one that this trainer made from a shape; any other is read as pretrained.py does."""
@@ -191,15 +200,11 @@ def load_directory(folder):
         fill(model, weights | directory_weights(folder / "decoder", "decoder") | directory_weights(folder / "encoder", "encoder"))
         return model.eval(), refrag
     cfg = {"policy": refrag["policy"]}
-    for side, keys in SHAPE_KEYS.items():
-        stored = json.loads((folder / side / "config.json").read_text())
-        cfg[side] = {k: stored[k] for k in keys}
-        weights |= {f"{side}.{k}": v for k, v in open_weights(folder / side).items()}
+    for side in SHAPE_KEYS:
+        cfg[side], of_side = load_side(folder / side, side)
+        weights |= of_side
     model = Refrag(cfg)
-    state = {k: v.read().float() for k, v in weights.items()}
-    if cfg["decoder"]["tie_word_embeddings"]:
-        state["decoder.lm_head.weight"] = state["decoder.model.embed_tokens.weight"]
-    model.load_state_dict(state)
+    model.load_state_dict({k: v.read().float() for k, v in weights.items()})
     return model.eval(), refrag
 
 

@@ -35,7 +35,7 @@ def main(argv=None):
     names = [name for _, name in STAGES]
     parser.add_argument("--first", choices=names, default=names[0], help="the first stage to run")
     parser.add_argument("--until", choices=names, default=names[-1], help="the last stage to run")
-    parser.add_argument("--init", metavar="PATH", help="what the first stage (with --first policy also policy-text) starts from: a checkpoint, or a model directory that export.py wrote")
+    parser.add_argument("--init", metavar="PATH", help="what the first stage (with --first policy also policy-text) starts from: a checkpoint, or a model directory (or the decoder's in there) that export.py wrote")
     args = parser.parse_args(argv)
     if names.index(args.first) > names.index(args.until):
         parser.error(f"--first: expected a stage not after {args.until} (--until), found {args.first}")

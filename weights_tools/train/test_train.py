@@ -387,6 +387,11 @@ class Stages(unittest.TestCase):
         want, got = (load_model(cfg, self.data / start, ["policy"]).state_dict() for start in ("cpt/last.pt", "carried"))
         for key in want:
             self.assertTrue(key.startswith("policy.") or torch.equal(want[key], got[key]), key)
+        torch.manual_seed(1)
+        random = Refrag(cfg).state_dict()
+        torch.manual_seed(1)
+        for key, value in load_model(cfg, self.data / "carried/decoder").state_dict().items():
+            self.assertTrue(torch.equal(value, (want if key.startswith("decoder.") else random)[key]), key)
         tokenizer = self.data / "carried/decoder/tokenizer.json"
         tokenizer.write_text(tokenizer.read_text() + "\n")
         with self.assertRaisesRegex(AssertionError, "expected the tokenizer of .*carried/decoder/tokenizer.json, found another"):

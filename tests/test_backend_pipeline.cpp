@@ -65,24 +65,31 @@ TEST_CASE("pipeline: the default model answers alike on every backend") {
 }
 
 TEST_CASE("pipeline: an engine that does not fit the device's memory is refused with the numbers") {
-    const auto open = [](uint64_t mib) { return refrag_on_host::open_backend({.memory_bytes = mib << 20}); };
-    const auto large = open(400), small = open(225);
+    const auto open = [](uint64_t bytes) { return refrag_on_host::open_backend({.memory_bytes = bytes}); };
+    constexpr uint64_t kLarge = uint64_t{400} << 20;
+    const auto large = open(kLarge);
     const Model roomy(*large, repo_path("weights_tools/refrag-nano"));
-    const MemoryPlan plan = plan_memory(roomy, 1, 2048);
+    const MemoryPlan plan = plan_memory(roomy, 1, 2048), short_plan = plan_memory(roomy, 1, 64);
     CHECK(plan.fits());
-    CHECK(plan.kv_bytes == 2048 * 2048);  // 2 x 2 KV heads of 64 in 4 layers, bf16
+    const LlamaConfig& shape = roomy.decoder().config();
+    const int32_t per_position = shape.n_layers * 2 * shape.n_kv_heads * shape.head_dim * 2;  // k and v, bf16
+    CHECK(plan.kv_bytes == uint64_t{2048} * static_cast<uint64_t>(per_position));
     CHECK(plan.weight_bytes == roomy.weight_bytes());
     CHECK(plan.available_bytes == large->available_bytes());
     const Engine engine(roomy, 1);
+    // Beside the weights, room for half of the difference between the two.
+    const uint64_t used = kLarge - plan.available_bytes;
+    const auto small = open(
+        used + (plan.kv_bytes + plan.workspace_bytes + short_plan.kv_bytes + short_plan.workspace_bytes) / 2);
     const Model tight(*small, repo_path("weights_tools/refrag-nano"));
     try {
         const Engine refused(tight, 1);
         CHECK(false);
     } catch (const Error& error) {
         CHECK(error.status() == Status::out_of_memory);
-        CHECK(contains(error.message(),
-                       str("GPU memory: ", plan.kv_bytes + plan.workspace_bytes,
-                           " bytes needed beside the weights (KV cache 4194304 for 1 sequence of ")));
+        CHECK(contains(error.message(), str("GPU memory: ", plan.kv_bytes + plan.workspace_bytes,
+                                            " bytes needed beside the weights (KV cache ", plan.kv_bytes,
+                                            " for 1 sequence of ")));
         CHECK(contains(error.message(), str(small->available_bytes(), " available")));
     }
     const Engine shorter(tight, 1, 64);

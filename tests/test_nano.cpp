@@ -13,7 +13,7 @@ using namespace refrag;
 
 namespace {
 
-// fp32 on both sides, in other orders of summation: a few layers of sums of at most 640 terms of order 1.
+// fp32 on both sides, in other orders of summation: a few layers of sums of several hundred terms of order 1.
 constexpr double kBound = 1e-4;
 
 std::vector<ContextPassage> read_golden_passages(const Json& golden) {

@@ -4,6 +4,8 @@ Steps are of several kinds, so that nothing learnt before decays:
   compressed   <s>, n slots, then the following text (targets)
   mixed        the same with a random share of the chunks left as tokens (stage 3b); those tokens are targets too
   rebuild      <s>, few slots, </s>, their text (targets): stage 2 goes on; the </s> says that this is not the next paragraph
+  recall       <s>, n slots, then of some chunks in random order </s>, a few tokens of it, and those that follow in it (targets): a slot
+               must be found by what is in it, as for a question; our addition too
   plain        <s> and text, all targets: the full context, and near its start no context
   questions    passages and questions as tokens; answers are targets
 
@@ -42,25 +44,41 @@ def next_paragraph_row(batch, model, text, rng, n_chunks, k, n_target, p, teache
         batch.teach([model.bos, *ids[max(0, n_chunks * k - teacher["context"]) :]], n_target, teacher["weight"])
 
 
+def recall_row(batch, model, text, rng, n_chunks, k, n_recalled, key=2):
+    """`key` tokens from a random place of each of n_recalled chunks of k tokens, and the chunk's other tokens after them."""
+    ids = text.window(rng, n_chunks * k)
+    chunks = model.cut(ids, k)
+    pieces = [("tokens", [model.bos]), *mixed_pieces(batch, chunks, set())]
+    for i in rng.permutation(n_chunks)[:n_recalled]:
+        begin = int(rng.integers(0, k - key))
+        pieces += [("tokens", [model.eos, *chunks[i][begin : begin + key]]), ("target", chunks[i][begin + key :])]
+    batch.add_row(pieces)
+
+
 def shape_rng(cfg, number):
     """Generator of what decides how long part `number` takes, the same for all parts of a step: processes wait for each other."""
     return np.random.default_rng([cfg["run"]["seed"], SHAPES, number // parts_of(cfg["run"])])
 
 
 def text_step(batch, model, data, text, rng, shape, fraction):
-    """Rows of one kind (compressed, mixed or rebuild), one k and one number of chunks, drawn from `shape`. Returns the kind's name."""
+    """Rows of one kind (compressed, mixed, rebuild or recall), one k and one number of chunks, drawn from `shape`. Returns the kind's name."""
     k = int(shape.choice(data["chunk_lens"], p=data["chunk_len_weights"]))
     sizes = [n for n in data["n_chunks"] if n * k <= data["max_context"]]
     n_chunks = draw(shape, sizes, fraction, data.get("curriculum", True))
     shares, targets = data["shares"], np.atleast_1d(data["target"])
-    kinds = ["compressed", "mixed", "rebuild"]
+    kinds = [name for name in ("compressed", "mixed", "rebuild", "recall") if name in shares]
     total = sum(shares[name] for name in kinds)
-    kind = kinds[shape.choice(3, p=[shares[name] / total for name in kinds])]
+    kind = kinds[shape.choice(len(kinds), p=[shares[name] / total for name in kinds])]
     target = int(shape.choice(targets))
     if kind == "rebuild":
         n = max(1, min(n_chunks, data.get("rebuilt", target) // k))
         reconstruct.add_rows(batch, model, text, rng, max(1, data["positions"] // (n * (k + 1))), n, k, mark=[model.eos])
         return f"rebuild k{k}"
+    if kind == "recall":
+        n_recalled = min(n_chunks, max(1, data.get("rebuilt", target) // k))
+        for _ in range(max(1, data["positions"] // (n_chunks + n_recalled * (k + 1)))):
+            recall_row(batch, model, text, rng, n_chunks, k, n_recalled)
+        return f"recall k{k}"
     p = float(shape.uniform(*data["mixed_p"])) if kind == "mixed" else 0.0
     length = n_chunks + n_expand(p, n_chunks) * (k - 1) + target
     for _ in range(max(1, data["positions"] // length)):

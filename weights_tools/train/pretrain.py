@@ -16,13 +16,16 @@ from .model import BOS, IGNORE
 from .stage import begin, open_questions, open_text
 
 TEXT, COPY, QUESTIONS = range(3)
+N_SPECIAL = 4  # the first ids of prepare.py's tokenizer
 
 
-def copy_row(text, rng, length):
-    """<s> span span <s> span span ..., exactly `length` ids; second halves are marked."""
+def copy_row(text, rng, length, random=0.0, n_ids=0):
+    """<s> span span <s> span span ..., exactly `length` ids; second halves are marked. A span is a window of the text or, this share of
+    them, `random` ids of the vocabulary of n_ids, which nothing foretells but their copy."""
     ids, marked = [], []
     while len(ids) < length:
-        span = text.window(rng, int(2 ** rng.uniform(3, 6.5))).tolist()
+        n = int(2 ** rng.uniform(3, 6.5))
+        span = (rng.integers(N_SPECIAL, n_ids, n) if random and rng.random() < random else text.window(rng, n)).tolist()
         ids += [BOS] + span + span
         marked += [False] * (1 + len(span)) + [True] * len(span)
     return ids[:length], marked[:length]
@@ -41,7 +44,7 @@ def main(config):
         for i in range(n_rows):
             u = rng.random()
             if u < copies:
-                kind, (ids, marked) = COPY, copy_row(text, rng, length + 1)
+                kind, (ids, marked) = COPY, copy_row(text, rng, length + 1, data.get("random_copies", 0.0), cfg["decoder"]["vocab_size"])
             elif u < copies + questions:
                 kind, (ids, marked) = QUESTIONS, qa.row(rng, length + 1, data.get("others", 0))
             else:

@@ -578,6 +578,31 @@ class Stages(unittest.TestCase):
             self.assertEqual(learnt, [False] * (2 + len(slots)) + [True] * (4 * len(slots)))
             self.assertEqual(ids[2 + len(slots) :], [t for _, c in slots for t in batch.chunks[c]])
 
+    def test_chunks_are_recalled_by_a_few_of_their_tokens(self):
+        _, cfg = self.runs["cpt"]
+        text, model = Text(self.data, {"a": 1.0}), Refrag(SHAPE)
+        data = cfg["data"] | {"shares": {"compressed": 0, "mixed": 0, "recall": 1, "plain": 0, "questions": 0}, "n_chunks": [4], "rebuilt": 12}
+        batch, generators = MixedBatch(), [np.random.default_rng(i) for i in (1, 2)]
+        self.assertEqual(cpt.text_step(batch, model, data, text, *generators, 1.0), "recall k4")
+        self.assertGreater(len(batch.rows), 1)
+        orders, keys = set(), set()
+        for ids, slots, learnt in batch.rows:
+            self.assertEqual([t for t, _ in slots], [1, 2, 3, 4])
+            chunks = [list(batch.chunks[c]) for _, c in slots]
+            at, order = 5, []
+            while at < len(ids):
+                self.assertEqual((ids[at], learnt[at : at + 3]), (EOS, [False] * 3))
+                end = next((i for i in range(at + 3, len(ids)) if not learnt[i]), len(ids))
+                found = [i for i, c in enumerate(chunks) if ids[at + 1 : end] == c[-(end - at - 1) :]]
+                self.assertTrue(found, (ids[at:end], chunks))
+                order.append(found[0])
+                keys.add(end - at - 3)
+                at = end
+            self.assertEqual(len(order), 3)  # `rebuilt` tokens of them
+            orders.add(tuple(order))
+        self.assertGreater(len(orders), 3)
+        self.assertEqual(keys, {1, 2})  # targets: a key stands at the chunk's beginning or later
+
     def test_every_configuration_can_be_read(self):
         for path in sorted((Path(__file__).parent / "configs").rglob("*.toml")):
             cfg = read_config(path)

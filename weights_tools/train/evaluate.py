@@ -18,7 +18,7 @@ import torch
 
 from .batches import Qa, Segments
 from .export import load_directory
-from .grpo import policy_logits
+from .imitation import policy_logits
 from .model import BOS, EOS, MixedBatch, chunked, n_expand
 from .sft import Task
 from .tasks import Facts, open_source
@@ -47,7 +47,8 @@ def choose(model, policy, chunks, question, k, p, rng):
     if policy == "random":
         return set(rng.permutation(len(chunks))[:n].tolist())
     if policy == "model":
-        scores = policy_logits(model, [(chunks, question)], k, with_grad=False)[0]
+        with torch.no_grad():
+            scores = policy_logits(model, [(chunks, question)], k)[0]
     else:
         scores = chunk_surprise(model, chunks) * (1 if policy == "perplexity-desc" else -1)
     return set(torch.sort(scores, descending=True, stable=True).indices[:n].tolist())

@@ -2,20 +2,22 @@
 
 For each task G action sequences are drawn, each T' chunks one after another without replacement; the reward is minus the
 log-perplexity of the true answer (of the following text, where there is no question) given the mixed input. A policy that sees
-the question may begin with an imitation phase, our own addition: one with random weights tries chunks evenly, and there is
-no time to find the rare good ones that way. It maximises the log-probability of the chunks that hold the answer.
+the question may begin with an imitation phase (imitation.py).
 
     python -m weights_tools.train.grpo configs/nano/policy.toml
 """
 import sys
 
+import numpy as np
 import torch
 
 from .common import train
 from .cpt import mixed_pieces
+from .imitation import encode_once, imitation, policy_logits
 from .model import IGNORE, MixedBatch, n_expand
 from .sft import draw_task
 from .stage import begin, open_questions, open_text
+from .words import begin_with_words
 
 
 def advantages(rewards):
@@ -48,34 +50,6 @@ def surrogate(new, old, advantage, eps):
     """J of the paper (to maximise): new, old log-probabilities [B, G, T'], advantage [B, G]."""
     ratio, a = (new - old).exp(), advantage[..., None]
     return torch.minimum(ratio * a, ratio.clamp(1 - eps, 1 + eps) * a).mean()
-
-
-def encode_once(model, chunks):
-    """(encoder embeddings of the different chunks, index [len(chunks)] of each one's row there): a chunk in several rows is encoded once."""
-    seen, order = {}, []
-    for c in chunks:
-        if seen.setdefault(id(c), len(seen)) == len(order):
-            order.append(c)
-    return model.encode(order), torch.tensor([seen[id(c)] for c in chunks], device=model.device)
-
-
-def policy_logits(model, tasks, k, with_grad=True):
-    """Logits [B, L_max] with -inf past a task's own chunks. tasks: (chunks, question ids or [])"""
-    sees = hasattr(model.policy, "question_type")
-    questions = [model.cut(q, k) if sees else [] for _, q in tasks]
-    with torch.no_grad():
-        different, row_of = encode_once(model, [c for (chunks, _), q in zip(tasks, questions) for c in [*chunks, *q]])
-        emb = different[row_of].float()
-    n_chunks = torch.tensor([len(chunks) for chunks, _ in tasks], device=emb.device)
-    n_all = n_chunks + torch.tensor([len(q) for q in questions], device=emb.device)
-    width = torch.arange(int(n_all.max()), device=emb.device)
-    keep = width < n_all[:, None]
-    c = torch.zeros(len(tasks), len(width), emb.shape[1], device=emb.device)
-    c[keep] = emb
-    is_chunk = width < n_chunks[:, None]
-    with torch.set_grad_enabled(with_grad):
-        logits = model.policy(c, keep & ~is_chunk, keep)
-        return logits.masked_fill(~is_chunk, float("-inf"))[:, : int(n_chunks.max())]
 
 
 def rewards_of(model, tasks, picks):
@@ -125,13 +99,8 @@ def main(config):
 
     def imitate(rng, k):
         tasks = [t for _ in range(data["imitation_tasks"]) for t in question_tasks(data, rng, model, qa, k, data.get("imitation_questions", 1))]
-        log_p = policy_logits(model, [t[:2] for t in tasks], k).log_softmax(1)
-        held = torch.zeros_like(log_p, dtype=torch.bool)
-        for b, (_, _, _, holders) in enumerate(tasks):
-            held[b, holders] = True
-        loss = -log_p.masked_fill(~held, float("-inf")).logsumexp(1).mean()
-        found = held.gather(1, log_p.argmax(1, keepdim=True)).float().mean()
-        return loss, sum(len(c) for t in tasks for c in t[0]), {"imitation": loss.detach(), "first pick holds": found}
+        loss, figures = imitation(model, [(chunks, ids, holders) for chunks, ids, _, holders in tasks], k)
+        return loss, sum(len(c) for t in tasks for c in t[0]), figures
 
     def grpo(rng, k):
         on_text = rng.random() < data["text_share"]
@@ -150,6 +119,11 @@ def main(config):
         k = int(rng.choice(data["chunk_lens"]))
         return imitate(rng, k) if fraction < data["imitation"] else grpo(rng, k)
 
+    if data.get("begin_with_words"):
+        rng, chunks = np.random.default_rng(cfg["run"]["seed"]), []
+        while len(chunks) < data["begin_with_words"]:
+            chunks += question_tasks(data, rng, model, qa, int(rng.choice(data["chunk_lens"])))[0][0]
+        begin_with_words(model, chunks, cfg["run"]["seed"])
     train(cfg, model, loss_of, {"policy"}, world)
 
 

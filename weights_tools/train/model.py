@@ -255,6 +255,7 @@ class MixedBatch:
         self.chunks, self.rows, self.ready = [], [], None
         self.weights = None  # [M], of the targets in row order; without it all count alike
         self.lessons, self.taught = [], None
+        self.imitated = None  # (k, [(chunks, question ids, holders)]): of the policy, beside (sft.py)
 
     def chunk(self, ids):
         self.chunks.append(ids)

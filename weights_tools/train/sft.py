@@ -3,7 +3,10 @@
 A row is <s>, the passages as chunks (slots or tokens), then questions about one passage after another, each with its answer and
 </s>: a conversation on the passages, whose later questions follow from the earlier ones. Answers are the targets. The
 expanded share is none, all, or anything between; a chunk that holds part of an answer is expanded with raised probability, so
-that the decoder learns to look for it there. Text rows of stage 3 keep language and next-paragraph prediction alive.
+that the decoder learns to look for it there. Text rows of stage 3 keep language and next-paragraph prediction alive. With [data]
+imitation = WEIGHT the policy learns beside, by imitation and in some rows of a part, which chunks hold an answer, and the encoder learns
+from it to say what can be found by a question (our addition): a frozen one that has learnt to spell out its chunks places the same word
+differently at each of their positions.
 
     python -m weights_tools.train.sft configs/nano/sft.toml
 """
@@ -13,6 +16,7 @@ import numpy as np
 
 from .common import train
 from .cpt import mixed_pieces, named_loss, shape_rng, text_step, token_step
+from .imitation import imitation
 from .loaders import Made
 from .model import MixedBatch, n_expand
 from .stage import begin, open_questions, open_text
@@ -67,6 +71,18 @@ class Task:
         return pieces
 
 
+def to_imitate(qa, task, n):
+    """[(chunks, question ids, holders)] of at most n of a task's questions, for imitation.py: the first on each passage, since a later one may
+    say "it", of those that have holders."""
+    out, before = [], None
+    for question, _, _, holders in task.qas:
+        passage = task.passage_of[holders[0]] if holders else None
+        if holders and passage != before:
+            out.append((task.chunks, qa.segments(question), holders))
+        before = passage
+    return out[:n]
+
+
 def draw_task(data, rng, qa, cut, k, max_tokens, max_answer=96):
     """(source's name, Task): one that fits into max_tokens of context and has at least one question whose answer is not too long. Questions
     and answers together have at most `max_asked` tokens."""
@@ -96,9 +112,10 @@ def choose_expanded(data, rng, task):
     return expanded
 
 
-def draw_rows(data, rng, qa, cut, k):
+def draw_rows(data, rng, qa, cut, k, place):
     """[(Task, its expanded chunks)] of a part of a step. Rows are padded to the longest of them, so rows are drawn for `pool` parts and
-    neighbours in length taken, around one of them, as many as fit. A row's chance of being that one is its length's: of long rows fewer fit."""
+    neighbours in length taken, around one of them, as many as fit. That is the row at `place`, 0 .. 1, of all their positions in order of
+    length: of long rows fewer fit."""
     pool, drawn = [], 0
     while drawn < data.get("pool", 4) * data["positions"]:
         _, task = draw_task(data, rng, qa, cut, k, data["max_context"])
@@ -107,7 +124,7 @@ def draw_rows(data, rng, qa, cut, k):
         drawn += pool[-1][0]
     pool.sort(key=lambda row: row[0])
     lengths = np.array([length for length, _, _ in pool])
-    begin = int(rng.choice(len(pool), p=lengths / lengths.sum()))
+    begin = int(np.searchsorted(np.cumsum(lengths), min(place * lengths.sum(), lengths.sum() - 1), side="right"))
     end = begin + 1
     while end - begin < len(pool):
         downwards = begin > 0 and (end == len(pool) or rng.random() < 0.5)
@@ -117,22 +134,36 @@ def draw_rows(data, rng, qa, cut, k):
     return [(task, expanded) for _, task, expanded in pool[begin:end]]
 
 
-def add_question_rows(batch, model, data, rng, qa, k):
-    """An answer counts as the root of its length, or a few long ones, of which little can be learnt, would drown the many short ones."""
-    weights = []
-    for task, expanded in draw_rows(data, rng, qa, model.cut, k):
+def add_question_rows(batch, model, data, rng, qa, k, place):
+    """`place`: of draw_rows, the same for all parts of a step, which then take about as long as each other. An answer counts as the root of
+    its length, or a few long ones, of which little can be learnt, would drown the many short ones."""
+    weights, rows = [], draw_rows(data, rng, qa, model.cut, k, place)
+    for task, expanded in rows:
         pieces = task.context(batch, expanded, model.bos, qa.suffix)
         for _, question, answer, _ in task.qas:
             pieces += [("tokens", question), ("target", answer)]
             weights += [len(answer) ** -0.5] * len(answer)
         batch.add_row(pieces)
     batch.weights = weights
+    if data.get("imitation"):
+        some = [rows[i][0] for i in rng.permutation(len(rows))[: data["imitation_rows"]]]
+        batch.imitated = k, [asked for task in some for asked in to_imitate(qa, task, data["imitation_questions"])]
 
 
 def main(config):
     cfg, world, model = begin(config)
     data = cfg["data"]
     text, qa = open_text(cfg, world), open_questions(cfg, model)
+    weight, answering = data.get("imitation", 0.0), named_loss(model)
+    assert not weight or cfg["run"].get("sharding", "none") == "none", "[data] imitation: expected none with sharding, where all processes must use the policy alike"
+
+    def loss_of(made):
+        loss, n_positions, figures = answering(made)
+        k, tasks = made[1].imitated or (0, [])
+        if not tasks:
+            return loss, n_positions, figures
+        found, more = imitation(model, tasks, k, encoder_learns=True)
+        return loss + weight * found, n_positions, figures | more
 
     def make(rng, fraction, number):
         batch, shape = MixedBatch(), shape_rng(cfg, number)
@@ -143,10 +174,10 @@ def main(config):
             name = token_step(batch, model, data, text, qa, rng, shape)
         else:
             name, k = "answers", int(shape.choice(data["chunk_lens"], p=data["chunk_len_weights"]))
-            add_question_rows(batch, model, data, rng, qa, k)
+            add_question_rows(batch, model, data, rng, qa, k, shape.random())
         return name, batch.finished(multiple=32)
 
-    train(cfg, model, Made(make, named_loss(model)), {"decoder", "encoder", "projector"}, world)
+    train(cfg, model, Made(make, loss_of), {"decoder", "encoder", "projector"} | ({"policy"} if weight else set()), world)
 
 
 if __name__ == "__main__":

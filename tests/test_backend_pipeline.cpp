@@ -25,14 +25,17 @@ std::vector<std::shared_ptr<ContextPassage>> some_passages() {
     return passages;
 }
 
-// Three requests over two slots, so that they join and leave the batch: nothing, some and all expanded.
+// Three requests over two slots, so that they join and leave the batch: nothing, some and all expanded. Their
+// questions are ones of which every choice is clear: no other token comes nearer than .5 nats (`refrag run
+// --logprobs 2`), far beyond what rounding to bf16 moves.
 std::vector<std::vector<int32_t>> answers(Backend& backend) {
     const Model model(backend, repo_path("weights_tools/refrag-nano"));
     Engine engine(model, 2, 256);
     for (const double p : {0.0, 0.4, 1.0}) {
         Request request;
         request.passages = some_passages();
-        request.question = "Who keeps the lighthouse of Barrow?";
+        request.question =
+            p == 0.0 ? "Where do ships carry barley and glass?" : "Who keeps the lighthouse of Barrow?";
         request.options.policy = p == 1.0 ? SelectPolicy::all : SelectPolicy::model;
         request.options.expand_fraction = p;
         request.options.max_new_tokens = 6;
@@ -54,7 +57,7 @@ std::vector<std::vector<int32_t>> answers(Backend& backend) {
 
 }  // namespace
 
-// A trained model, because its choices are clear enough to survive rounding.
+// A trained model, because some of its choices are clear enough to survive rounding.
 TEST_CASE("pipeline: the default model answers alike on every backend") {
     const std::vector<std::vector<int32_t>> expected = answers(*every_backend()[0]);
     for (const std::vector<int32_t>& ids : expected) CHECK(!ids.empty());

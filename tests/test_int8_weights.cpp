@@ -229,10 +229,10 @@ Distance distance(const std::vector<float>& a, const std::vector<float>& b, size
 TEST_CASE("int8 weights: the default model's logits move by what rounding explains") {
     // A step is s = max / 127, and a rounding's variance s^2 / 12. For about normal values the largest of 32
     // is 2.1 to 2.6 standard deviations, so each product's relative squared error is about 3e-5 for its
-    // weights, and as much again where x is rounded to 8 bits too. 4 layers make 28 products one after or
-    // beside the other, and the head one more: 29 * 6e-5 = 1.7e-3 if nothing damps and nothing amplifies;
+    // weights, and as much again where x is rounded to 8 bits too. 5 layers make 35 products one after or
+    // beside the other, and the head one more: 36 * 6e-5 = 2.2e-3 if nothing damps and nothing amplifies;
     // logits, whose error is taken against their variance over the vocabulary, may be twice as sensitive.
-    constexpr double kNmse = 2 * 29 * 6e-5;
+    constexpr double kNmse = 2 * 36 * 6e-5;
     const std::string dir = repo_path("weights_tools/refrag-nano");
     for (const CpuIsa isa :
          {CpuIsa::scalar, CpuIsa::avx2, CpuIsa::avx512, CpuIsa::avx512_bf16, CpuIsa::amx}) {

@@ -228,6 +228,7 @@ def main():
     options = {"max_shard_bytes": args.max_shard_size, "max_total_bytes": args.max_total_size, "dtype": DTYPES[args.dtype]}
     try:
         if args.policy_only:
+            Path(args.out).mkdir(parents=True, exist_ok=True)
             export_policy(open_weights(args.checkpoint), Path(args.out) / args.policy_only, DTYPES[args.dtype])
         elif args.checkpoint:
             export_weights(cfg, open_weights(args.checkpoint), args.tokenizer, args.out, **options)

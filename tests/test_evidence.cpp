@@ -73,6 +73,16 @@ TEST_CASE("evidence.py measures a table by refrag, keeps its rows, and puts it i
     CHECK(contains(card,
                    "|\n<!-- end -->\nbetween\n<!-- table boolq -->\n(not measured)\n<!-- end -->\nafter\n"));
     CHECK_FALSE(contains(card, "old"));
+    std::string conversations;
+    for (int i = 0; i < 6; ++i)
+        conversations +=
+            str(R"({"id": ")", i, R"(", "title": "", "text": "Number )", i, R"( is a word.", "turns": )",
+                R"([{"question": "What is it?", "answers": ["a word"]}]})", "\n");
+    dir.write("facts-turns.jsonl", conversations);
+    ran = evidence(
+        dir, str("run facts-turns --data ", dir.file(""), " --binary ", binary ? binary : "build/refrag"));
+    CAPTURE(ran.err);
+    CHECK(ran.code == 0);
 }
 
 TEST_CASE("evidence.py measures trainings that are not shipped and sums them up in a table") {

@@ -2,7 +2,6 @@
 
     python -m unittest weights_tools.train.test_train
 """
-import json
 import math
 import tempfile
 import unittest

@@ -26,7 +26,7 @@ NO_ANSWER = "not in the passages"
 PERPLEXITY = ["eval", "perplexity", "--context", "256,512,1024,2048,4096", "--output", "256", "-k", "8,16,32", "--limit", "100"]
 SELECTION = ["eval", "perplexity", "--context", "512", "--output", "256", "-k", "16", "-p", "0.1,0.25,0.5", "--limit", "200",
              "--modes", "none,full,last,refrag", "--policy", "model,perplexity-desc,random,perplexity-asc"]
-QA = ["eval", "qa", "-k", "16", "-p", "0,0.1,0.25", "--policy", "model,random", "--limit", "300"]  # the limit last: conversations have their own
+QA = ["eval", "qa", "-k", "16", "-p", "0,0.1,0.25", "--policy", "model,random"]
 REGULARISATION = ["eval", "perplexity", "--context", "256", "--output", "256", "--modes", "none,full", "--limit", "200"]
 
 
@@ -48,14 +48,14 @@ def tables(data, variants, regularisation):
     out["facts-k8"] = ["eval", "qa", "-k", "8", "-p", "0,0.1,0.25,0.5", "--modes", "refrag", *facts], ""
     out["facts-passages"] = ["eval", "qa", "-k", "16", "-p", "0,0.1,0.25", "--limit", "300", "--distractors", "0,1,3,7,15,31", "--modes", "full,refrag",
                              "--data", data / "facts.jsonl"], ""
-    out["squad"] = [*QA, "--distractors", "0,4,9", "--data", data / "squad-dev-1.1.jsonl"], ""
-    out["squad-2"] = [*QA, "--distractors", "0", "--no-answer", NO_ANSWER, "--data", data / "squad-dev-2.0.jsonl"], ""
+    out["squad"] = [*QA, "--limit", "300", "--distractors", "0,4,9", "--data", data / "squad-dev-1.1.jsonl"], ""
+    out["squad-2"] = [*QA, "--limit", "300", "--distractors", "0", "--no-answer", NO_ANSWER, "--data", data / "squad-dev-2.0.jsonl"], ""
     for name in ("boolq", "factbook", "cloze"):
-        out[name] = [*QA, "--distractors", "0,4", "--data", data / f"{name}.jsonl"], ""
+        out[name] = [*QA, "--limit", "300", "--distractors", "0,4", "--data", data / f"{name}.jsonl"], ""
     for name in ("fairytaleqa", "medquad"):
-        out[name] = [*QA, "--distractors", "0", "-n", "64", "--data", data / f"{name}.jsonl"], ""
+        out[name] = [*QA, "--limit", "300", "--distractors", "0", "-n", "64", "--data", data / f"{name}.jsonl"], ""
     for name in ("facts", "squad-dev"):
-        out[f"{name}-turns"] = [*QA[:-1], "150", "--distractors", "0,4", "--max-turns", "4", "--data", data / f"{name}-turns.jsonl"], ""
+        out[f"{name}-turns"] = [*QA, "--distractors", "0,4", "--limit", "150", "--max-turns", "4", "--data", data / f"{name}-turns.jsonl"], ""
     for name, length in (("scitldr", "64"), ("qmsum", "128")):
         out[name] = ["eval", "qa", "-k", "8,16", "-p", "0,0.25", "-n", length, "--limit", "300", "--data", data / f"{name}.jsonl"], ""
     return out

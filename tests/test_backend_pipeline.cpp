@@ -26,7 +26,7 @@ std::vector<std::shared_ptr<ContextPassage>> some_passages() {
 }
 
 // Three requests over two slots, so that they join and leave the batch: nothing, some and all expanded. Their
-// questions are ones of which every choice is clear: no other token comes nearer than .5 nats (`refrag run
+// questions are ones of which every choice is clear: no other token comes nearer than 1 nat (`refrag run
 // --logprobs 2`), far beyond what rounding to bf16 moves.
 std::vector<std::vector<int32_t>> answers(Backend& backend) {
     const Model model(backend, repo_path("weights_tools/refrag-nano"));

@@ -95,7 +95,8 @@ def main(config):
     cfg, world, model = begin(config)
     data = cfg["data"]
     text = open_text(cfg, world)
-    qa = open_questions(cfg, model, follow_up=0.0) if data["text_share"] < 1 else None
+    asks = data["text_share"] < 1 or data["imitation"] > 0 or data.get("begin_with_words")
+    qa = open_questions(cfg, model, follow_up=0.0) if asks else None
 
     def imitate(rng, k):
         tasks = [t for _ in range(data["imitation_tasks"]) for t in question_tasks(data, rng, model, qa, k, data.get("imitation_questions", 1))]

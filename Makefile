@@ -245,7 +245,7 @@ FUZZ         := build/fuzz
 FUZZ_FLAGS   := -std=c++20 -O1 -g -fno-omit-frame-pointer $(WARN) -pthread -DREFRAG_LIBFUZZER
 FUZZ_SAN     := address,undefined -fno-sanitize-recover=all
 FUZZ_SRC     := $(wildcard src/base/*.cpp src/io/*.cpp src/text/*.cpp src/models/*_config.cpp) \
-                src/refrag/passages.cpp src/refrag/requests.cpp src/refrag/qa_data.cpp tests/fuzz/targets.cpp
+                src/refrag/passages.cpp src/refrag/requests.cpp src/eval/qa_data.cpp tests/fuzz/targets.cpp
 FUZZ_OBJ     := $(FUZZ_SRC:%.cpp=$(FUZZ)/obj/%.o)
 FUZZ_BIN     := $(FUZZ_TARGETS:%=$(FUZZ)/fuzz_%)
 .SECONDARY: $(FUZZ_TARGETS:%=$(FUZZ)/obj/tests/fuzz/fuzz_%.o)

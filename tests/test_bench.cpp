@@ -9,13 +9,14 @@
 #include <vector>
 
 #include "base/dtype.h"
+#include "bench/bench.h"
+#include "bench/cost.h"
+#include "bench/random_model.h"
 #include "cpu/cpu_backend.h"
 #include "golden.h"
 #include "models/random_weights.h"
-#include "refrag/bench.h"
-#include "refrag/cost.h"
 #include "refrag/generator.h"
-#include "refrag/random_model.h"
+#include "refrag/memory_plan.h"
 #include "refrag/select.h"
 #include "support.h"
 

@@ -6,10 +6,10 @@
 #include <tuple>
 
 #include "cli_test.h"
+#include "eval/perplexity.h"
+#include "eval/statistics.h"
 #include "golden.h"
 #include "io/json.h"
-#include "refrag/perplexity.h"
-#include "refrag/statistics.h"
 
 using namespace refrag;
 using namespace refrag_test;

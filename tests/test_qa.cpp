@@ -4,10 +4,10 @@
 #include <cmath>
 
 #include "cli_test.h"
+#include "eval/qa.h"
+#include "eval/qa_draw.h"
 #include "golden.h"
 #include "io/json.h"
-#include "refrag/qa.h"
-#include "refrag/qa_draw.h"
 #include "refrag/session.h"
 
 using namespace refrag;

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <set>
 
-#include "refrag/qa_data.h"
-#include "refrag/qa_draw.h"
+#include "eval/qa_data.h"
+#include "eval/qa_draw.h"
 #include "support.h"
 
 using namespace refrag;

@@ -4,8 +4,8 @@
 
 #include <map>
 
+#include "eval/qa_metrics.h"
 #include "io/json.h"
-#include "refrag/qa_metrics.h"
 #include "support.h"
 #include "text/lowercase.h"
 #include "text/unicode.h"

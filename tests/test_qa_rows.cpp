@@ -5,11 +5,11 @@
 #include <map>
 
 #include "cli_test.h"
+#include "eval/qa.h"
+#include "eval/qa_draw.h"
+#include "eval/qa_rows.h"
 #include "golden.h"
 #include "io/json.h"
-#include "refrag/qa.h"
-#include "refrag/qa_draw.h"
-#include "refrag/qa_rows.h"
 #include "refrag/session.h"
 
 using namespace refrag;

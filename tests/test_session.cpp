@@ -7,8 +7,8 @@
 #include <filesystem>
 #include <memory>
 
+#include "eval/perplexity.h"
 #include "golden.h"
-#include "refrag/perplexity.h"
 #include "refrag/scoring.h"
 #include "refrag/session.h"
 #include "text/unicode.h"

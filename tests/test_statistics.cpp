@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "refrag/statistics.h"
+#include "eval/statistics.h"
 
 using namespace refrag;
 

@@ -8,12 +8,12 @@
 #include "base/check.h"
 #include "base/memory.h"
 #include "base/threads.h"
+#include "bench/random_model.h"
 #include "cli/bench_report.h"
 #include "cli/common.h"
 #include "cli/eval_table.h"
 #include "cuda/peaks.h"
 #include "io/file.h"
-#include "refrag/random_model.h"
 #include "refrag/timer.h"
 
 namespace refrag {

@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "bench/bench.h"
 #include "cpu/peaks.h"
 #include "cuda/peaks.h"
-#include "refrag/bench.h"
 
 namespace refrag {
 

@@ -6,9 +6,9 @@
 #include "cli/common.h"
 #include "cli/eval.h"
 #include "cli/eval_table.h"
+#include "eval/perplexity.h"
 #include "io/file.h"
 #include "io/json.h"
-#include "refrag/perplexity.h"
 
 namespace refrag {
 namespace {

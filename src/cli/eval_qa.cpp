@@ -9,9 +9,9 @@
 #include "cli/common.h"
 #include "cli/eval.h"
 #include "cli/eval_table.h"
+#include "eval/qa.h"
 #include "io/file.h"
 #include "io/json.h"
-#include "refrag/qa.h"
 
 namespace refrag {
 namespace {

@@ -3,8 +3,8 @@
 #include <variant>
 
 #include "base/check.h"
+#include "eval/qa_data.h"
 #include "main.h"
-#include "refrag/qa_data.h"
 #include "refrag/requests.h"
 #include "text/unicode.h"
 

@@ -11,9 +11,9 @@
 #include <string>
 #include <vector>
 
+#include "eval/qa_data.h"
+#include "eval/qa_metrics.h"
 #include "refrag/model.h"
-#include "refrag/qa_data.h"
-#include "refrag/qa_metrics.h"
 #include "refrag/select.h"
 
 namespace refrag {

@@ -1,5 +1,5 @@
 // See statistics.h.
-#include "refrag/statistics.h"
+#include "eval/statistics.h"
 
 #include <cmath>
 #include <numbers>

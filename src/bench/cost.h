@@ -34,13 +34,4 @@ WeightCount count_weights(const RobertaConfig& config, ChunkPooling pooling);
 // Of all four networks.
 WeightCount count_weights(const ModelParts& parts);
 
-// Bytes of K and V of one entry in all layers, in a cache of dtype `kv`.
-uint64_t kv_entry_bytes(const LlamaConfig& config, DType kv);
-
-// Memory that a Generator's steps take beside the cache, and the encoder and heads for one request: scratch
-// of kPrefillRows rows, logits, chunk embeddings. An estimate from above, for refusing what cannot fit.
-// n_chunks: of all requests that run at once; rows: the longest prompt.
-uint64_t workspace_bytes(const LlamaConfig& decoder, const RobertaConfig& encoder, const PolicyConfig& policy,
-                         int32_t batch, int64_t rows, int64_t n_chunks);
-
 }  // namespace refrag

@@ -1,5 +1,5 @@
 // See qa_draw.h.
-#include "refrag/qa_draw.h"
+#include "eval/qa_draw.h"
 
 #include <algorithm>
 #include <unordered_map>

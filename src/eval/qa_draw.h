@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "refrag/qa_data.h"
+#include "eval/qa_data.h"
 
 namespace refrag {
 

@@ -1,5 +1,5 @@
 // See qa_metrics.h.
-#include "refrag/qa_metrics.h"
+#include "eval/qa_metrics.h"
 
 #include <algorithm>
 

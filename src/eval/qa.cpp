@@ -1,5 +1,5 @@
 // See qa.h.
-#include "refrag/qa.h"
+#include "eval/qa.h"
 
 #include <algorithm>
 #include <array>
@@ -9,10 +9,10 @@
 #include <utility>
 
 #include "base/check.h"
+#include "eval/qa_draw.h"
+#include "eval/qa_rows.h"
 #include "io/file.h"
 #include "refrag/prompt.h"
-#include "refrag/qa_draw.h"
-#include "refrag/qa_rows.h"
 #include "refrag/session.h"
 
 namespace refrag {

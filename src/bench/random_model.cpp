@@ -1,13 +1,13 @@
 // See random_model.h.
-#include "refrag/random_model.h"
+#include "bench/random_model.h"
 
 #include <algorithm>
 #include <string_view>
 #include <utility>
 
+#include "bench/cost.h"
 #include "io/json.h"
 #include "models/random_weights.h"
-#include "refrag/cost.h"
 #include "refrag/random.h"
 #include "text/byte_level.h"
 

@@ -1,10 +1,10 @@
 // See qa_rows.h.
-#include "refrag/qa_rows.h"
+#include "eval/qa_rows.h"
 
 #include <optional>
 
 #include "base/check.h"
-#include "refrag/statistics.h"
+#include "eval/statistics.h"
 
 namespace refrag {
 namespace {

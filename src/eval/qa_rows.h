@@ -6,7 +6,7 @@
 #include <span>
 #include <vector>
 
-#include "refrag/qa.h"
+#include "eval/qa.h"
 
 namespace refrag {
 

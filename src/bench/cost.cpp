@@ -1,10 +1,5 @@
 // See cost.h.
-#include "refrag/cost.h"
-
-#include <algorithm>
-
-#include "refrag/generator.h"
-#include "refrag/scoring.h"
+#include "bench/cost.h"
 
 namespace refrag {
 namespace {
@@ -105,28 +100,6 @@ double policy_flops(const PolicyConfig& config, int32_t d_enc, int64_t n) {
 
 double projector_flops(int32_t d_enc, int32_t d_dec, int64_t n) {
     return 2.0 * static_cast<double>(n) * d_dec * (static_cast<double>(d_enc) + d_dec);
-}
-
-uint64_t kv_entry_bytes(const LlamaConfig& config, DType kv) {
-    return Generator::cache_bytes(config, kv, 1, kPageEntries) / kPageEntries;
-}
-
-uint64_t workspace_bytes(const LlamaConfig& decoder, const RobertaConfig& encoder, const PolicyConfig& policy,
-                         int32_t batch, int64_t rows, int64_t n_chunks) {
-    constexpr int64_t kSlack = int64_t{64} << 20;  // arenas' blocks, texts, token ids
-    constexpr int64_t kEncoderRows = 2048;         // of one group (roberta.h)
-    const int64_t q_dim = int64_t{decoder.n_heads} * decoder.head_dim;
-    const int64_t kv_dim = int64_t{decoder.n_kv_heads} * decoder.head_dim;
-    const int64_t step = std::min(kPrefillRows, rows * batch);
-    int64_t floats = step * (5 * int64_t{decoder.dim} + 2 * q_dim + 2 * kv_dim + 2 * decoder.hidden_dim +
-                             decoder.head_dim);
-    floats += int64_t{batch} * 3 * decoder.vocab_size;
-    floats += kEncoderRows * (6 * int64_t{encoder.dim} + encoder.hidden_dim);
-    // Chunk embeddings: kept with the passage, gathered, on the device; the policy's rows; the slots.
-    floats += n_chunks * 4 * int64_t{encoder.dim};
-    floats += n_chunks * (8 * int64_t{policy.dim} + policy.hidden_dim);
-    floats += n_chunks * 2 * int64_t{decoder.dim};
-    return static_cast<uint64_t>(floats * static_cast<int64_t>(sizeof(float)) + kSlack);
 }
 
 }  // namespace refrag

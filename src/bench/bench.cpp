@@ -1,5 +1,5 @@
 // See bench.h.
-#include "refrag/bench.h"
+#include "bench/bench.h"
 
 #include <algorithm>
 #include <array>
@@ -8,11 +8,12 @@
 #include <string>
 #include <utility>
 
+#include "bench/cost.h"
+#include "bench/random_model.h"
 #include "refrag/context.h"
-#include "refrag/cost.h"
 #include "refrag/engine.h"
+#include "refrag/memory_plan.h"
 #include "refrag/prompt.h"
-#include "refrag/random_model.h"
 #include "refrag/timer.h"
 
 namespace refrag {

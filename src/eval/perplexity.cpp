@@ -1,14 +1,14 @@
 // See perplexity.h.
-#include "refrag/perplexity.h"
+#include "eval/perplexity.h"
 
 #include <algorithm>
 #include <array>
 #include <span>
 #include <utility>
 
+#include "eval/statistics.h"
 #include "refrag/assemble.h"
 #include "refrag/scoring.h"
-#include "refrag/statistics.h"
 
 namespace refrag {
 namespace {

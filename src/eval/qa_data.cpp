@@ -1,5 +1,5 @@
 // See qa_data.h.
-#include "refrag/qa_data.h"
+#include "eval/qa_data.h"
 
 #include <functional>
 #include <unordered_map>

@@ -108,7 +108,7 @@ class Bench {
             }
         }
         ++draws_;
-        return b.make_matrix(dtype, out_dim, in_dim, [&](int64_t begin, int64_t n, void* dst) {
+        return b.device().make_matrix(dtype, out_dim, in_dim, [&](int64_t begin, int64_t n, void* dst) {
             for (int64_t i = 0; i < n; ++i) {
                 const std::byte* const from =
                     rows.data() + static_cast<size_t>((begin + i) % kRows) * row_bytes;
@@ -182,7 +182,7 @@ AttentionShape shape_of(const Heads& h) {
 std::unique_ptr<KvCache> filled_cache(Bench& bench, const Heads& h, int32_t slots, int32_t layers,
                                       int32_t entries, int32_t room) {
     auto cache = std::make_unique<KvCache>(bench.b, slots, layers, h.kv_heads, h.dim, room,
-                                           bench.b.kv_dtype(DType::bf16, h.dim));
+                                           bench.b.device().kv_dtype(DType::bf16, h.dim));
     Arena arena(bench.b);
     const int64_t cols = int64_t{h.kv_heads} * h.dim;
     const Tensor k = bench.tensor(arena, std::min(kPart, std::max(entries, 1)), cols),
@@ -252,9 +252,9 @@ void decode_attention(Bench& bench) {
     for (const Heads h : {Heads{32, 32, 128}, Heads{32, 8, 128}, Heads{32, 32, 64}, Heads{32, 8, 64}}) {
         for (const int32_t n_seq : {1, 8}) {
             for (const int32_t context : {1024, 4096, 16384}) {
-                const double bytes = 2.0 *
-                                     static_cast<double>(dtype_bytes(bench.b.kv_dtype(DType::bf16, h.dim))) *
-                                     h.kv_heads * h.dim * context * n_seq;
+                const double bytes =
+                    2.0 * static_cast<double>(dtype_bytes(bench.b.device().kv_dtype(DType::bf16, h.dim))) *
+                    h.kv_heads * h.dim * context * n_seq;
                 const int32_t layers =
                     std::max(2, static_cast<int32_t>(static_cast<double>(kApartBytes) / bytes) + 1);
                 const auto cache = filled_cache(bench, h, n_seq, layers, context, context);
@@ -421,7 +421,7 @@ void small_ops(Bench& bench) {
             const int64_t most = rows < kPart ? 256 : kCalls;
             const auto entries = static_cast<int32_t>(most * each);
             KvCache cache(bench.b, slots, 1, h.kv_heads, h.dim, entries,
-                          bench.b.kv_dtype(DType::bf16, h.dim));
+                          bench.b.device().kv_dtype(DType::bf16, h.dim));
             const Tensor q = bench.tensor(arena, rows, kDim), k = bench.tensor(arena, rows, kDim),
                          v = bench.tensor(arena, rows, kDim), cos_sin = bench.tensor(arena, rows, h.dim);
             BatchPlan plan;
@@ -469,7 +469,7 @@ int main(int argc, char** argv) {
         const cuda::GpuInfo info = cuda::gpu_info();
         const cuda::GpuPeaks peaks = cuda::measure_gpu_peaks();
         std::printf("date: %s\nGPU: %s (%s)\nCUDA: driver up to %s, runtime %s\n", today().c_str(),
-                    info.name.c_str(), backend->description().c_str(), info.driver.c_str(),
+                    info.name.c_str(), backend->device().description().c_str(), info.driver.c_str(),
                     info.runtime.c_str());
         std::printf(
             "peaks: bf16 %.1f TFLOP/s, fp32 %.1f TFLOP/s, memory read %.0f GB/s, copied %.0f GB/s (read and "

@@ -70,7 +70,7 @@ size_t row_bytes(DType dtype, int64_t in_dim) {
 
 // Every 16 bits are an F16 or a BF16 number of about 1, or two bytes.
 std::unique_ptr<Matrix> weights(Backend& backend, DType dtype, int64_t out_dim, int64_t in_dim) {
-    return backend.make_matrix(dtype, out_dim, in_dim, [&](int64_t, int64_t n, void* dst) {
+    return backend.device().make_matrix(dtype, out_dim, in_dim, [&](int64_t, int64_t n, void* dst) {
         const auto halves = n * static_cast<int64_t>(row_bytes(dtype, in_dim)) / 2;
         for (int64_t i = 0; i < halves; ++i) {
             static_cast<uint16_t*>(dst)[i] = static_cast<uint16_t>(0x3c00 + i * 7919 % 512);
@@ -136,7 +136,7 @@ struct BenchCache {
 // rows = entries: a prefill; rows = 1: a decode step. As BF16 weights have it.
 double attention_seconds(Backend& backend, int32_t heads, int32_t kv_heads, int32_t dim, int32_t entries,
                          int32_t rows, double budget) {
-    const BenchCache cache(backend, kv_heads, dim, entries, backend.kv_dtype(DType::bf16, dim));
+    const BenchCache cache(backend, kv_heads, dim, entries, backend.device().kv_dtype(DType::bf16, dim));
     const std::vector<int32_t> row_begin = {0, rows}, start = {entries - rows}, slot = {0};
     const Batch batch{1, rows, rows, entries, row_begin.data(), start.data(), slot.data(), nullptr};
     const Buffer q = filled(backend, int64_t{rows} * heads * dim),
@@ -170,7 +170,7 @@ void bench_attention(Backend& backend, const Machine& machine, double budget) {
     for (const Heads h : {Heads{12, 12, 64}, Heads{32, 4, 64}, Heads{8, 8, 128}}) {
         for (const int32_t n : {512, 8192, 65536}) {
             const double read = machine.peaks.read_gbs;
-            const size_t bytes = dtype_bytes(backend.kv_dtype(DType::bf16, h.dim));
+            const size_t bytes = dtype_bytes(backend.device().kv_dtype(DType::bf16, h.dim));
             const double s = attention_seconds(backend, h.heads, h.kv_heads, h.dim, n, 1, budget);
             const double gbs = 2e-9 * static_cast<double>(bytes) * h.kv_heads * h.dim * n / s;
             std::printf("| %d heads, %d KV heads, dim %d | %d | %.1f | %.1f | %.2f |\n", h.heads, h.kv_heads,
@@ -240,7 +240,7 @@ int main(int argc, char** argv) {
         const double budget = argc > 2 ? std::atof(argv[2]) : 0.1;
         const auto backend = make_cpu_backend(threads);
         Machine machine{threads, {}};
-        std::printf("%s\n", backend->description().c_str());
+        std::printf("%s\n", backend->device().description().c_str());
         const auto table = [&](void (*bench)(Backend&, const Machine&, double)) {
             machine.measure();
             const MachinePeaks& peaks = machine.peaks;

@@ -136,9 +136,9 @@ void CudaBackend::attention(Tensor out, Tensor q, Tensor k, Tensor v, const Atte
 
     if (kv == nullptr || batch.n_uncached > 0) {
         if (shape.weights != DType::f32 && encoder_supports(shape.head_dim)) {
-            attention_encoder(a, shape.weights == DType::f16 ? DType::f16 : DType::bf16, stream_);
+            attention_encoder(a, shape.weights == DType::f16 ? DType::f16 : DType::bf16, stream());
         } else {
-            attention_plain(a, DType::f32, Wanted::uncached, batch.n_rows, stream_);
+            attention_plain(a, DType::f32, Wanted::uncached, batch.n_rows, stream());
         }
     }
     if (kv == nullptr || batch.n_uncached == batch.n_seq) return;
@@ -147,14 +147,14 @@ void CudaBackend::attention(Tensor out, Tensor q, Tensor k, Tensor v, const Atte
     const bool decodes = decode_supports(shape.head_dim, a.group());
     if (batch.max_rows > 1 || !decodes) {
         if (kv->dtype != DType::f32 && prefill_supports(shape.head_dim))
-            attention_prefill(a, kv->dtype, decodes ? 2 : 1, stream_);
+            attention_prefill(a, kv->dtype, decodes ? 2 : 1, stream());
         else
-            attention_plain(a, kv->dtype, Wanted::cached, batch.n_rows, stream_);
+            attention_plain(a, kv->dtype, Wanted::cached, batch.n_rows, stream());
     }
     if (decodes && (batch.max_rows == 1 || batch.n_seq > 1)) {
         auto* const partial = static_cast<float*>(
             scratch(partial_, static_cast<size_t>(decode_scratch_floats(a)) * sizeof(float)));
-        attention_decode(a, kv->dtype, partial, stream_);
+        attention_decode(a, kv->dtype, partial, stream());
     }
 }
 

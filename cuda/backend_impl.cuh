@@ -1,9 +1,10 @@
-// What the files of the CUDA backend share: the backend class, whose ops are defined in the file of their
-// family, and its weight matrices.
+// What the files of the CUDA backend share: the device, its queue, whose ops are defined in the file of their
+// family, and weight matrices.
 #pragma once
 
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -42,15 +43,17 @@ class Staging {
     Staging(const Staging&) = delete;
     Staging& operator=(const Staging&) = delete;
 
-    static constexpr size_t kChunkBytes = size_t{4} << 20;
-    // Memory for `bytes` <= kChunkBytes, to be filled and copied from by the stream's next work.
-    void* take(size_t bytes);
+    // Enqueues a copy to device memory; src may be reused at once.
+    void upload(void* dst, const void* src, size_t bytes);
 
   private:
+    // Memory for `bytes` <= kChunkBytes, to be filled and copied from by the stream's next work.
+    void* take(size_t bytes);
     struct Chunk {
         void* data = nullptr;
         cudaEvent_t copied = nullptr;
     };
+    static constexpr size_t kChunkBytes = size_t{4} << 20;
     static constexpr size_t kChunks = 4;
     cudaStream_t stream_;
     Chunk chunks_[kChunks];
@@ -58,24 +61,66 @@ class Staging {
     size_t used_ = 0;
 };
 
-class CudaBackend : public Backend {
+class CudaDevice : public Device {
   public:
-    explicit CudaBackend(const CudaOptions& options);
-    ~CudaBackend() override;
+    explicit CudaDevice(const CudaOptions& options);
+    ~CudaDevice() override;
 
     void* allocate(size_t bytes) override;
     void release(void* data) noexcept override;
     std::string description() const override;
-    uint64_t available_bytes() const override { return budget_bytes_ - held_bytes_; }
+    uint64_t available_bytes() const override;
+    bool is_remote() const override { return true; }
+    // rope.cu
+    DType kv_dtype(DType weights, int32_t head_dim) const override;
+    void upload(void* dst, const void* src, size_t bytes) override;
+    // gemm.cu
+    std::unique_ptr<Matrix> make_matrix(DType dtype, int64_t out_dim, int64_t in_dim,
+                                        const RowReader& read) override;
+    std::unique_ptr<Backend> make_backend() override;
+
+    // Memory in the order of a stream's work; counted as the device's.
+    void* allocate_on(cudaStream_t stream, size_t bytes);
+    void release_on(cudaStream_t stream, void* data) noexcept;
+    // Makes the device the calling thread's, which may be a new one or have used another since.
+    void make_current() const { CUDA_CHECK(cudaSetDevice(ordinal_)); }
+    void try_make_current() const noexcept { cudaSetDevice(ordinal_); }  // where errors have no place
+    const CudaOptions& options() const { return options_; }
+
+  private:
+    // Enqueues a copy for loading; finish_uploads() waits until all have ended.
+    void enqueue_upload(void* dst, const void* src, size_t bytes);
+    void finish_uploads();
+
+    int ordinal_ = 0;
+    CudaOptions options_;
+    std::string name_;
+    uint64_t budget_bytes_ = 0;
+    mutable std::mutex memory_mutex_;  // of the next two
+    uint64_t held_bytes_ = 0;
+    std::map<void*, size_t> sizes_;
+    cudaStream_t stream_ = nullptr;  // of loading, and of memory that is no queue's
+    std::mutex staging_mutex_;
+    std::optional<Staging> staging_;
+};
+
+class CudaBackend : public Backend {
+  public:
+    // kept: the device, where the queue owns it; else null.
+    explicit CudaBackend(CudaDevice& device, std::unique_ptr<CudaDevice> kept = nullptr);
+    ~CudaBackend() override;
+
+    Device& device() const override { return device_; }
+    void* allocate(size_t bytes) override;
+    void release(void* data) noexcept override;
 
     void upload(void* dst, const void* src, size_t bytes) override;
     void download(void* dst, const void* src, size_t bytes) override;
     void copy(Tensor out, Tensor x) override;
+    void wait() override;
     void repeat(std::span<const uint64_t> key, FunctionRef<void()> enqueue) override;
 
     // gemm.cu
-    std::unique_ptr<Matrix> make_matrix(DType dtype, int64_t out_dim, int64_t in_dim,
-                                        const RowReader& read) override;
     void linear(Tensor out, Tensor x, const Matrix& w, Tensor bias) override;
     void linears(Tensor x, std::span<const Product> products) override;
     void linear_add(Tensor residual, Tensor x, const Product& y) override;
@@ -100,7 +145,6 @@ class CudaBackend : public Backend {
     // rope.cu
     void rope_table(Tensor cos_sin, const float* position, Tensor inv_freq) override;
     void rope(Tensor x, Tensor cos_sin) override;
-    DType kv_dtype(DType weights, int32_t head_dim) const override;
     void kv_append(const KvView& kv, int32_t layer, Tensor k, Tensor v, const Batch& batch) override;
     void rope_kv_append(const KvView& kv, int32_t layer, Tensor q, Tensor k, Tensor v, Tensor cos_sin,
                         const Batch& batch) override;
@@ -113,7 +157,6 @@ class CudaBackend : public Backend {
     void pool(Tensor out, Tensor x, const Batch& batch, Pooling pooling) override;
     void nll(Tensor out, Tensor logits, const int32_t* target) override;
     void top_logits(Tensor values, int32_t* ids, Tensor logits) override;
-    bool is_remote() const override { return true; }
     void draw(int32_t* ids, Tensor logits, const TokenDraw* draws) override;
 
   private:
@@ -131,13 +174,15 @@ class CudaBackend : public Backend {
     const void* rounded(Tensor x, DType dtype);
     bool few_rows(int64_t rows, int64_t in_dim) const;
 
-    int device_ = 0;
-    CudaOptions options_;
-    std::string name_;
+    // Where ops go; the calling thread's device is then this one.
+    cudaStream_t stream() const {
+        device_.make_current();
+        return stream_;
+    }
+
+    std::unique_ptr<CudaDevice> kept_;  // destroyed last
+    CudaDevice& device_;
     cudaStream_t stream_ = nullptr;
-    uint64_t budget_bytes_ = 0;
-    uint64_t held_bytes_ = 0;
-    std::map<void*, size_t> sizes_;
     std::optional<Staging> staging_;
     Buffer workspace_;
     std::optional<Cublas> cublas_;

@@ -1,8 +1,10 @@
-// The CUDA backend itself: the device, its memory, copies, and work that is recorded once and replayed.
+// The CUDA backend itself: the device and its memory; a queue, its copies, and work that is recorded once and
+// replayed.
 #include "cuda_backend.h"
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "backend_impl.cuh"
 
@@ -40,64 +42,76 @@ std::string cuda_unavailable() {
     return "";
 }
 
-std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options) {
+namespace {
+
+std::unique_ptr<CudaDevice> new_cuda_device(const CudaOptions& options) {
     const std::string why = cuda_unavailable();
     REFRAG_CHECK(why.empty(), Status::runtime, why);
-    return std::make_unique<CudaBackend>(options);
+    return std::make_unique<CudaDevice>(options);
 }
 
-CudaBackend::CudaBackend(const CudaOptions& options) : options_(options) {
+}  // namespace
+
+std::unique_ptr<Device> make_cuda_device(const CudaOptions& options) {
+    return new_cuda_device(options);
+}
+
+std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options) {
+    std::unique_ptr<CudaDevice> device = new_cuda_device(options);
+    CudaDevice& of = *device;
+    return std::make_unique<CudaBackend>(of, std::move(device));
+}
+
+// ---- the device -----------------------------------------------------------------------------------------
+
+CudaDevice::CudaDevice(const CudaOptions& options) : options_(options) {
     REFRAG_CHECK(options.memory_fraction > 0.0 && options.memory_fraction <= 1.0, Status::usage,
                  "GPU memory fraction: expected a number above 0, at most 1, found ",
                  options.memory_fraction);
-    CUDA_CHECK(cudaSetDevice(device_));
+    make_current();
     cudaDeviceProp properties{};
-    CUDA_CHECK(cudaGetDeviceProperties(&properties, device_));
+    CUDA_CHECK(cudaGetDeviceProperties(&properties, ordinal_));
     name_ = properties.name;
     size_t free_bytes = 0, total_bytes = 0;
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
     budget_bytes_ = static_cast<uint64_t>(static_cast<double>(free_bytes) * options.memory_fraction);
+    // Memory that is given back stays with this process, so that taking it again costs nothing.
+    cudaMemPool_t pool = nullptr;
+    uint64_t keep = UINT64_MAX;
+    CUDA_CHECK(cudaDeviceGetDefaultMemPool(&pool, ordinal_));
+    CUDA_CHECK(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep));
     CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
-    try {
-        // Memory that is given back stays with this process, so that taking it again costs nothing.
-        cudaMemPool_t pool = nullptr;
-        uint64_t keep = UINT64_MAX;
-        CUDA_CHECK(cudaDeviceGetDefaultMemPool(&pool, device_));
-        CUDA_CHECK(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep));
-        staging_.emplace(stream_);
-        workspace_ = Buffer(*this, kCublasWorkspaceBytes);
-        cublas_.emplace(stream_, workspace_.data(), workspace_.bytes());
-    } catch (...) {
-        workspace_ = Buffer{};
-        staging_.reset();
-        cudaStreamDestroy(stream_);
-        throw;
-    }
+    staging_.emplace(stream_);
 }
 
-CudaBackend::~CudaBackend() {
+CudaDevice::~CudaDevice() {
+    try_make_current();
     cudaStreamSynchronize(stream_);
-    forget_recorded();
-    for (Buffer* held : {&rounded_, &widened_, &partial_, &top_}) *held = Buffer{};
-    cublas_.reset();
-    workspace_ = Buffer{};
     staging_.reset();
-    cudaStreamSynchronize(stream_);
     cudaStreamDestroy(stream_);
 }
 
-std::string CudaBackend::description() const {
+std::string CudaDevice::description() const {
     return str("cuda: ", name_, options_.deterministic ? ", deterministic" : "");
 }
 
-// ---- memory ---------------------------------------------------------------------------------------------
+std::unique_ptr<Backend> CudaDevice::make_backend() {
+    return std::make_unique<CudaBackend>(*this);
+}
 
-void* CudaBackend::allocate(size_t bytes) {
+uint64_t CudaDevice::available_bytes() const {
+    const std::lock_guard<std::mutex> lock(memory_mutex_);
+    return budget_bytes_ - held_bytes_;
+}
+
+void* CudaDevice::allocate_on(cudaStream_t stream, size_t bytes) {
+    make_current();
+    const std::lock_guard<std::mutex> lock(memory_mutex_);
     const uint64_t left = budget_bytes_ - held_bytes_;
     REFRAG_CHECK(bytes <= left, Status::out_of_memory, "GPU memory: ", mib(bytes), " needed, ", mib(left),
                  " left of the ", mib(budget_bytes_), " that this process may take");
     void* data = nullptr;
-    const cudaError_t error = cudaMallocAsync(&data, bytes, stream_);
+    const cudaError_t error = cudaMallocAsync(&data, bytes, stream);
     if (error == cudaErrorMemoryAllocation) {
         cudaGetLastError();
         size_t free_bytes = 0, total_bytes = 0;
@@ -109,28 +123,50 @@ void* CudaBackend::allocate(size_t bytes) {
     try {
         sizes_.emplace(data, bytes);
     } catch (...) {
-        cudaFreeAsync(data, stream_);
+        cudaFreeAsync(data, stream);
         throw;
     }
     held_bytes_ += bytes;
     return data;
 }
 
-void CudaBackend::release(void* data) noexcept {
+void CudaDevice::release_on(cudaStream_t stream, void* data) noexcept {
     if (data == nullptr) return;
-    forget_recorded();  // recorded work may name this memory
+    try_make_current();
+    const std::lock_guard<std::mutex> lock(memory_mutex_);
     const auto at = sizes_.find(data);
     held_bytes_ -= at->second;
     sizes_.erase(at);
-    cudaFreeAsync(data, stream_);
+    cudaFreeAsync(data, stream);
 }
 
-void* CudaBackend::scratch(Buffer& held, size_t bytes) {
-    if (bytes <= held.bytes()) return held.data();
-    REFRAG_CHECK(!recording_, Status::runtime, "GPU memory taken while work is recorded");
-    held = Buffer{};
-    held = Buffer(*this, bytes + bytes / 4);
-    return held.data();
+void* CudaDevice::allocate(size_t bytes) {
+    void* const data = allocate_on(stream_, bytes);
+    // From here on it is any stream's.
+    const cudaError_t error = cudaStreamSynchronize(stream_);
+    if (error != cudaSuccess) release_on(stream_, data);
+    CUDA_CHECK(error);
+    return data;
+}
+
+void CudaDevice::release(void* data) noexcept {
+    release_on(stream_, data);
+}
+
+void CudaDevice::enqueue_upload(void* dst, const void* src, size_t bytes) {
+    make_current();
+    const std::lock_guard<std::mutex> lock(staging_mutex_);
+    staging_->upload(dst, src, bytes);
+}
+
+void CudaDevice::finish_uploads() {
+    make_current();
+    CUDA_CHECK(cudaStreamSynchronize(stream_));
+}
+
+void CudaDevice::upload(void* dst, const void* src, size_t bytes) {
+    enqueue_upload(dst, src, bytes);
+    finish_uploads();
 }
 
 Staging::~Staging() {
@@ -156,11 +192,10 @@ void* Staging::take(size_t bytes) {
     return at;
 }
 
-void CudaBackend::upload(void* dst, const void* src, size_t bytes) {
-    REFRAG_DCHECK(!recording_);
+void Staging::upload(void* dst, const void* src, size_t bytes) {
     for (size_t done = 0; done < bytes;) {
-        const size_t n = std::min(bytes - done, Staging::kChunkBytes);
-        void* const staged = staging_->take(n);
+        const size_t n = std::min(bytes - done, kChunkBytes);
+        void* const staged = take(n);
         std::memcpy(staged, static_cast<const std::byte*>(src) + done, n);
         CUDA_CHECK(
             cudaMemcpyAsync(static_cast<std::byte*>(dst) + done, staged, n, cudaMemcpyHostToDevice, stream_));
@@ -168,22 +203,81 @@ void CudaBackend::upload(void* dst, const void* src, size_t bytes) {
     }
 }
 
+// ---- a queue --------------------------------------------------------------------------------------------
+
+CudaBackend::CudaBackend(CudaDevice& device, std::unique_ptr<CudaDevice> kept)
+    : kept_(std::move(kept)), device_(device) {
+    device_.make_current();
+    CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+    try {
+        staging_.emplace(stream_);
+        workspace_ = Buffer(*this, kCublasWorkspaceBytes);
+        cublas_.emplace(stream_, workspace_.data(), workspace_.bytes());
+    } catch (...) {
+        workspace_ = Buffer{};
+        staging_.reset();
+        cudaStreamDestroy(stream_);
+        throw;
+    }
+}
+
+CudaBackend::~CudaBackend() {
+    device_.try_make_current();
+    cudaStreamSynchronize(stream_);
+    forget_recorded();
+    for (Buffer* held : {&rounded_, &widened_, &partial_, &top_}) *held = Buffer{};
+    cublas_.reset();
+    workspace_ = Buffer{};
+    staging_.reset();
+    cudaStreamSynchronize(stream_);
+    cudaStreamDestroy(stream_);
+}
+
+void* CudaBackend::allocate(size_t bytes) {
+    return device_.allocate_on(stream_, bytes);
+}
+
+void CudaBackend::release(void* data) noexcept {
+    if (data == nullptr) return;
+    forget_recorded();  // recorded work may name this memory
+    device_.release_on(stream_, data);
+}
+
+void* CudaBackend::scratch(Buffer& held, size_t bytes) {
+    if (bytes <= held.bytes()) return held.data();
+    REFRAG_CHECK(!recording_, Status::runtime, "GPU memory taken while work is recorded");
+    held = Buffer{};
+    held = Buffer(*this, bytes + bytes / 4);
+    return held.data();
+}
+
+void CudaBackend::upload(void* dst, const void* src, size_t bytes) {
+    REFRAG_DCHECK(!recording_);
+    device_.make_current();
+    staging_->upload(dst, src, bytes);
+}
+
 void CudaBackend::download(void* dst, const void* src, size_t bytes) {
     REFRAG_DCHECK(!recording_);
     // Even of nothing: what download() promises is that all work has ended.
-    if (bytes > 0) CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, stream_));
-    CUDA_CHECK(cudaStreamSynchronize(stream_));
+    if (bytes > 0) CUDA_CHECK(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, stream()));
+    wait();
+}
+
+void CudaBackend::wait() {
+    CUDA_CHECK(cudaStreamSynchronize(stream()));
 }
 
 void CudaBackend::copy(Tensor out, Tensor x) {
     REFRAG_DCHECK(out.rows == x.rows && out.cols == x.cols && out.dtype == x.dtype);
     if (x.empty()) return;
-    CUDA_CHECK(cudaMemcpyAsync(out.data, x.data, x.bytes(), cudaMemcpyDeviceToDevice, stream_));
+    CUDA_CHECK(cudaMemcpyAsync(out.data, x.data, x.bytes(), cudaMemcpyDeviceToDevice, stream()));
 }
 
 // ---- recorded work --------------------------------------------------------------------------------------
 
 void CudaBackend::forget_recorded() noexcept {
+    device_.try_make_current();
     const auto is_graph = [](const auto& recorded) { return recorded.second.graph != nullptr; };
     // None may be destroyed while it runs.
     if (std::any_of(recorded_.begin(), recorded_.end(), is_graph)) cudaStreamSynchronize(stream_);
@@ -202,7 +296,7 @@ void CudaBackend::repeat(std::span<const uint64_t> key, FunctionRef<void()> enqu
             const auto oldest = std::min_element(recorded_.begin(), recorded_.end(), [](auto& a, auto& b) {
                 return a.second.used < b.second.used;
             });
-            CUDA_CHECK(cudaStreamSynchronize(stream_));  // it may still run
+            CUDA_CHECK(cudaStreamSynchronize(stream()));  // it may still run
             if (oldest->second.graph != nullptr) cudaGraphExecDestroy(oldest->second.graph);
             recorded_.erase(oldest);
         }
@@ -212,7 +306,7 @@ void CudaBackend::repeat(std::span<const uint64_t> key, FunctionRef<void()> enqu
     at->second.used = ++uses_;
     if (at->second.graph == nullptr) {
         cudaGraph_t graph = nullptr;
-        CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+        CUDA_CHECK(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeThreadLocal));
         recording_ = true;
         try {
             enqueue();
@@ -229,7 +323,7 @@ void CudaBackend::repeat(std::span<const uint64_t> key, FunctionRef<void()> enqu
         cudaGraphDestroy(graph);
         CUDA_CHECK(error);
     }
-    CUDA_CHECK(cudaGraphLaunch(at->second.graph, stream_));
+    CUDA_CHECK(cudaGraphLaunch(at->second.graph, stream()));
 }
 
 }  // namespace refrag::REFRAG_CUDA

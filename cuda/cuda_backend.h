@@ -15,7 +15,7 @@
 namespace refrag::REFRAG_CUDA {
 
 struct CudaOptions {
-    // Of the memory that is free on the device when it is opened, what this backend may take at most.
+    // Of the memory that is free on the device when it is opened, what this process may take at most.
     double memory_fraction = 0.9;
     // Every row's result then does not depend on the batch it is in, bit for bit: products go through the
     // kernels that decoding uses, several times slower than cuBLAS on prompts.
@@ -27,6 +27,8 @@ struct CudaOptions {
 std::string cuda_unavailable();
 
 // Opens the first visible device. Throws Status::runtime with the reason where it cannot be used.
+std::unique_ptr<Device> make_cuda_device(const CudaOptions& options = {});
+// A device with one queue, which owns it.
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options = {});
 
 }  // namespace refrag::REFRAG_CUDA

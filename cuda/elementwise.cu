@@ -52,24 +52,24 @@ dim3 blocks_for(int64_t n) {
 void CudaBackend::add(Tensor x, Tensor y) {
     REFRAG_DCHECK(y.cols == x.cols && (y.rows == x.rows || y.rows == 1));
     if (x.empty()) return;
-    CUDA_CHECK(launch(add_kernel, blocks_for(x.size()), dim3(kThreads), 0, stream_, x.f32(), y.f32(),
+    CUDA_CHECK(launch(add_kernel, blocks_for(x.size()), dim3(kThreads), 0, stream(), x.f32(), y.f32(),
                       x.size(), y.size()));
 }
 
 void CudaBackend::gelu(Tensor x) {
     if (x.empty()) return;
-    CUDA_CHECK(launch(gelu_kernel, blocks_for(x.size()), dim3(kThreads), 0, stream_, x.f32(), x.size()));
+    CUDA_CHECK(launch(gelu_kernel, blocks_for(x.size()), dim3(kThreads), 0, stream(), x.f32(), x.size()));
 }
 
 void CudaBackend::tanh(Tensor x) {
     if (x.empty()) return;
-    CUDA_CHECK(launch(tanh_kernel, blocks_for(x.size()), dim3(kThreads), 0, stream_, x.f32(), x.size()));
+    CUDA_CHECK(launch(tanh_kernel, blocks_for(x.size()), dim3(kThreads), 0, stream(), x.f32(), x.size()));
 }
 
 void CudaBackend::silu_mul(Tensor gate, Tensor up) {
     REFRAG_DCHECK(gate.rows == up.rows && gate.cols == up.cols);
     if (gate.empty()) return;
-    CUDA_CHECK(launch(silu_mul_kernel, blocks_for(gate.size()), dim3(kThreads), 0, stream_, gate.f32(),
+    CUDA_CHECK(launch(silu_mul_kernel, blocks_for(gate.size()), dim3(kThreads), 0, stream(), gate.f32(),
                       up.f32(), gate.size()));
 }
 

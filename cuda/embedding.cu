@@ -63,21 +63,21 @@ void CudaBackend::embed(Tensor out, const Matrix& table, const int32_t* source, 
     REFRAG_DCHECK(table.in_dim() == out.cols);
     if (out.empty()) return;
     const float* const slot_rows = slots.empty() ? nullptr : slots.f32();
-    CUDA_CHECK(launch(embed_kernel, dim3(static_cast<unsigned>(out.rows)), dim3(kThreads), 0, stream_,
+    CUDA_CHECK(launch(embed_kernel, dim3(static_cast<unsigned>(out.rows)), dim3(kThreads), 0, stream(),
                       out.f32(), table_of(table), source, slot_rows, out.cols));
 }
 
 void CudaBackend::add_embed(Tensor x, const Matrix& table, const int32_t* ids) {
     REFRAG_DCHECK(table.in_dim() == x.cols);
     if (x.empty()) return;
-    CUDA_CHECK(launch(add_embed_kernel, dim3(static_cast<unsigned>(x.rows)), dim3(kThreads), 0, stream_,
+    CUDA_CHECK(launch(add_embed_kernel, dim3(static_cast<unsigned>(x.rows)), dim3(kThreads), 0, stream(),
                       x.f32(), table_of(table), ids, x.cols));
 }
 
 void CudaBackend::gather_rows(Tensor out, Tensor x, const int32_t* index) {
     REFRAG_DCHECK(out.cols == x.cols);
     if (out.empty()) return;
-    CUDA_CHECK(launch(gather_rows_kernel, dim3(static_cast<unsigned>(out.rows)), dim3(kThreads), 0, stream_,
+    CUDA_CHECK(launch(gather_rows_kernel, dim3(static_cast<unsigned>(out.rows)), dim3(kThreads), 0, stream(),
                       out.f32(), x.f32(), index, x.cols));
 }
 

@@ -254,8 +254,8 @@ CudaMatrix::CudaMatrix(MemorySource& source, DType dtype, int64_t out_dim, int64
                           (dtype == DType::i8 ? static_cast<size_t>(out_dim * int8_groups(in_dim)) * 2 : 0)) {
 }
 
-std::unique_ptr<Matrix> CudaBackend::make_matrix(DType dtype, int64_t out_dim, int64_t in_dim,
-                                                 const RowReader& read) {
+std::unique_ptr<Matrix> CudaDevice::make_matrix(DType dtype, int64_t out_dim, int64_t in_dim,
+                                                const RowReader& read) {
     REFRAG_CHECK(dtype != DType::i32, Status::runtime, "a weight matrix cannot have dtype I32");
     REFRAG_CHECK(out_dim >= 0 && in_dim >= 0, Status::runtime, "a weight matrix cannot be [", out_dim, ", ",
                  in_dim, "]");
@@ -272,8 +272,8 @@ std::unique_ptr<Matrix> CudaBackend::make_matrix(DType dtype, int64_t out_dim, i
         const int64_t n = std::min(block_rows, out_dim - begin);
         read(begin, n, rows.data());
         if (!int8) {
-            upload(static_cast<std::byte*>(matrix->data()) + static_cast<size_t>(begin) * row_bytes,
-                   rows.data(), static_cast<size_t>(n) * row_bytes);
+            enqueue_upload(static_cast<std::byte*>(matrix->data()) + static_cast<size_t>(begin) * row_bytes,
+                           rows.data(), static_cast<size_t>(n) * row_bytes);
             continue;
         }
         const auto stride = static_cast<size_t>(matrix->stride()), groups = stride / kInt8Group;
@@ -283,18 +283,19 @@ std::unique_ptr<Matrix> CudaBackend::make_matrix(DType dtype, int64_t out_dim, i
             std::fill_n(&values[i * stride], stride, int8_t{0});
             std::copy_n(int8_row_values(row, in_dim), in_dim, &values[i * stride]);
         }
-        upload(static_cast<int8_t*>(matrix->data()) + begin * matrix->stride(), values.data(),
-               static_cast<size_t>(n) * stride);
-        upload(matrix->scales() + begin * matrix->n_groups(), scales.data(),
-               static_cast<size_t>(n) * groups * 2);
+        enqueue_upload(static_cast<int8_t*>(matrix->data()) + begin * matrix->stride(), values.data(),
+                       static_cast<size_t>(n) * stride);
+        enqueue_upload(matrix->scales() + begin * matrix->n_groups(), scales.data(),
+                       static_cast<size_t>(n) * groups * 2);
     }
+    finish_uploads();
     return matrix;
 }
 
 // ---- products -------------------------------------------------------------------------------------------
 
 bool CudaBackend::few_rows(int64_t rows, int64_t in_dim) const {
-    return rows <= kFewRows || in_dim == 0 || options_.deterministic;
+    return rows <= kFewRows || in_dim == 0 || device_.options().deterministic;
 }
 
 namespace {
@@ -355,7 +356,7 @@ const void* CudaBackend::rounded(Tensor x, DType dtype) {
     if (dtype == DType::f32) return x.data;
     auto* const out = static_cast<uint16_t*>(scratch(rounded_, static_cast<size_t>(x.size()) * 2));
     const auto kernel = dtype == DType::f16 ? round_kernel<F16> : round_kernel<Bf16>;
-    CUDA_CHECK(launch(kernel, blocks_for(x.size()), dim3(kThreads), 0, stream_, out,
+    CUDA_CHECK(launch(kernel, blocks_for(x.size()), dim3(kThreads), 0, stream(), out,
                       static_cast<const float*>(x.f32()), x.size()));
     return out;
 }
@@ -364,6 +365,7 @@ const void* CudaBackend::rounded(Tensor x, DType dtype) {
 void CudaBackend::multiply(Tensor out, const CudaMatrix& w, Tensor bias, bool add, const void* rounded_x) {
     const int64_t rows = out.rows, in_dim = w.in_dim(), out_dim = w.out_dim();
     if (out_dim == 0) return;
+    device_.make_current();  // cuBLAS asks for it
     const float beta = add ? 1.0f : 0.0f;
     if (w.dtype() == DType::i8) {
         // In pieces of whole rows of W, which are columns of out.
@@ -371,7 +373,7 @@ void CudaBackend::multiply(Tensor out, const CudaMatrix& w, Tensor bias, bool ad
         auto* const wide = static_cast<uint16_t*>(scratch(widened_, static_cast<size_t>(piece * in_dim) * 2));
         for (int64_t n = 0; n < out_dim; n += piece) {
             const int64_t size = std::min(piece, out_dim - n);
-            CUDA_CHECK(launch(widen_int8_kernel, blocks_for(size * in_dim), dim3(kThreads), 0, stream_, wide,
+            CUDA_CHECK(launch(widen_int8_kernel, blocks_for(size * in_dim), dim3(kThreads), 0, stream(), wide,
                               int8_weights(w), n, size * in_dim, in_dim));
             cublas_->multiply(out.f32() + n, rounded_x, wide, DType::bf16, rows, size, in_dim, beta, out_dim);
         }
@@ -379,7 +381,7 @@ void CudaBackend::multiply(Tensor out, const CudaMatrix& w, Tensor bias, bool ad
         cublas_->multiply(out.f32(), rounded_x, w.data(), w.dtype(), rows, out_dim, in_dim, beta, out_dim);
     }
     if (!bias.empty()) {
-        CUDA_CHECK(launch(add_bias_kernel, blocks_for(out.size()), dim3(kThreads), 0, stream_, out.f32(),
+        CUDA_CHECK(launch(add_bias_kernel, blocks_for(out.size()), dim3(kThreads), 0, stream(), out.f32(),
                           static_cast<const float*>(bias.f32()), out.size(), out_dim));
     }
 }
@@ -395,9 +397,9 @@ void CudaBackend::linears(Tensor x, std::span<const Product> products) {
     if (x.rows == 0 || products.empty()) return;
     if (few_rows(x.rows, x.cols)) {
         if (products.size() <= kMaxParts && of_one_dtype(products)) {
-            return few_products(x, products, Ends::store, stream_);
+            return few_products(x, products, Ends::store, stream());
         }
-        for (const Product& p : products) few_products(x, {&p, 1}, Ends::store, stream_);
+        for (const Product& p : products) few_products(x, {&p, 1}, Ends::store, stream());
         return;
     }
     std::optional<DType> prepared;
@@ -415,7 +417,7 @@ void CudaBackend::linear_silu_mul(Tensor x, const Product& gate, const Product& 
     check_shapes(x, both);
     if (x.rows == 0) return;
     if (few_rows(x.rows, x.cols) && of_one_dtype(both) && gate.out.cols == up.out.cols) {
-        return few_products(x, both, Ends::silu_mul, stream_);
+        return few_products(x, both, Ends::silu_mul, stream());
     }
     linears(x, both);
     silu_mul(gate.out, up.out);
@@ -425,7 +427,7 @@ void CudaBackend::linear_add(Tensor residual, Tensor x, const Product& y) {
     const Product sum{residual, y.w, y.bias};
     check_shapes(x, {&sum, 1});
     if (x.rows == 0) return;
-    if (few_rows(x.rows, x.cols)) return few_products(x, {&sum, 1}, Ends::add, stream_);
+    if (few_rows(x.rows, x.cols)) return few_products(x, {&sum, 1}, Ends::add, stream());
     multiply(residual, static_cast<const CudaMatrix&>(*y.w), y.bias, true,  // NOLINT
              rounded(x, rounding_of(y.w->dtype())));
 }

@@ -62,7 +62,7 @@ __global__ void l2_normalize_kernel(float* x, int64_t n) {
 void CudaBackend::rms_norm(Tensor out, Tensor x, Tensor weight, float eps) {
     REFRAG_DCHECK(out.rows == x.rows && out.cols == x.cols && weight.size() == x.cols);
     if (x.empty()) return;
-    CUDA_CHECK(launch(rms_norm_kernel, dim3(static_cast<unsigned>(x.rows)), dim3(kThreads), 0, stream_,
+    CUDA_CHECK(launch(rms_norm_kernel, dim3(static_cast<unsigned>(x.rows)), dim3(kThreads), 0, stream(),
                       out.f32(), x.f32(), weight.f32(), x.cols, eps));
 }
 
@@ -70,13 +70,13 @@ void CudaBackend::layer_norm(Tensor out, Tensor x, Tensor weight, Tensor bias, f
     REFRAG_DCHECK(out.rows == x.rows && out.cols == x.cols);
     REFRAG_DCHECK(weight.size() == x.cols && bias.size() == x.cols);
     if (x.empty()) return;
-    CUDA_CHECK(launch(layer_norm_kernel, dim3(static_cast<unsigned>(x.rows)), dim3(kThreads), 0, stream_,
+    CUDA_CHECK(launch(layer_norm_kernel, dim3(static_cast<unsigned>(x.rows)), dim3(kThreads), 0, stream(),
                       out.f32(), x.f32(), weight.f32(), bias.f32(), x.cols, eps));
 }
 
 void CudaBackend::l2_normalize(Tensor x) {
     if (x.empty()) return;
-    CUDA_CHECK(launch(l2_normalize_kernel, dim3(static_cast<unsigned>(x.rows)), dim3(kThreads), 0, stream_,
+    CUDA_CHECK(launch(l2_normalize_kernel, dim3(static_cast<unsigned>(x.rows)), dim3(kThreads), 0, stream(),
                       x.f32(), x.cols));
 }
 

@@ -254,14 +254,14 @@ __global__ void draw_kernel(int32_t* ids, const Candidate* firsts, int32_t n, co
 void CudaBackend::pool(Tensor out, Tensor x, const Batch& batch, Pooling pooling) {
     REFRAG_DCHECK(out.rows == batch.n_seq && out.cols == x.cols);
     if (out.empty()) return;
-    CUDA_CHECK(launch(pool_kernel, dim3(static_cast<unsigned>(out.rows)), dim3(kThreads), 0, stream_,
+    CUDA_CHECK(launch(pool_kernel, dim3(static_cast<unsigned>(out.rows)), dim3(kThreads), 0, stream(),
                       out.f32(), x.f32(), batch.row_begin, x.cols, pooling == Pooling::mean));
 }
 
 void CudaBackend::nll(Tensor out, Tensor logits, const int32_t* target) {
     REFRAG_DCHECK(out.size() == logits.rows);
     if (logits.empty()) return;
-    CUDA_CHECK(launch(nll_kernel, dim3(static_cast<unsigned>(logits.rows)), dim3(kThreads), 0, stream_,
+    CUDA_CHECK(launch(nll_kernel, dim3(static_cast<unsigned>(logits.rows)), dim3(kThreads), 0, stream(),
                       out.f32(), logits.f32(), target, logits.cols));
 }
 
@@ -274,8 +274,8 @@ void* CudaBackend::top_candidates(Tensor logits, int32_t n, size_t more_bytes) {
         reinterpret_cast<Candidate*>(reinterpret_cast<std::byte*>(firsts) + of_firsts + more_bytes);
     const float* const from = logits.f32();
     CUDA_CHECK(launch(top_kernel<true>, dim3(static_cast<unsigned>(n_pieces), static_cast<unsigned>(rows)),
-                      dim3(kThreads), 0, stream_, pieces, from, nullptr, logits.cols, n));
-    CUDA_CHECK(launch(top_kernel<false>, dim3(1, static_cast<unsigned>(rows)), dim3(kThreads), 0, stream_,
+                      dim3(kThreads), 0, stream(), pieces, from, nullptr, logits.cols, n));
+    CUDA_CHECK(launch(top_kernel<false>, dim3(1, static_cast<unsigned>(rows)), dim3(kThreads), 0, stream(),
                       firsts, nullptr, static_cast<const Candidate*>(pieces), n_pieces * n, n));
     return firsts;
 }
@@ -287,7 +287,7 @@ void CudaBackend::top_logits(Tensor values, int32_t* ids, Tensor logits) {
     if (rows == 0) return;
     const auto* const firsts = static_cast<const Candidate*>(top_candidates(logits, n, 0));
     CUDA_CHECK(launch(split_candidates_kernel, dim3(static_cast<unsigned>(ceil_div(rows * n, kThreads))),
-                      dim3(kThreads), 0, stream_, values.f32(), ids, firsts, rows * n));
+                      dim3(kThreads), 0, stream(), values.f32(), ids, firsts, rows * n));
 }
 
 void CudaBackend::draw(int32_t* ids, Tensor logits, const TokenDraw* draws) {
@@ -300,10 +300,10 @@ void CudaBackend::draw(int32_t* ids, Tensor logits, const TokenDraw* draws) {
     auto* const sums = reinterpret_cast<double*>(static_cast<Candidate*>(top) + rows * n);
     const float* const from = logits.f32();
     CUDA_CHECK(launch(piece_sums_kernel, dim3(static_cast<unsigned>(n_pieces), static_cast<unsigned>(rows)),
-                      dim3(kThreads), 0, stream_, sums, from, firsts, n, draws, logits.cols));
-    CUDA_CHECK(launch(draw_kernel, dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0, stream_, ids, firsts,
-                      n, static_cast<const double*>(sums), static_cast<int32_t>(n_pieces), from, logits.cols,
-                      draws));
+                      dim3(kThreads), 0, stream(), sums, from, firsts, n, draws, logits.cols));
+    CUDA_CHECK(launch(draw_kernel, dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0, stream(), ids,
+                      firsts, n, static_cast<const double*>(sums), static_cast<int32_t>(n_pieces), from,
+                      logits.cols, draws));
 }
 
 }  // namespace refrag::REFRAG_CUDA

@@ -156,18 +156,18 @@ void CudaBackend::rope_table(Tensor cos_sin, const float* position, Tensor inv_f
     const int64_t half = cos_sin.cols / 2;
     REFRAG_DCHECK(inv_freq.size() == half && cos_sin.cols % 2 == 0);
     if (cos_sin.empty()) return;
-    CUDA_CHECK(launch(rope_table_kernel, dim3(static_cast<unsigned>(cos_sin.rows)), dim3(kWarp), 0, stream_,
+    CUDA_CHECK(launch(rope_table_kernel, dim3(static_cast<unsigned>(cos_sin.rows)), dim3(kWarp), 0, stream(),
                       cos_sin.f32(), position, inv_freq.f32(), half));
 }
 
 void CudaBackend::rope(Tensor x, Tensor cos_sin) {
     REFRAG_DCHECK(x.rows == cos_sin.rows && (cos_sin.cols == 0 || x.cols % cos_sin.cols == 0));
     if (x.empty()) return;
-    CUDA_CHECK(launch(rope_kernel, dim3(static_cast<unsigned>(x.rows)), dim3(kThreads), 0, stream_, x.f32(),
+    CUDA_CHECK(launch(rope_kernel, dim3(static_cast<unsigned>(x.rows)), dim3(kThreads), 0, stream(), x.f32(),
                       cos_sin.f32(), x.cols, cos_sin.cols));
 }
 
-DType CudaBackend::kv_dtype(DType weights, int32_t head_dim) const {
+DType CudaDevice::kv_dtype(DType weights, int32_t head_dim) const {
     if (head_dim % 8 != 0 || weights == DType::f32) return DType::f32;
     return weights == DType::f16 ? DType::f16 : DType::bf16;
 }
@@ -177,12 +177,12 @@ void CudaBackend::kv_append(const KvView& kv, int32_t layer, Tensor k, Tensor v,
     const Append a = append_of(kv, layer, Tensor{}, k, v, Tensor{}, batch);
     const auto heads = static_cast<unsigned>(kv.n_kv_heads), n_seq = static_cast<unsigned>(batch.n_seq);
     if (batch.max_rows <= kFewRows) {
-        CUDA_CHECK(launch(rope_append_few_kernel, dim3(n_seq, heads), dim3(kThreads), 0, stream_, a));
+        CUDA_CHECK(launch(rope_append_few_kernel, dim3(n_seq, heads), dim3(kThreads), 0, stream(), a));
         return;
     }
     CUDA_CHECK(launch(append_kernel, dim3(static_cast<unsigned>(batch.n_rows), heads), dim3(kThreads), 0,
-                      stream_, a, batch.n_seq));
-    CUDA_CHECK(launch(raise_lengths_kernel, dim3(n_seq), dim3(kWarp), 0, stream_, a));
+                      stream(), a, batch.n_seq));
+    CUDA_CHECK(launch(raise_lengths_kernel, dim3(n_seq), dim3(kWarp), 0, stream(), a));
 }
 
 void CudaBackend::rope_kv_append(const KvView& kv, int32_t layer, Tensor q, Tensor k, Tensor v,
@@ -191,7 +191,7 @@ void CudaBackend::rope_kv_append(const KvView& kv, int32_t layer, Tensor q, Tens
     if (batch.max_rows > kFewRows) return Backend::rope_kv_append(kv, layer, q, k, v, cos_sin, batch);
     CUDA_CHECK(launch(rope_append_few_kernel,
                       dim3(static_cast<unsigned>(batch.n_seq), static_cast<unsigned>(kv.n_kv_heads)),
-                      dim3(kThreads), 0, stream_, append_of(kv, layer, q, k, v, cos_sin, batch)));
+                      dim3(kThreads), 0, stream(), append_of(kv, layer, q, k, v, cos_sin, batch)));
 }
 
 }  // namespace refrag::REFRAG_CUDA

@@ -112,8 +112,9 @@ class Decoder {
     };
 
     Decoder(refrag::Backend& backend, const std::string& dir, int32_t n_slots = 1)
-        : model(backend, dir),
-          kv(model.make_kv_cache(n_slots, model.config().max_seq_len)),
+        : backend_(backend),
+          model(backend.device(), dir),
+          kv(model.make_kv_cache(backend, n_slots, model.config().max_seq_len)),
           arena_(backend) {}
 
     void set_slots(const std::vector<float>& values) { slots_ = values; }
@@ -129,10 +130,10 @@ class Decoder {
             source.insert(source.end(), part.source.begin(), part.source.end());
         }
         const refrag::ArenaScope scratch(arena_);
-        const refrag::Tensor slots = upload(model.backend(), arena_, slots_, model.config().dim);
-        const refrag::Tensor hidden = model.forward(plan, source, slots, kv, arena_);
+        const refrag::Tensor slots = upload(backend_, arena_, slots_, model.config().dim);
+        const refrag::Tensor hidden = model.forward(backend_, plan, source, slots, kv, arena_);
         for (const Part& part : parts) kv.advance(part.slot, static_cast<int32_t>(part.source.size()));
-        return download(model.backend(), model.logits(hidden, arena_));
+        return download(backend_, model.logits(backend_, hidden, arena_));
     }
     std::vector<float> feed(int32_t slot, const std::vector<int32_t>& source) {
         return feed({Part{slot, source}});
@@ -152,6 +153,10 @@ class Decoder {
 
     size_t vocab() const { return static_cast<size_t>(model.config().vocab_size); }
 
+  private:
+    refrag::Backend& backend_;
+
+  public:
     refrag::Llama model;
     refrag::KvCache kv;
 

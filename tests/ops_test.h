@@ -137,7 +137,7 @@ struct FileMatrix {
 
     std::unique_ptr<Matrix> make(Backend& backend) const {
         const size_t row_bytes = static_cast<size_t>(in_dim) * refrag::dtype_bytes(dtype);
-        return backend.make_matrix(dtype, out_dim, in_dim, [&](int64_t row, int64_t n, void* dst) {
+        return backend.device().make_matrix(dtype, out_dim, in_dim, [&](int64_t row, int64_t n, void* dst) {
             std::memcpy(dst, bytes.data() + static_cast<size_t>(row) * row_bytes,
                         static_cast<size_t>(n) * row_bytes);
         });

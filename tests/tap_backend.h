@@ -3,8 +3,6 @@
 // to tap it, so a network that runs over it runs the ops' unfused definitions of ops/backend.h.
 #pragma once
 
-#include <memory>
-#include <string>
 #include <vector>
 
 #include "golden.h"
@@ -25,14 +23,11 @@ class TapBackend : public refrag::Backend {
 
     void* allocate(size_t bytes) override { return inner_.allocate(bytes); }
     void release(void* data) noexcept override { inner_.release(data); }
-    std::string description() const override { return "tap: " + inner_.description(); }
+    refrag::Device& device() const override { return inner_.device(); }
     void upload(void* dst, const void* src, size_t bytes) override { inner_.upload(dst, src, bytes); }
     void download(void* dst, const void* src, size_t bytes) override { inner_.download(dst, src, bytes); }
     void copy(Tensor out, Tensor x) override { inner_.copy(out, x); }
-    std::unique_ptr<Matrix> make_matrix(refrag::DType dtype, int64_t out_dim, int64_t in_dim,
-                                        const refrag::RowReader& read) override {
-        return inner_.make_matrix(dtype, out_dim, in_dim, read);
-    }
+    void wait() override { inner_.wait(); }
 
     void embed(Tensor out, const Matrix& table, const int32_t* source, Tensor slots) override {
         inner_.embed(out, table, source, slots);
@@ -67,9 +62,6 @@ class TapBackend : public refrag::Backend {
         inner_.rope_table(cos_sin, position, inv_freq);
     }
     void rope(Tensor x, Tensor cos_sin) override { inner_.rope(x, cos_sin); }
-    refrag::DType kv_dtype(refrag::DType weights, int32_t head_dim) const override {
-        return inner_.kv_dtype(weights, head_dim);
-    }
     void kv_append(const refrag::KvView& kv, int32_t layer, Tensor k, Tensor v,
                    const refrag::Batch& batch) override {
         inner_.kv_append(kv, layer, k, v, batch);

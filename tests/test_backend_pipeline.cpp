@@ -29,7 +29,7 @@ std::vector<std::shared_ptr<ContextPassage>> some_passages() {
 // questions are ones of which every choice is clear: no other token comes nearer than 1 nat (`refrag run
 // --logprobs 2`), far beyond what rounding to bf16 moves.
 std::vector<std::vector<int32_t>> answers(Backend& backend) {
-    const Model model(backend, repo_path("weights_tools/refrag-nano"));
+    const Model model(backend.device(), repo_path("weights_tools/refrag-nano"));
     Engine engine(model, 2, 256);
     for (const double p : {0.0, 0.4, 1.0}) {
         Request request;
@@ -62,7 +62,7 @@ TEST_CASE("pipeline: the default model answers alike on every backend") {
     const std::vector<std::vector<int32_t>> expected = answers(*every_backend()[0]);
     for (const std::vector<int32_t>& ids : expected) CHECK(!ids.empty());
     for (const auto& backend : every_backend()) {
-        CAPTURE(backend->description());
+        CAPTURE(backend->device().description());
         CHECK(answers(*backend) == expected);
     }
 }
@@ -71,20 +71,20 @@ TEST_CASE("pipeline: an engine that does not fit the device's memory is refused 
     const auto open = [](uint64_t bytes) { return refrag_on_host::open_backend({.memory_bytes = bytes}); };
     constexpr uint64_t kLarge = uint64_t{400} << 20;
     const auto large = open(kLarge);
-    const Model roomy(*large, repo_path("weights_tools/refrag-nano"));
+    const Model roomy(large->device(), repo_path("weights_tools/refrag-nano"));
     const MemoryPlan plan = plan_memory(roomy, 1, 2048), short_plan = plan_memory(roomy, 1, 64);
     CHECK(plan.fits());
     const LlamaConfig& shape = roomy.decoder().config();
     const int32_t per_position = shape.n_layers * 2 * shape.n_kv_heads * shape.head_dim * 2;  // k and v, bf16
     CHECK(plan.kv_bytes == uint64_t{2048} * static_cast<uint64_t>(per_position));
     CHECK(plan.weight_bytes == roomy.weight_bytes());
-    CHECK(plan.available_bytes == large->available_bytes());
+    CHECK(plan.available_bytes == large->device().available_bytes());
     const Engine engine(roomy, 1);
     // Beside the weights, room for half of the difference between the two.
     const uint64_t used = kLarge - plan.available_bytes;
     const auto small = open(
         used + (plan.kv_bytes + plan.workspace_bytes + short_plan.kv_bytes + short_plan.workspace_bytes) / 2);
-    const Model tight(*small, repo_path("weights_tools/refrag-nano"));
+    const Model tight(small->device(), repo_path("weights_tools/refrag-nano"));
     try {
         const Engine refused(tight, 1);
         CHECK(false);
@@ -93,7 +93,7 @@ TEST_CASE("pipeline: an engine that does not fit the device's memory is refused 
         CHECK(contains(error.message(), str("GPU memory: ", plan.kv_bytes + plan.workspace_bytes,
                                             " bytes needed beside the weights (KV cache ", plan.kv_bytes,
                                             " for 1 sequence of ")));
-        CHECK(contains(error.message(), str(small->available_bytes(), " available")));
+        CHECK(contains(error.message(), str(small->device().available_bytes(), " available")));
     }
     const Engine shorter(tight, 1, 64);
 }

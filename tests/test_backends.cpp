@@ -75,10 +75,10 @@ void check(const std::string& what, const Bound& any_bound, const Run& run,
     std::vector<Backend*> backends;
     for (const auto& backend : every_backend().subspan(1)) backends.push_back(backend.get());
     for (const auto& backend : every_backend(true)) {
-        if (backend->description().starts_with("cuda")) backends.push_back(backend.get());
+        if (backend->device().description().starts_with("cuda")) backends.push_back(backend.get());
     }
     for (Backend* backend : backends) {
-        const std::string name = backend->description();
+        const std::string name = backend->device().description();
         const Bound bound = on_cuda && name.starts_with("cuda") ? *on_cuda : any_bound;
         On on(*backend);
         const Floats got = run(on);
@@ -103,7 +103,7 @@ std::unique_ptr<Matrix> matrix(Backend& b, DType dtype, int64_t out, int64_t in,
     const Floats x = exact_floats(out * in, seed);
     const size_t row_bytes = dtype == DType::i8 ? refrag::int8_row_bytes(in)
                                                 : static_cast<size_t>(in) * refrag::dtype_bytes(dtype);
-    return b.make_matrix(dtype, out, in, [&](int64_t row, int64_t n, void* dst) {
+    return b.device().make_matrix(dtype, out, in, [&](int64_t row, int64_t n, void* dst) {
         for (int64_t r = row; r < row + n; ++r) {
             const float* const from = x.data() + r * in;
             auto* const to = static_cast<std::byte*>(dst) + static_cast<size_t>(r - row) * row_bytes;
@@ -333,7 +333,7 @@ struct AttentionCase {
 
 // Two calls: prompts of several lengths, then more rows for some of the slots; with and without rotation.
 Floats attend(On& on, const AttentionCase& c, bool rotates) {
-    const DType kv = on.b.kv_dtype(c.weights, c.dim);
+    const DType kv = on.b.device().kv_dtype(c.weights, c.dim);
     KvCache cache(on.b, 4, 2, c.kv_heads, c.dim, 200, kv);
     const AttentionShape shape{c.heads, c.kv_heads, c.dim, 1.0f / std::sqrt(static_cast<float>(c.dim)),
                                c.weights};
@@ -473,8 +473,8 @@ TEST_CASE("backends: the largest logits, with their ids") {
 TEST_CASE("backends: tokens are drawn where the logits are as the sampler draws them") {
     int drawn = 0, refused = 0;
     for (const auto& backend : every_backend()) {
-        if (!backend->is_remote()) continue;
-        CAPTURE(backend->description());
+        if (!backend->device().is_remote()) continue;
+        CAPTURE(backend->device().description());
         On on(*backend);
         for (const int64_t cols : {150, 9000}) {
             for (int round = 0; round < 40; ++round) {
@@ -528,7 +528,7 @@ TEST_CASE("backends: tokens are drawn where the logits are as the sampler draws 
 
 TEST_CASE("backends: no rows are no work") {
     for (const auto& backend : every_backend()) {
-        CAPTURE(backend->description());
+        CAPTURE(backend->device().description());
         On on(*backend);
         const Tensor none{nullptr, DType::f32, 0, 16}, w = on.put(Floats(16, 1.0f), 1, 16);
         const auto square = matrix(on.b, DType::bf16, 16, 16, 1), deep = matrix(on.b, DType::f32, 16, 0, 1);
@@ -554,7 +554,7 @@ TEST_CASE("backends: no rows are no work") {
 
 TEST_CASE("backends: repeated work is done with what memory holds then") {
     for (const auto& backend : every_backend()) {
-        CAPTURE(backend->description());
+        CAPTURE(backend->device().description());
         On on(*backend);
         const Tensor x = on.empty(3, 40), y = on.empty(3, 40);
         int enqueued = 0;
@@ -573,15 +573,15 @@ TEST_CASE("backends: repeated work is done with what memory holds then") {
             CHECK(same_bits(on.get(y), twice));
         }
         // A GPU's first call of a key runs, its second is recorded, and then it is replayed.
-        CHECK(enqueued == (backend->description().starts_with("cuda") ? 3 : 5));
+        CHECK(enqueued == (backend->device().description().starts_with("cuda") ? 3 : 5));
     }
 }
 
 TEST_CASE("backends: memory that is not there is an error with both numbers") {
     const auto small = refrag_on_host::open_backend({.memory_fraction = 0.5, .memory_bytes = 200 << 20});
-    CHECK(small->available_bytes() == (100 << 20) - (32 << 20));  // cuBLAS has its workspace
+    CHECK(small->device().available_bytes() == (100 << 20) - (32 << 20));  // cuBLAS has its workspace
     const Buffer half(*small, 40 << 20);
-    CHECK(small->available_bytes() == 28 << 20);
+    CHECK(small->device().available_bytes() == 28 << 20);
     try {
         const Buffer more(*small, 29 << 20);
         CHECK(false);

@@ -22,7 +22,7 @@ namespace {
 
 struct Fixture {
     Backend& backend = refrag_test::cpu();
-    Model model{backend, refrag_test::tiny_refrag_path()};
+    Model model{backend.device(), refrag_test::tiny_refrag_path()};
 };
 
 const std::vector<Passage>& texts() {
@@ -249,8 +249,8 @@ TEST_CASE_FIXTURE(Fixture, "most_positions is never less than a prompt takes, an
             const int64_t most = most_positions(model, refs, kind.question, options);
             Arena arena(backend);
             Answer answer;
-            make_prompt(model, refs, kind.question, options, model.decoder().config().max_seq_len, arena,
-                        answer);
+            make_prompt(backend, model, refs, kind.question, options, model.decoder().config().max_seq_len,
+                        arena, answer);
             CHECK(static_cast<int64_t>(answer.positions) <= most);
             if (p == 0.0 || p == 1.0) CHECK(static_cast<int64_t>(answer.positions) == most);
         }
@@ -267,7 +267,7 @@ TEST_CASE("a prompt longer than a step goes through in parts, the others go on m
     config.replace(config.find(key), key.size(), "\"max_position_embeddings\":8192");
     dir.write("decoder/config.json", config);
     Backend& backend = refrag_test::cpu();
-    const Llama decoder(backend, dir.file("decoder"));
+    const Llama decoder(backend.device(), dir.file("decoder"));
     const int32_t dim = decoder.config().dim;
 
     // 5000 rows, every fifth a slot: three steps of kPrefillRows, with slots in each.
@@ -306,19 +306,19 @@ TEST_CASE("a prompt longer than a step goes through in parts, the others go on m
     for (size_t i = 0; i < 3; ++i) {
         // By the plain functions, whole: one prefill, then a row at a time.
         auto [source, slots] = prompt_of(sequences[i].first, static_cast<int32_t>(i));
-        KvCache kv = decoder.make_kv_cache(1, 8192);
+        KvCache kv = decoder.make_kv_cache(backend, 1, 8192);
         Arena arena(backend);
         const Tensor slot_rows{slots.data(), DType::f32,
                                static_cast<int64_t>(values.size()) / std::max(1, dim), dim};
-        Tensor hidden = prefill(decoder, source, slot_rows, kv, 0, 1, arena);
+        Tensor hidden = prefill(backend, decoder, source, slot_rows, kv, 0, 1, arena);
         for (size_t n = 0; n < sequences[i].second; ++n) {
-            alone[i].logits.push_back(refrag_test::download(backend, decoder.logits(hidden, arena)));
+            alone[i].logits.push_back(refrag_test::download(backend, decoder.logits(backend, hidden, arena)));
             const int32_t id = refrag_test::argmax(alone[i].logits.back());
-            hidden = prefill(decoder, std::span(&id, 1), Tensor{}, kv, 0, 1, arena);
+            hidden = prefill(backend, decoder, std::span(&id, 1), Tensor{}, kv, 0, 1, arena);
         }
     }
     std::vector<Track> together(3);
-    Generator generator(decoder, 3, 8192);
+    Generator generator(backend, decoder, 3, 8192);
     for (size_t i = 0; i < 3; ++i) {
         auto [source, slots] = prompt_of(sequences[i].first, static_cast<int32_t>(i));
         generator.start(std::move(source), std::move(slots), greedy(together[i], sequences[i].second));
@@ -339,7 +339,7 @@ TEST_CASE("a prompt longer than a step goes through in parts, the others go on m
 
 TEST_CASE_FIXTURE(Fixture, "a step that only generates allocates nothing") {
     for (const int32_t parallel : {1, 3}) {
-        Generator generator(model.decoder(), parallel, 128);
+        Generator generator(backend, model.decoder(), parallel, 128);
         for (int32_t i = 0; i < parallel; ++i) {
             generator.start({5, 6, 7}, Buffer{}, [](const Logits& logits, double) {
                 return std::optional<int32_t>(logits.values[0] < 0.0f ? 5 : 9);

@@ -157,7 +157,7 @@ TEST_CASE(
     const std::unique_ptr<Backend> backend = make_cpu_backend(2);
     const ModelParts parts = random_model_parts(small_decoder(), small_encoder());
     uint64_t last_done = 0, last_total = 0;
-    const auto model = make_random_model(*backend, parts, 1, [&](uint64_t done, uint64_t total) {
+    const auto model = make_random_model(backend->device(), parts, 1, [&](uint64_t done, uint64_t total) {
         CHECK(done >= last_done);
         last_done = done;
         last_total = total;
@@ -170,7 +170,7 @@ TEST_CASE(
     CHECK(last_done == last_total);
     CHECK(random_weight_bytes(parts) == n.matrix * 2 + n.vector * 4);
     // The decoder's dimensions are multiples of 32: two bytes become 17 / 16.
-    const auto int8 = make_random_model(*backend, parts, 1, {}, WeightFormat::int8);
+    const auto int8 = make_random_model(backend->device(), parts, 1, {}, WeightFormat::int8);
     CHECK(int8->parameters() == model->parameters());
     CHECK(int8->decoder().weight_bytes() ==
           model->decoder().weight_bytes() - count_weights(parts.decoder).layer_matrix * 15 / 16);
@@ -186,7 +186,8 @@ TEST_CASE(
 
 TEST_CASE("a sweep gives every combination a row, with exact positions and ratios of its own figures") {
     const std::unique_ptr<Backend> backend = make_cpu_backend(2);
-    const auto model = make_random_model(*backend, random_model_parts(small_decoder(), small_encoder()), 1);
+    const auto model =
+        make_random_model(backend->device(), random_model_parts(small_decoder(), small_encoder()), 1);
     BenchOptions options;
     options.contexts = {64, 100};
     options.chunk_lens = {8, 16};
@@ -260,7 +261,7 @@ TEST_CASE("without the full context there are no ratios, and what passes the win
     const std::unique_ptr<Backend> backend = make_cpu_backend(2);
     LlamaConfig decoder = small_decoder();
     decoder.max_seq_len = 64;
-    const auto model = make_random_model(*backend, random_model_parts(decoder, small_encoder()), 1);
+    const auto model = make_random_model(backend->device(), random_model_parts(decoder, small_encoder()), 1);
     BenchOptions options;
     options.contexts = {64};
     options.chunk_lens = {16};

@@ -38,7 +38,7 @@ class Place {
         std::vector<ContextPassage> passages;
         for (Passage& passage : read_passages(dir_.file("passages.jsonl")))
             passages.emplace_back(std::move(passage));
-        const Model model_(cpu(), model());
+        const Model model_(cpu().device(), model());
         Session session(model_);
         AnswerOptions options;
         options.max_new_tokens = 3;
@@ -247,7 +247,7 @@ std::pair<std::string, bool> load_while(const Place& place, const std::string& f
         if (call.name == std::string("pread") && call.path == path && ++reads == n) change(path);
         return Fate::normal();
     });
-    std::string message = error_of([&] { const Model model(cpu(), place.model()); });
+    std::string message = error_of([&] { const Model model(cpu().device(), place.model()); });
     return {std::move(message), reads >= n};
 }
 
@@ -323,7 +323,7 @@ TEST_CASE("changing files: weights replaced by another file are read to the end 
             CHECK(reached);
             CHECK(message == "(no error)");
             // The next load sees the new one.
-            CHECK(contains(error_of([&] { const Model model(cpu(), place.model()); }), path));
+            CHECK(contains(error_of([&] { const Model model(cpu().device(), place.model()); }), path));
             std::filesystem::copy_file(tiny_refrag_path() + "/" + file, path,
                                        std::filesystem::copy_options::overwrite_existing);
         }
@@ -365,7 +365,7 @@ TEST_CASE("changing files: between being found and being opened") {
                     }
                     return Fate::normal();
                 });
-                message = error_of([&] { const Model model(cpu(), place.model()); });
+                message = error_of([&] { const Model model(cpu().device(), place.model()); });
             }
             CHECK(changed);
             CHECK(is_one_line(message));

@@ -116,7 +116,7 @@ bool is_one_error(std::string_view text) {
 TEST_CASE("failing memory: a model's loading, one allocation after another") {
     const auto load = [] {
         const std::unique_ptr<Backend> backend = make_cpu_backend(2);
-        const Model model(*backend, tiny_refrag_path());
+        const Model model(backend->device(), tiny_refrag_path());
     };
     load();  // what is made once in a process is made now
     for (const bool from_then_on : {false, true}) {
@@ -143,7 +143,7 @@ TEST_CASE(
     "failing memory: an answer, one allocation after another; the next one is right, in the same session "
     "too") {
     const std::unique_ptr<Backend> backend = make_cpu_backend(2);
-    const Model model(*backend, tiny_refrag_path());
+    const Model model(backend->device(), tiny_refrag_path());
     AnswerOptions options;
     options.max_new_tokens = 3;
     options.want_logits = true;

@@ -75,17 +75,19 @@ class QuantisedNetwork {
 };
 
 std::vector<float> logits_of(const Llama& model, const std::vector<int32_t>& ids) {
-    Arena arena(model.backend());
-    KvCache kv = model.make_kv_cache(1, std::ssize(ids));
-    const Tensor hidden = prefill(model, ids, Tensor{}, kv, 0, static_cast<int32_t>(ids.size()), arena);
-    return download(model.backend(), model.logits(hidden, arena));
+    const std::unique_ptr<Backend> backend = model.device().make_backend();
+    Arena arena(*backend);
+    KvCache kv = model.make_kv_cache(*backend, 1, std::ssize(ids));
+    const Tensor hidden =
+        prefill(*backend, model, ids, Tensor{}, kv, 0, static_cast<int32_t>(ids.size()), arena);
+    return download(*backend, model.logits(*backend, hidden, arena));
 }
 
 std::vector<float> embeddings_of(const Roberta& encoder, Backend& backend) {
     const std::vector<std::vector<int32_t>> sequences = {{0, 5, 9, 2}, {0, 7, 2}};
     Arena arena(backend);
     const Tensor out = arena.tensor(std::ssize(sequences), encoder.config().dim);
-    encoder.encode(sequences, out, arena);
+    encoder.encode(backend, sequences, out, arena);
     return download(backend, out);
 }
 
@@ -97,12 +99,12 @@ void spoil(TestTensor& scales, size_t index, uint16_t half) {
 
 TEST_CASE("int8 weights: quantised while loading or before gives the same bits") {
     for (const auto& backend : every_backend()) {
-        CAPTURE(backend->description());
+        CAPTURE(backend->device().description());
         for (const char* name : {"llama2", "llama-bias"}) {
             const QuantisedNetwork quantised(network_path(name));
-            const Llama before(*backend, quantised.path());
-            const Llama now(*backend, network_path(name), {}, WeightFormat::int8);
-            const Llama floats(*backend, network_path(name));
+            const Llama before(backend->device(), quantised.path());
+            const Llama now(backend->device(), network_path(name), {}, WeightFormat::int8);
+            const Llama floats(backend->device(), network_path(name));
             const std::vector<int32_t> ids = {1, 5, 7, 11, 3, 8};
             const std::vector<float> logits = logits_of(now, ids);
             CHECK(logits_of(before, ids) == logits);
@@ -115,8 +117,8 @@ TEST_CASE("int8 weights: quantised while loading or before gives the same bits")
             CHECK(now.weight_bytes() < floats.weight_bytes());
         }
         const QuantisedNetwork quantised(network_path("roberta-pooler"));
-        const Roberta before(*backend, quantised.path(), ChunkPooling::pooler, false);
-        const Roberta now(*backend, network_path("roberta-pooler"), ChunkPooling::pooler, false, {},
+        const Roberta before(backend->device(), quantised.path(), ChunkPooling::pooler, false);
+        const Roberta now(backend->device(), network_path("roberta-pooler"), ChunkPooling::pooler, false, {},
                           WeightFormat::int8);
         CHECK(embeddings_of(before, *backend) == embeddings_of(now, *backend));
         CHECK(before.parameters() == now.parameters());
@@ -133,7 +135,7 @@ TEST_CASE("int8 weights: each fault of a quantised file is refused by name") {
         network.tensors = good;
         spoil_tensors(network.tensors);
         network.write();
-        return error_of([&] { Llama(cpu(), network.path()); });
+        return error_of([&] { Llama(cpu().device(), network.path()); });
     };
     CHECK(message([](Tensors&) {}) == "(no error)");
     const TestTensor scales = [&] {
@@ -189,7 +191,7 @@ TEST_CASE("int8 weights: a weight that no F16 scale reaches is refused with its 
     const auto load = [&](float value, WeightFormat format) {
         std::memcpy(matrix.bytes.data() + static_cast<size_t>(matrix.shape[1] + 2) * 4, &value, 4);
         write_tensors(dir.file("model.safetensors"), tensors);
-        return error_of([&] { Llama(cpu(), dir.path(), {}, format); });
+        return error_of([&] { Llama(cpu().device(), dir.path(), {}, format); });
     };
     CHECK(load(kInt8Largest, WeightFormat::int8) == "(no error)");
     CHECK(load(-9e6f, WeightFormat::as_stored) == "(no error)");
@@ -241,8 +243,8 @@ TEST_CASE("int8 weights: the default model's logits move by what rounding explai
             CAPTURE(cpu_isa_name(isa));
             CAPTURE(cpu_int8_name(way));
             const auto backend = make_cpu_backend(2, isa, way);
-            const Model floats(*backend, dir);
-            const Model int8(*backend, dir, {}, WeightFormat::int8);
+            const Model floats(backend->device(), dir);
+            const Model int8(backend->device(), dir, {}, WeightFormat::int8);
             std::vector<int32_t> ids = {floats.first_id()};
             const auto text = floats.tokenizer().encode_ids(read_file(dir + "/README.md", 1 << 20));
             REQUIRE(text.size() > 400);

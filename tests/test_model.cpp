@@ -32,7 +32,7 @@ class ModelCopy {
         write_file_atomic(name, text);
     }
     std::string load_error() const {
-        return error_of([&] { const Model model(refrag_test::cpu(), path()); });
+        return error_of([&] { const Model model(refrag_test::cpu().device(), path()); });
     }
 
   private:
@@ -54,7 +54,7 @@ TEST_CASE("an encoder with its own vocabulary reads each chunk's text through it
                                         : "[" + json_quote(merges.at(0).at(0).as_string()) + "," +
                                               json_quote(merges.at(0).at(1).as_string()) + "]";
     copy.replace("encoder/tokenizer.json", first_merge + ",", "");
-    const Model model(refrag_test::cpu(), copy.path());
+    const Model model(refrag_test::cpu().device(), copy.path());
     REQUIRE(model.encoder_vocabulary().own != nullptr);
 
     Passage passage{"a", "",

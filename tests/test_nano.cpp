@@ -30,7 +30,7 @@ std::vector<ContextPassage> read_golden_passages(const Json& golden) {
 
 TEST_CASE("the default model computes what its trainer computes") {
     Backend& backend = refrag_test::cpu();
-    const Model model(backend, refrag_test::repo_path("weights_tools/refrag-nano"));
+    const Model model(backend.device(), refrag_test::repo_path("weights_tools/refrag-nano"));
     const Json golden = Json::parse_file(refrag_test::repo_path("tests/golden/nano.json"));
     const WeightFiles values = WeightFiles::open(refrag_test::repo_path("tests/golden/nano.safetensors"));
     const std::string question = golden.get_string("question");
@@ -49,7 +49,7 @@ TEST_CASE("the default model computes what its trainer computes") {
         }
         REQUIRE(chunk_ids == refrag_test::id_lists_of(expected.get_array("chunks")));
 
-        encode_chunks(model, passages, {}, arena);
+        encode_chunks(backend, model, passages, {}, arena);
         std::vector<float> c;
         for (const ContextPassage& passage : passages) {
             for (size_t j = 0; j < passage.chunks().size(); ++j) {
@@ -66,8 +66,8 @@ TEST_CASE("the default model computes what its trainer computes") {
             pieces.push_back(std::move(piece.encoder_ids));
         }
         const Tensor question_emb = arena.tensor(std::ssize(pieces), model.d_enc());
-        model.encoder().encode(pieces, question_emb, arena);
-        const std::vector<float> logits = model.policy().logits(chunk_emb, question_emb, arena);
+        model.encoder().encode(backend, pieces, question_emb, arena);
+        const std::vector<float> logits = model.policy().logits(backend, chunk_emb, question_emb, arena);
         CHECK(refrag_test::max_difference(logits, values.read_f32(str("policy_logits.", k))) < kBound);
         const std::vector<bool> expanded =
             select_largest(logits, n_expand(model.config().expand_fraction, std::ssize(logits)));
@@ -97,10 +97,11 @@ TEST_CASE("the default model computes what its trainer computes") {
         const Tensor compressed = arena.tensor(std::ssize(input.slot_chunk), model.d_enc());
         const Tensor slots = arena.tensor(compressed.rows, model.decoder().config().dim);
         backend.gather_rows(compressed, chunk_emb, upload_vector(backend, arena, input.slot_chunk));
-        model.projector().forward(slots, compressed, arena);
-        KvCache kv = model.decoder().make_kv_cache(1, std::ssize(input.source));
-        const Tensor hidden = prefill(model.decoder(), input.source, slots, kv, 0, 1, arena);
-        const std::vector<float> next = refrag_test::download(backend, model.decoder().logits(hidden, arena));
+        model.projector().forward(backend, slots, compressed, arena);
+        KvCache kv = model.decoder().make_kv_cache(backend, 1, std::ssize(input.source));
+        const Tensor hidden = prefill(backend, model.decoder(), input.source, slots, kv, 0, 1, arena);
+        const std::vector<float> next =
+            refrag_test::download(backend, model.decoder().logits(backend, hidden, arena));
         CHECK(refrag_test::max_difference(next, values.read_f32(str("next_logits.", k))) < kBound);
     }
 }

@@ -29,7 +29,7 @@ constexpr double kBound = 1e-4;
 constexpr double kRoundedBound = 0x1p-6;
 
 bool rounds_activations(const Backend& backend) {
-    const std::string name = backend.description();
+    const std::string name = backend.device().description();
     return contains(name, "BF16") || contains(name, "AMX") || contains(name, "cuda");
 }
 
@@ -51,13 +51,13 @@ std::vector<float> encode(const Roberta& encoder, Backend& backend,
                           const std::vector<std::vector<int32_t>>& sequences) {
     Arena arena(backend);
     const Tensor out = arena.tensor(std::ssize(sequences), encoder.config().dim);
-    encoder.encode(sequences, out, arena);
+    encoder.encode(backend, sequences, out, arena);
     return download(backend, out);
 }
 
 double worst_pooled(Backend& backend, const std::string& name, ChunkPooling pooling, const char* tensor) {
     const Golden golden(name);
-    const Roberta encoder(backend, network_path(name), pooling, false);
+    const Roberta encoder(backend.device(), network_path(name), pooling, false);
     return max_difference(encode(encoder, backend, id_lists_of(golden.json.get("sequences"))),
                           golden.values(tensor));
 }
@@ -67,7 +67,7 @@ double worst_pooled(Backend& backend, const std::string& name, ChunkPooling pool
 TEST_CASE("llama: logits of tokens and of tokens mixed with slots") {
     for (const auto& backend : every_backend()) {
         for (const std::string& name : kLlamas) {
-            CAPTURE(backend->description());
+            CAPTURE(backend->device().description());
             CAPTURE(name);
             const bool rounds = name == "llama-bias" && rounds_activations(*backend);
             CHECK(worst_logit(*backend, name) <= (rounds ? 12 * kRoundedBound : kBound));
@@ -116,9 +116,9 @@ TEST_CASE("roberta: every layer's output for every row") {
         const Golden golden(name);
         const std::vector<std::vector<int32_t>> sequences = id_lists_of(golden.json.get("sequences"));
         TapBackend tap(cpu());
-        const Roberta encoder(tap, network_path(name), ChunkPooling::cls, false);
+        const Roberta encoder(tap.device(), network_path(name), ChunkPooling::cls, false);
         Arena arena(tap);
-        const std::vector<float> last = download(tap, encoder.hidden_states(sequences, arena));
+        const std::vector<float> last = download(tap, encoder.hidden_states(tap, sequences, arena));
 
         const std::vector<float> expected = golden.values("hidden_states");
         const auto dim = static_cast<size_t>(encoder.config().dim);
@@ -133,15 +133,15 @@ TEST_CASE("roberta: every layer's output for every row") {
         CHECK(worst <= kBound);
         CHECK(last == tap.normed.back());
         // The same over the backend's own fused ops.
-        const Roberta fused(cpu(), network_path(name), ChunkPooling::cls, false);
-        const std::vector<float> fused_last = download(cpu(), fused.hidden_states(sequences, arena));
+        const Roberta fused(cpu().device(), network_path(name), ChunkPooling::cls, false);
+        const std::vector<float> fused_last = download(cpu(), fused.hidden_states(cpu(), sequences, arena));
         CHECK(max_difference(fused_last, rows_of(expected, dim, n_layers * rows, rows)) <= kBound);
     }
 }
 
 TEST_CASE("roberta: chunk embeddings by each pooling") {
     for (const auto& backend : every_backend()) {
-        CAPTURE(backend->description());
+        CAPTURE(backend->device().description());
         for (const std::string& name : kRobertas) {
             CAPTURE(name);
             const bool rounds = name == "roberta-pooler" && rounds_activations(*backend);
@@ -156,7 +156,7 @@ TEST_CASE("roberta: chunk embeddings by each pooling") {
 
 TEST_CASE("roberta: normalised chunk embeddings have length 1") {
     const Golden golden("roberta-mlm");
-    const Roberta encoder(cpu(), network_path("roberta-mlm"), ChunkPooling::mean, true);
+    const Roberta encoder(cpu().device(), network_path("roberta-mlm"), ChunkPooling::mean, true);
     const std::vector<float> unit = encode(encoder, cpu(), id_lists_of(golden.json.get("sequences")));
     const auto dim = static_cast<size_t>(encoder.config().dim);
     for (size_t row = 0; row < unit.size() / dim; ++row) {
@@ -167,7 +167,7 @@ TEST_CASE("roberta: normalised chunk embeddings have length 1") {
 }
 
 TEST_CASE("roberta: a chunk without tokens or with too many is refused with both numbers") {
-    const Roberta encoder(cpu(), network_path("roberta-mlm"), ChunkPooling::cls, false);
+    const Roberta encoder(cpu().device(), network_path("roberta-mlm"), ChunkPooling::cls, false);
     CHECK(encoder.config().max_seq_len() == 38);  // 40 positions, pad id 1
     const auto length = [&](size_t n) {
         return error_of([&] { encode(encoder, cpu(), {std::vector<int32_t>(n, 5)}); });
@@ -196,7 +196,7 @@ void check_tiny_refrag(Backend& backend) {
     Arena arena(backend);
 
     // Encoder ids of a shared vocabulary are the chunk's own, between <s> and </s>.
-    const Roberta encoder(backend, dir + "/encoder", config.pooling, config.normalize);
+    const Roberta encoder(backend.device(), dir + "/encoder", config.pooling, config.normalize);
     const auto with_specials = [&](std::vector<int32_t> ids) {
         ids.insert(ids.begin(), encoder.config().bos_id);
         ids.push_back(encoder.config().eos_id);
@@ -217,15 +217,16 @@ void check_tiny_refrag(Backend& backend) {
     const Tensor question_emb = upload(backend, arena, golden.values("question_emb"), d_enc);
 
     Decoder decoder(backend, dir + "/decoder");
-    const Projector projector(backend, dir, d_enc, decoder.model.config().dim);
+    const Projector projector(backend.device(), dir, d_enc, decoder.model.config().dim);
     const Tensor slots = arena.tensor(chunk_emb.rows, decoder.model.config().dim);
-    projector.forward(slots, chunk_emb, arena);
+    projector.forward(backend, slots, chunk_emb, arena);
     CHECK(near(download(backend, slots), golden.values("slots")));
 
-    const Policy policy(backend, dir, config.policy, d_enc);
-    CHECK(near(policy.logits(chunk_emb, question_emb, arena), golden.values("policy_logits")));
-    CHECK(near(policy.logits(chunk_emb, Tensor{}, arena), golden.values("policy_logits_no_question")));
-    CHECK(policy.logits(Tensor{}, question_emb, arena).empty());
+    const Policy policy(backend.device(), dir, config.policy, d_enc);
+    CHECK(near(policy.logits(backend, chunk_emb, question_emb, arena), golden.values("policy_logits")));
+    CHECK(
+        near(policy.logits(backend, chunk_emb, Tensor{}, arena), golden.values("policy_logits_no_question")));
+    CHECK(policy.logits(backend, Tensor{}, question_emb, arena).empty());
 
     decoder.set_slots(golden.values("slots"));
     for (const char* mode : {"none", "some", "all"}) {
@@ -246,7 +247,7 @@ void check_tiny_refrag(Backend& backend) {
 
 TEST_CASE("a whole REFRAG model: encoder, projector, policy and decoder in turn") {
     for (const auto& backend : every_backend()) {
-        CAPTURE(backend->description());
+        CAPTURE(backend->device().description());
         check_tiny_refrag(*backend);
     }
 }
@@ -260,11 +261,11 @@ TEST_CASE("policy: without the question, three layers of four heads") {
     const int32_t d_enc = 32;
     const Tensor chunk_emb = upload(cpu(), arena, tiny.values("chunk_emb"), d_enc);
     const Tensor question_emb = upload(cpu(), arena, tiny.values("question_emb"), d_enc);
-    const Policy policy(cpu(), network_path("policy-plain"), config, d_enc);
-    const std::vector<float> logits = policy.logits(chunk_emb, Tensor{}, arena);
+    const Policy policy(cpu().device(), network_path("policy-plain"), config, d_enc);
+    const std::vector<float> logits = policy.logits(cpu(), chunk_emb, Tensor{}, arena);
     CHECK(max_difference(logits, golden.read_f32("policy_logits")) <= kBound);
     // A question is not looked at, not even when it is given.
-    CHECK(policy.logits(chunk_emb, question_emb, arena) == logits);
+    CHECK(policy.logits(cpu(), chunk_emb, question_emb, arena) == logits);
 }
 
 TEST_CASE("the tiny model's tokenizer gives the golden's ids") {

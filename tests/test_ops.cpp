@@ -41,8 +41,8 @@ class ScopedEnv {
 TEST_CASE("cpu: the environment chooses the instruction set, and a wrong name is an error") {
     {
         const ScopedEnv env("REFRAG_CPU_ISA", "scalar");
-        CHECK(make_cpu_backend(2)->description() == "cpu: scalar, 2 threads");
-        CHECK(make_cpu_backend(1)->description() == "cpu: scalar, 1 thread");
+        CHECK(make_cpu_backend(2)->device().description() == "cpu: scalar, 2 threads");
+        CHECK(make_cpu_backend(1)->device().description() == "cpu: scalar, 1 thread");
     }
     const ScopedEnv env("REFRAG_CPU_ISA", "sse9");
     CHECK(error_of([] { make_cpu_backend(1); }) ==
@@ -51,7 +51,7 @@ TEST_CASE("cpu: the environment chooses the instruction set, and a wrong name is
 
 TEST_CASE("cpu: thread numbers") {
     CHECK_THROWS_AS(make_cpu_backend(-1, CpuIsa::scalar), Error);
-    CHECK(contains(make_cpu_backend(0, CpuIsa::scalar)->description(), "cpu: scalar, "));
+    CHECK(contains(make_cpu_backend(0, CpuIsa::scalar)->device().description(), "cpu: scalar, "));
 }
 
 TEST_CASE("cpu: the best instruction set is one that the CPU has") {

@@ -13,11 +13,12 @@ TEST_CASE_TEMPLATE("ops: a bf16 cache is for BF16 weights and whole tiles", T, S
     const auto backend = make_cpu_backend(1, T::isa);
     const bool bf16 = T::isa == CpuIsa::avx512_bf16 || T::isa == CpuIsa::amx;
     for (const int32_t dim : {32, 64, 96, 128}) {
-        CHECK(backend->kv_dtype(DType::bf16, dim) == (bf16 ? DType::bf16 : DType::f32));
-        CHECK(backend->kv_dtype(DType::f32, dim) == DType::f32);
-        CHECK(backend->kv_dtype(DType::f16, dim) == DType::f32);
+        CHECK(backend->device().kv_dtype(DType::bf16, dim) == (bf16 ? DType::bf16 : DType::f32));
+        CHECK(backend->device().kv_dtype(DType::f32, dim) == DType::f32);
+        CHECK(backend->device().kv_dtype(DType::f16, dim) == DType::f32);
     }
-    for (const int32_t dim : {8, 40, 48, 80}) CHECK(backend->kv_dtype(DType::bf16, dim) == DType::f32);
+    for (const int32_t dim : {8, 40, 48, 80})
+        CHECK(backend->device().kv_dtype(DType::bf16, dim) == DType::f32);
 }
 
 TEST_CASE_TEMPLATE("ops: F32 weights are attended in fp32, as without bf16 instructions", T, Avx512Bf16,

@@ -50,20 +50,22 @@ struct Int8File {
     }
     std::unique_ptr<Matrix> make(Backend& backend) const {
         const size_t row_bytes = refrag::int8_row_bytes(in_dim);
-        return backend.make_matrix(DType::i8, out_dim, in_dim, [&](int64_t row, int64_t n, void* dst) {
-            std::memcpy(dst, bytes.data() + static_cast<size_t>(row) * row_bytes / 2,
-                        static_cast<size_t>(n) * row_bytes);
-        });
+        return backend.device().make_matrix(
+            DType::i8, out_dim, in_dim, [&](int64_t row, int64_t n, void* dst) {
+                std::memcpy(dst, bytes.data() + static_cast<size_t>(row) * row_bytes / 2,
+                            static_cast<size_t>(n) * row_bytes);
+            });
     }
     // The same weights, rounded to bf16 as widen_int8_bf16 does: to nearest, ties away from 0.
     std::unique_ptr<Matrix> make_bf16(Backend& backend) const {
-        return backend.make_matrix(DType::bf16, out_dim, in_dim, [&](int64_t row, int64_t n, void* dst) {
-            for (int64_t i = 0; i < n * in_dim; ++i) {
-                const float value = values[static_cast<size_t>(row * in_dim + i)];
-                static_cast<uint16_t*>(dst)[i] =
-                    static_cast<uint16_t>((std::bit_cast<uint32_t>(value) + 0x8000) >> 16);
-            }
-        });
+        return backend.device().make_matrix(
+            DType::bf16, out_dim, in_dim, [&](int64_t row, int64_t n, void* dst) {
+                for (int64_t i = 0; i < n * in_dim; ++i) {
+                    const float value = values[static_cast<size_t>(row * in_dim + i)];
+                    static_cast<uint16_t*>(dst)[i] =
+                        static_cast<uint16_t>((std::bit_cast<uint32_t>(value) + 0x8000) >> 16);
+                }
+            });
     }
 };
 

@@ -322,13 +322,14 @@ TEST_CASE("ops: make_matrix reads every row once, in order, and passes a reader'
     const auto backend = make_cpu_backend(2, CpuIsa::scalar);
     // 2000 rows of 4 KiB come in several blocks.
     std::vector<int64_t> seen;
-    const auto w = backend->make_matrix(DType::f32, 2000, 1024, [&](int64_t row, int64_t n, void* dst) {
-        auto* to = static_cast<float*>(dst);
-        for (int64_t r = row; r < row + n; ++r) {
-            seen.push_back(r);
-            for (int64_t k = 0; k < 1024; ++k) *to++ = static_cast<float>(r * 1024 + k);
-        }
-    });
+    const auto w =
+        backend->device().make_matrix(DType::f32, 2000, 1024, [&](int64_t row, int64_t n, void* dst) {
+            auto* to = static_cast<float*>(dst);
+            for (int64_t r = row; r < row + n; ++r) {
+                seen.push_back(r);
+                for (int64_t k = 0; k < 1024; ++k) *to++ = static_cast<float>(r * 1024 + k);
+            }
+        });
     CHECK(w->device_bytes() == 2000 * 1024 * 4);
     bool in_order = seen.size() == 2000;
     for (size_t i = 0; i < seen.size(); ++i) in_order = in_order && seen[i] == static_cast<int64_t>(i);
@@ -339,11 +340,11 @@ TEST_CASE("ops: make_matrix reads every row once, in order, and passes a reader'
     for (size_t i = 0; i < 4; ++i) CHECK(out[i * 1024 + 7] == static_cast<float>(ids[i] * 1024 + 7));
 
     CHECK(error_of([&] {
-              backend->make_matrix(DType::f32, 2000, 1024, [](int64_t row, int64_t, void*) {
+              backend->device().make_matrix(DType::f32, 2000, 1024, [](int64_t row, int64_t, void*) {
                   if (row > 0) refrag::fail(refrag::Status::runtime, "read failed");
               });
           }) == "read failed");
-    CHECK_THROWS_AS(backend->make_matrix(DType::i32, 1, 1, [](int64_t, int64_t, void*) {}), Error);
+    CHECK_THROWS_AS(backend->device().make_matrix(DType::i32, 1, 1, [](int64_t, int64_t, void*) {}), Error);
 }
 
 TEST_CASE_TEMPLATE("ops: embed takes rows from the table and from the slots", T, Scalar, Avx2, Avx512,

@@ -17,7 +17,7 @@ using namespace refrag_test;
 namespace {
 
 struct Fixture {
-    Model model{cpu(), tiny_refrag_path()};
+    Model model{cpu().device(), tiny_refrag_path()};
 };
 
 std::string some_text(int lines) {

@@ -15,7 +15,7 @@ using namespace refrag_test;
 namespace {
 
 struct Fixture {
-    Model model{cpu(), tiny_refrag_path()};
+    Model model{cpu().device(), tiny_refrag_path()};
 };
 
 std::vector<ContextPassage> some_passages() {
@@ -33,6 +33,7 @@ const std::vector<Turn>& some_turns() {
 }
 
 struct Made {
+    std::unique_ptr<Backend> backend;  // outlives the memory of the prompt
     Prompt prompt;
     Answer answer;
     std::vector<ContextPassage> passages = some_passages();
@@ -46,9 +47,10 @@ Made make(const Model& model, SelectPolicy policy, double p, std::span<const Tur
     options.policy = policy;
     options.expand_fraction = p;
     options.want_logits = true;
-    Arena arena(model.backend());
-    made.prompt =
-        make_prompt(model, refs, "What hangs over the door?", options, 512, arena, made.answer, history);
+    made.backend = model.device().make_backend();
+    Arena arena(*made.backend);
+    made.prompt = make_prompt(*made.backend, model, refs, "What hangs over the door?", options, 512, arena,
+                              made.answer, history);
     const int64_t most = most_positions(model, refs, "What hangs over the door?", options, history);
     CHECK(static_cast<int64_t>(made.answer.positions) <= most);
     if (p == 0.0 || p == 1.0) CHECK(static_cast<int64_t>(made.answer.positions) == most);
@@ -114,7 +116,7 @@ TEST_CASE("history: with the question first, earlier turns still come right befo
     REQUIRE(contains(config, order));
     config.replace(config.find(order), order.size(), "[\"question\",\"passages\"]");
     dir.write("model/refrag.json", config);
-    const Model model(cpu(), dir.file("model"));
+    const Model model(cpu().device(), dir.file("model"));
     const Made made = make(model, SelectPolicy::random, 0.5, some_turns());
     CHECK(made.prompt.input.source == by_hand(model, made, true));
 }

@@ -48,7 +48,7 @@ Evaluated evaluate(const Model& model, const QaData& data, const QaOptions& opti
 }
 
 const Model& nano() {
-    static const Model model(cpu(), repo_path("weights_tools/refrag-nano"));
+    static const Model model(cpu().device(), repo_path("weights_tools/refrag-nano"));
     return model;
 }
 
@@ -142,7 +142,7 @@ TEST_CASE("eval qa: every answer is what a fresh session says over the same pass
 }
 
 TEST_CASE("eval qa: a row with a prompt beyond the window has no figures, the others have") {
-    const Model model(cpu(), tiny_refrag_path());  // 512 positions
+    const Model model(cpu().device(), tiny_refrag_path());  // 512 positions
     std::string lines;
     for (int i = 0; i < 6; ++i) {
         // Two short passages and four of more than a hundred tokens.
@@ -181,7 +181,7 @@ TEST_CASE("eval qa: a row with a prompt beyond the window has no figures, the ot
 TEST_CASE("eval qa: what is counted before is what a session then takes") {
     // A row is asked exactly where its prompt and answer fit; one token more and it is not. The prompt of the
     // only question takes `positions`, so 512 - positions new tokens fit.
-    const Model model(cpu(), tiny_refrag_path());
+    const Model model(cpu().device(), tiny_refrag_path());
     const std::string question = "Why is it so?";
     std::string text;
     for (int i = 0; i < 9; ++i) text += str("barley ", i * 7, " ");

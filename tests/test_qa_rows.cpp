@@ -18,7 +18,7 @@ using namespace refrag_test;
 namespace {
 
 const Model& tiny() {
-    static const Model model(cpu(), tiny_refrag_path());
+    static const Model model(cpu().device(), tiny_refrag_path());
     return model;
 }
 

@@ -91,11 +91,11 @@ void check_chunks(Backend& backend) {
     for (const ChunkPooling pooling : {ChunkPooling::mean, ChunkPooling::pooler}) {
         const std::string name = pooling == ChunkPooling::mean ? "roberta-mlm" : "roberta-pooler";
         CAPTURE(name);
-        const Roberta encoder(backend, network_path(name), pooling, true);
+        const Roberta encoder(backend.device(), network_path(name), pooling, true);
         Arena arena(backend);
         // 90 chunks of up to 38 tokens: more rows than one group of a call takes. The kernels on the host are
         // slow.
-        const bool few = refrag_test::contains(backend.description(), "kernels on the host");
+        const bool few = refrag_test::contains(backend.device().description(), "kernels on the host");
         std::vector<std::vector<int32_t>> chunks(few ? 6 : 90);
         size_t rows = 0;
         for (size_t i = 0; i < chunks.size(); ++i) {
@@ -105,16 +105,17 @@ void check_chunks(Backend& backend) {
         }
         REQUIRE((few || rows > 2048));
         const Tensor all = arena.tensor(std::ssize(chunks), encoder.config().dim);
-        encoder.encode(chunks, all, arena);
+        encoder.encode(backend, chunks, all, arena);
         const std::vector<float> together = download(backend, all);
         std::vector<std::vector<float>> singles;
         for (const std::vector<int32_t>& chunk : chunks) {
             const Tensor one = arena.tensor(1, encoder.config().dim);
-            encoder.encode(std::span(&chunk, 1), one, arena);
+            encoder.encode(backend, std::span(&chunk, 1), one, arena);
             singles.push_back(download(backend, one));
         }
         CHECK(together == concat(singles));
-        encoder.encode({}, Tensor{nullptr, DType::f32, 0, encoder.config().dim}, arena);  // nothing to do
+        encoder.encode(backend, {}, Tensor{nullptr, DType::f32, 0, encoder.config().dim},
+                       arena);  // nothing to do
     }
 }
 
@@ -122,21 +123,21 @@ void check_chunks(Backend& backend) {
 
 TEST_CASE("llama: a ragged batch equals its sequences one at a time") {
     for (const auto& backend : every_backend(true)) {
-        CAPTURE(backend->description());
+        CAPTURE(backend->device().description());
         check_ragged(*backend);
     }
 }
 
 TEST_CASE("llama: a prefill in two parts, and row by row, equals one prefill") {
     for (const auto& backend : cpu_levels()) {
-        CAPTURE(backend->description());
+        CAPTURE(backend->device().description());
         check_split(*backend);
     }
 }
 
 TEST_CASE("roberta: chunks in one call equal chunks one at a time") {
     for (const auto& backend : every_backend(true)) {
-        CAPTURE(backend->description());
+        CAPTURE(backend->device().description());
         check_chunks(*backend);
     }
 }

@@ -21,7 +21,7 @@ namespace {
 
 struct Fixture {
     std::unique_ptr<Backend> backend = make_cpu_backend(2);
-    Model model{*backend, refrag_test::repo_path("tests/golden/tiny-refrag")};
+    Model model{backend->device(), refrag_test::repo_path("tests/golden/tiny-refrag")};
 };
 
 std::vector<ContextPassage> some_passages() {
@@ -65,16 +65,17 @@ std::vector<int32_t> full_context_ids(const Model& model, const std::vector<Cont
 }
 
 std::vector<int32_t> greedy(const Model& model, std::vector<int32_t> ids, int n) {
-    Arena arena(model.backend());
+    const std::unique_ptr<Backend> backend = model.device().make_backend();
+    Arena arena(*backend);
     std::vector<int32_t> out;
     std::vector<float> logits(static_cast<size_t>(model.decoder().config().vocab_size));
     for (int i = 0; i < n; ++i) {
         // Everything anew for every token: no cache to be wrong.
-        KvCache kv = model.decoder().make_kv_cache(1, std::ssize(ids));
+        KvCache kv = model.decoder().make_kv_cache(*backend, 1, std::ssize(ids));
         const ArenaScope scratch(arena);
-        const Tensor hidden = prefill(model.decoder(), ids, Tensor{}, kv, 0, 1, arena);
-        const Tensor device = model.decoder().logits(hidden, arena);
-        model.backend().download(logits.data(), device.data, device.bytes());
+        const Tensor hidden = prefill(*backend, model.decoder(), ids, Tensor{}, kv, 0, 1, arena);
+        const Tensor device = model.decoder().logits(*backend, hidden, arena);
+        backend->download(logits.data(), device.data, device.bytes());
         const auto best = std::max_element(logits.begin(), logits.end()) - logits.begin();
         if (model.is_end(static_cast<int32_t>(best))) break;
         out.push_back(static_cast<int32_t>(best));
@@ -149,7 +150,7 @@ TEST_CASE_FIXTURE(Fixture, "a cached passage answers as a freshly encoded one, a
         for (size_t c = 0; c < passage.chunks().size(); ++c) {
             std::vector<bool> only(passage.chunks().size(), false);
             only[c] = true;
-            CHECK(encode_chunks(model, std::span(&passage, 1), only, arena) == 1);
+            CHECK(encode_chunks(*backend, model, std::span(&passage, 1), only, arena) == 1);
         }
     }
     for (size_t p = 0; p < alone.size(); ++p) {
@@ -292,9 +293,9 @@ TEST_CASE_FIXTURE(Fixture, "mean_nll_alone equals scoring each sequence by itsel
     }
     sequences.push_back({});
     Arena arena(*backend);
-    const std::vector<float> together = mean_nll_alone(model, sequences, arena);
+    const std::vector<float> together = mean_nll_alone(*backend, model, sequences, arena);
     for (size_t i = 0; i < sequences.size(); ++i) {
-        CHECK(together[i] == mean_nll_alone(model, std::span(&sequences[i], 1), arena)[0]);
+        CHECK(together[i] == mean_nll_alone(*backend, model, std::span(&sequences[i], 1), arena)[0]);
     }
     CHECK(together[4] == 0.0f);
     CHECK(together[0] > 0.0f);
@@ -346,7 +347,7 @@ TEST_CASE("several end tokens all end an answer, and ignore_eos never samples th
     options.max_new_tokens = 12;
     std::vector<int32_t> ids;
     {
-        const Model model(backend, dir.file("model"));
+        const Model model(backend.device(), dir.file("model"));
         ids = Session(model).answer(passages, "Why?", options).ids;
     }
     REQUIRE(ids.size() == 12);
@@ -354,7 +355,7 @@ TEST_CASE("several end tokens all end an answer, and ignore_eos never samples th
     for (const size_t n : {size_t{0}, size_t{3}, size_t{7}}) {
         const auto first = static_cast<size_t>(std::find(ids.begin(), ids.end(), ids[n]) - ids.begin());
         dir.write(generation, str("{\"eos_token_id\": [2, ", ids[n], ", 319]}"));
-        const Model model(backend, dir.file("model"));
+        const Model model(backend.device(), dir.file("model"));
         Session session(model, 100);
         options.max_new_tokens = 12;
         options.ignore_eos = false;
@@ -395,11 +396,12 @@ TEST_CASE_FIXTURE(Fixture, "log-probabilities are those of the decoder on the sa
     std::vector<int32_t> ids = full_context_ids(model, passages, "Where?");
     const auto n_prompt = static_cast<int64_t>(ids.size());
     ids.insert(ids.end(), answer.ids.begin(), answer.ids.end() - 1);
-    KvCache kv = model.decoder().make_kv_cache(1, std::ssize(ids));
+    KvCache kv = model.decoder().make_kv_cache(*backend, 1, std::ssize(ids));
     Arena arena(*backend);
-    const Tensor hidden = prefill(model.decoder(), ids, Tensor{}, kv, 0, 10, arena);
+    const Tensor hidden = prefill(*backend, model.decoder(), ids, Tensor{}, kv, 0, 10, arena);
     REQUIRE(n_prompt + 9 == std::ssize(ids));
-    const std::vector<float> logits = refrag_test::download(*backend, model.decoder().logits(hidden, arena));
+    const std::vector<float> logits =
+        refrag_test::download(*backend, model.decoder().logits(*backend, hidden, arena));
     const auto vocab = static_cast<size_t>(model.decoder().config().vocab_size);
     for (size_t i = 0; i < 10; ++i) {
         const std::span<const float> row = std::span(logits).subspan(i * vocab, vocab);

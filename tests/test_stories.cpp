@@ -225,9 +225,9 @@ std::string tokenizer_json(const std::string& file, int32_t vocab_size) {
 }
 
 // n tokens after BOS through the generation loop, `parallel` copies of the same at once; the ids of the last.
-std::vector<int32_t> generate(const Llama& decoder, size_t n, int32_t parallel,
+std::vector<int32_t> generate(Backend& backend, const Llama& decoder, size_t n, int32_t parallel,
                               const SamplerOptions& options) {
-    Generator generator(decoder, parallel, decoder.config().max_seq_len);
+    Generator generator(backend, decoder, parallel, decoder.config().max_seq_len);
     std::vector<std::vector<int32_t>> ids(static_cast<size_t>(parallel));
     std::vector<Sampler> samplers(ids.size(), Sampler(options));
     for (size_t s = 0; s < ids.size(); ++s) {
@@ -258,13 +258,13 @@ TEST_CASE("stories260K tells the story that its author documents, alone and in a
     const TempDir dir;
     write_decoder(dir, data + "/weights/stories260K.bin");
     for (const auto& backend : cpu_levels()) {
-        CAPTURE(backend->description());
-        const Llama decoder(*backend, dir.path());
+        CAPTURE(backend->device().description());
+        const Llama decoder(backend->device(), dir.path());
         const std::vector<std::string> pieces =
             read_pieces(data + "/weights/tok512.bin", decoder.config().vocab_size);
         for (const int32_t parallel : {1, 3}) {
             std::string text;
-            for (const int32_t id : generate(decoder, kDocumentedTokens, parallel, {})) {
+            for (const int32_t id : generate(*backend, decoder, kDocumentedTokens, parallel, {})) {
                 REQUIRE(id != kBos);
                 text += bytes_of(pieces[static_cast<size_t>(id)]);
             }
@@ -277,9 +277,9 @@ TEST_CASE("stories260K tells the story that its author documents, alone and in a
         sampled.temperature = 1.0f;
         sampled.top_p = 0.9f;
         sampled.seed = 1;
-        const std::vector<int32_t> one = generate(decoder, 60, 1, sampled);
-        CHECK(one == generate(decoder, 60, 2, sampled));
-        CHECK(one != generate(decoder, 60, 1, {}));
+        const std::vector<int32_t> one = generate(*backend, decoder, 60, 1, sampled);
+        CHECK(one == generate(*backend, decoder, 60, 2, sampled));
+        CHECK(one != generate(*backend, decoder, 60, 1, {}));
     }
 }
 
@@ -311,7 +311,7 @@ TEST_CASE("stories260K as the decoder of a whole model directory tells the same 
     config.replace(begin, config.find('}', begin) + 1 - begin, "\"template\":{}");
     dir.write("refrag.json", config);
 
-    const Model model(cpu(), dir.path());
+    const Model model(cpu().device(), dir.path());
     Session session(model);
     AnswerOptions options;
     options.max_new_tokens = kDocumentedTokens;

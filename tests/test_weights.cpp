@@ -52,13 +52,13 @@ class Workshop {
 };
 
 void load_llama(const std::string& dir) {
-    Llama(cpu(), dir);
+    Llama(cpu().device(), dir);
 }
 void load_encoder(const std::string& dir) {
-    Roberta(cpu(), dir, ChunkPooling::cls, false);
+    Roberta(cpu().device(), dir, ChunkPooling::cls, false);
 }
 void load_pooled_encoder(const std::string& dir) {
-    Roberta(cpu(), dir, ChunkPooling::pooler, false);
+    Roberta(cpu().device(), dir, ChunkPooling::pooler, false);
 }
 
 std::string shape_text(const std::vector<int64_t>& shape) {
@@ -106,7 +106,7 @@ void spoil_each(Workshop& shop, const std::vector<std::string>& unused, const st
 TEST_CASE("weights: each of the decoder's tensors is needed, with its shape and a float type") {
     const std::vector<std::string> tables = {"model.layers.0.self_attn.rotary_emb.inv_freq",
                                              "model.layers.1.self_attn.rotary_emb.inv_freq"};
-    CHECK(Llama(cpu(), network_path("llama2")).unused_tensors() == tables);
+    CHECK(Llama(cpu().device(), network_path("llama2")).unused_tensors() == tables);
     Workshop shop(network_path("llama2"));
     spoil_each(shop, tables, "model.", load_llama);
     Workshop biased(network_path("llama-bias"));
@@ -121,13 +121,14 @@ TEST_CASE("weights: each of the encoder's tensors is needed, with its shape and 
                                              "lm_head.layer_norm.bias",
                                              "lm_head.layer_norm.weight",
                                              "roberta.embeddings.position_ids"};
-    CHECK(Roberta(cpu(), network_path("roberta-mlm"), ChunkPooling::cls, false).unused_tensors() == unused);
+    CHECK(Roberta(cpu().device(), network_path("roberta-mlm"), ChunkPooling::cls, false).unused_tensors() ==
+          unused);
     Workshop shop(network_path("roberta-mlm"));
     spoil_each(shop, unused, "roberta.", load_encoder);
 
-    const Roberta pooled(cpu(), network_path("roberta-pooler"), ChunkPooling::pooler, false);
+    const Roberta pooled(cpu().device(), network_path("roberta-pooler"), ChunkPooling::pooler, false);
     CHECK(pooled.unused_tensors().empty());
-    const Roberta mean(cpu(), network_path("roberta-pooler"), ChunkPooling::mean, false);
+    const Roberta mean(cpu().device(), network_path("roberta-pooler"), ChunkPooling::mean, false);
     CHECK(mean.unused_tensors() == std::vector<std::string>{"pooler.dense.bias", "pooler.dense.weight"});
     Workshop pooler_shop(network_path("roberta-pooler"));
     spoil_each(pooler_shop, {}, "roberta.", load_pooled_encoder);
@@ -192,7 +193,7 @@ TEST_CASE("weights: a tied head may be written out, an untied one must be") {
     shop.replace_config("\"tie_word_embeddings\":false", "\"tie_word_embeddings\":true");
     CHECK(shop.without("lm_head.weight", load_llama) == "(no error)");
     REQUIRE(shop.load(shop.original, load_llama) == "(no error)");
-    CHECK(Llama(cpu(), shop.path()).unused_tensors().front() == "lm_head.weight");
+    CHECK(Llama(cpu().device(), shop.path()).unused_tensors().front() == "lm_head.weight");
 }
 
 TEST_CASE("weights: config and tensors must agree") {
@@ -218,9 +219,9 @@ TEST_CASE("weights: parameters are counted once each, unused ones not at all") {
     // Per layer 4 projections of 32 x 32, 3 matrices of 56 x 32, two norms; embedding, head and the last
     // norm.
     const uint64_t layer = 4 * 32 * 32 + 3 * 56 * 32 + 2 * 32;
-    CHECK(Llama(cpu(), network_path("llama2")).parameters() == 2 * layer + 2 * 96 * 32 + 32);
+    CHECK(Llama(cpu().device(), network_path("llama2")).parameters() == 2 * layer + 2 * 96 * 32 + 32);
     const uint64_t encoder_layer = 4 * (48 * 48 + 48) + 2 * 48 * 80 + 80 + 48 + 4 * 48;
-    CHECK(Roberta(cpu(), network_path("roberta-mlm"), ChunkPooling::cls, false).parameters() ==
+    CHECK(Roberta(cpu().device(), network_path("roberta-mlm"), ChunkPooling::cls, false).parameters() ==
           2 * encoder_layer + (100 + 40 + 1 + 2) * 48);
 }
 
@@ -228,9 +229,9 @@ TEST_CASE("weights: parameters are counted once each, unused ones not at all") {
 
 TEST_CASE("weights: the projector's shapes follow both networks") {
     const std::string dir = tiny_refrag_path();
-    CHECK(Projector(cpu(), dir, 32, 40).parameters() == 40 * 32 + 40 + 40 * 40 + 40);
+    CHECK(Projector(cpu().device(), dir, 32, 40).parameters() == 40 * 32 + 40 + 40 * 40 + 40);
     const auto load = [&](int32_t d_enc, int32_t d_dec) {
-        return error_of([&] { Projector(cpu(), dir, d_enc, d_dec); });
+        return error_of([&] { Projector(cpu().device(), dir, d_enc, d_dec); });
     };
     CHECK(load(33, 40) ==
           dir + "/projector.safetensors: tensor \"fc1.weight\": expected shape [40, 33], found [40, 32]");
@@ -238,7 +239,7 @@ TEST_CASE("weights: the projector's shapes follow both networks") {
     TempDir temp;
     const auto spoiled = [&](const Tensors& tensors) {
         write_tensors(temp.file("projector.safetensors"), tensors);
-        return error_of([&] { Projector(cpu(), temp.path(), 32, 40); });
+        return error_of([&] { Projector(cpu().device(), temp.path(), 32, 40); });
     };
     const Tensors original = read_tensors(dir + "/projector.safetensors");
     for (const TestTensor& tensor : original) {
@@ -255,7 +256,7 @@ TEST_CASE("weights: the policy's tensors follow its configuration") {
     const std::string dir = tiny_refrag_path();
     const PolicyConfig config = load_refrag_config(dir).policy;
     const auto load = [](const std::string& from, const PolicyConfig& c) {
-        return error_of([&] { Policy(cpu(), from, c, 32); });
+        return error_of([&] { Policy(cpu().device(), from, c, 32); });
     };
     CHECK(load(dir, config) == "(no error)");
     PolicyConfig other = config;
@@ -395,13 +396,13 @@ TEST_CASE("weights: a NaN or an infinity in any tensor of any network is refused
     poison_each(read_tensors(dir + "/projector.safetensors"), {}, temp.file("projector.safetensors"),
                 [&](const Tensors& tensors) {
                     write_tensors(temp.file("projector.safetensors"), tensors);
-                    return error_of([&] { Projector(cpu(), temp.path(), 32, 40); });
+                    return error_of([&] { Projector(cpu().device(), temp.path(), 32, 40); });
                 });
     const PolicyConfig config = load_refrag_config(dir).policy;
     poison_each(read_tensors(dir + "/policy.safetensors"), {}, temp.file("policy.safetensors"),
                 [&](const Tensors& tensors) {
                     write_tensors(temp.file("policy.safetensors"), tensors);
-                    return error_of([&] { Policy(cpu(), temp.path(), config, 32); });
+                    return error_of([&] { Policy(cpu().device(), temp.path(), config, 32); });
                 });
 }
 

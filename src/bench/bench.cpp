@@ -59,7 +59,12 @@ class Group {
   public:
     Group(const Model& model, const BenchOptions& options, const WordTexts& words, int64_t context,
           int32_t batch)
-        : model_(model), options_(options), context_(context), batch_(batch), arena_(model.backend()) {
+        : model_(model),
+          options_(options),
+          context_(context),
+          batch_(batch),
+          backend_(model.device().make_backend()),
+          arena_(*backend_) {
         for (int32_t i = 0; i < batch; ++i) {
             const uint64_t seed = options.seed + 2 * static_cast<uint64_t>(i);
             texts_.push_back(words.text(context, seed));
@@ -158,7 +163,7 @@ class Group {
                 passage->tokenize(model_,
                                   c.answer.chunk_len == 0 ? model_.config().chunk_len : c.answer.chunk_len);
                 ContextPassage* only = passage.get();
-                if (!c.full) encode_chunks(model_, PassageRefs(&only, 1), {}, arena_);
+                if (!c.full) encode_chunks(*backend_, model_, PassageRefs(&only, 1), {}, arena_);
             }
         }
         const double began_ms = now_ms();
@@ -277,6 +282,7 @@ class Group {
     const BenchOptions& options_;
     int64_t context_;
     int32_t batch_;
+    std::unique_ptr<Backend> backend_;
     Arena arena_;
     std::vector<std::string> texts_;      // one for each request of the batch
     std::vector<std::string> questions_;  // the same

@@ -192,7 +192,7 @@ uint64_t random_weight_bytes(const ModelParts& parts, WeightFormat format) {
     return format == WeightFormat::as_stored ? floats : floats - n.layer_matrix + n.layer_matrix / 16;
 }
 
-std::unique_ptr<Model> make_random_model(Backend& backend, ModelParts parts, uint64_t seed,
+std::unique_ptr<Model> make_random_model(Device& device, ModelParts parts, uint64_t seed,
                                          const LoadProgress& progress, WeightFormat format) {
     const uint64_t total = count_weights(parts).matrix * sizeof(uint16_t);
     uint64_t done = 0;
@@ -203,8 +203,8 @@ std::unique_ptr<Model> make_random_model(Backend& backend, ModelParts parts, uin
             progress(done, total);
         };
     }
-    RandomWeights weights(backend, seed, loaded, format);
-    return std::make_unique<Model>(backend, std::move(parts), weights);
+    RandomWeights weights(device, seed, loaded, format);
+    return std::make_unique<Model>(device, std::move(parts), weights);
 }
 
 WordTexts::WordTexts(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {

@@ -31,11 +31,11 @@ Tokenizer syllable_tokenizer();
 ModelParts random_model_parts(LlamaConfig decoder, RobertaConfig encoder);
 
 // Bytes that the networks' weights will take, BF16 matrices (or I8 ones, as `format` says) and F32 vectors,
-// without a backend's padding.
+// without a device's padding.
 uint64_t random_weight_bytes(const ModelParts& parts, WeightFormat format = WeightFormat::as_stored);
 
-// Makes the weights and the model; `progress` as in loading. `backend` must outlive the model.
-std::unique_ptr<Model> make_random_model(Backend& backend, ModelParts parts, uint64_t seed,
+// Makes the weights and the model; `progress` as in loading. `device` must outlive the model.
+std::unique_ptr<Model> make_random_model(Device& device, ModelParts parts, uint64_t seed,
                                          const LoadProgress& progress = {},
                                          WeightFormat format = WeightFormat::as_stored);
 

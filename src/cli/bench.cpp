@@ -39,8 +39,8 @@ constexpr const char* kEncoderShape = "roberta-base";
 constexpr const char* kGpuShape = "llama-2-7b";
 constexpr const char* kGpuEncoderShape = "roberta-large";
 
-bool is_gpu(const Backend& backend) {
-    return backend.description().starts_with("cuda");
+bool is_gpu(const Device& device) {
+    return device.description().starts_with("cuda");
 }
 
 void set_shapes(BenchCommand& command, bool gpu) {
@@ -59,29 +59,29 @@ void read_words(const char* option, const std::vector<std::string>& words, const
     }
 }
 
-void check_memory(const BenchCommand& command, const Backend& backend, const std::string& what,
+void check_memory(const BenchCommand& command, const Device& device, const std::string& what,
                   uint64_t weight_bytes, const LlamaConfig& decoder, DType kv, const RobertaConfig& encoder,
                   const RefragConfig& config) {
     const BenchMemory memory = bench_memory(decoder, kv, encoder, config, command.bench);
     const uint64_t needed = weight_bytes + memory.kv_bytes + memory.workspace_bytes;
-    const uint64_t available = backend.available_bytes();
+    const uint64_t available = device.available_bytes();
     const auto shown = [](uint64_t bytes) {
         char text[32];
         std::snprintf(text, sizeof text, "%.2f", static_cast<double>(bytes) * 1e-9);
         return std::string(text);
     };
     REFRAG_CHECK(needed <= available, Status::out_of_memory, "bench: ", what, " needs ", shown(needed),
-                 is_gpu(backend) ? " GB of GPU memory (weights " : " GB of memory (weights ",
+                 is_gpu(device) ? " GB of GPU memory (weights " : " GB of memory (weights ",
                  shown(weight_bytes), ", KV cache ", shown(memory.kv_bytes), ", workspace ",
                  shown(memory.workspace_bytes), "), ", shown(available),
                  " GB are available: choose a smaller --shape, --context or --batch");
 }
 
-std::unique_ptr<Model> make_model(const BenchCommand& command, Backend& backend, std::string& name) {
+std::unique_ptr<Model> make_model(const BenchCommand& command, Device& device, std::string& name) {
     if (!command.model_dir.empty()) {
         name = command.model_dir;
-        std::unique_ptr<Model> model = load_model(backend, command.model_dir, command.device);
-        check_memory(command, backend, command.model_dir, 0, model->decoder().config(),
+        std::unique_ptr<Model> model = load_model(device, command.model_dir, command.device);
+        check_memory(command, device, command.model_dir, 0, model->decoder().config(),
                      model->decoder().kv_dtype(), model->encoder().config(), model->config());
         return model;
     }
@@ -91,21 +91,21 @@ std::unique_ptr<Model> make_model(const BenchCommand& command, Backend& backend,
     ModelParts parts = random_model_parts(decoder_shape(command.shape), encoder_shape(command.encoder_shape));
     // Keys and values follow the layers' weights, as Llama::kv_dtype.
     check_memory(
-        command, backend, str(command.shape, " with ", command.encoder_shape),
+        command, device, str(command.shape, " with ", command.encoder_shape),
         random_weight_bytes(parts, format), parts.decoder,
-        backend.kv_dtype(format == WeightFormat::int8 ? DType::i8 : DType::bf16, parts.decoder.head_dim),
+        device.kv_dtype(format == WeightFormat::int8 ? DType::i8 : DType::bf16, parts.decoder.head_dim),
         parts.encoder, parts.config);
     Progress progress("making random weights", ProgressUnit::bytes);
-    return make_random_model(backend, std::move(parts), command.bench.seed, progress.sink(), format);
+    return make_random_model(device, std::move(parts), command.bench.seed, progress.sink(), format);
 }
 
 // After the sweep, because the memory it reads would hide the sweep's own peak.
-void measure_machine(const BenchCommand& command, const Backend& backend, BenchReport& report) {
+void measure_machine(const BenchCommand& command, const Device& device, BenchReport& report) {
     report.threads = command.device.threads == 0 ? default_threads() : command.device.threads;
     report.cpu = cpu_name();
-    report.backend = backend.description();
+    report.backend = device.description();
 #if defined(REFRAG_WITH_CUDA)
-    if (is_gpu(backend)) {
+    if (is_gpu(device)) {
         const Progress progress("measuring the GPU's peaks");
         report.gpu = BenchGpu{cuda::gpu_info().name, cuda::measure_gpu_peaks()};
         return;
@@ -143,10 +143,10 @@ void bench(BenchCommand& command) {
     check_bench_options(options);
 
     BenchReport report;
-    const std::unique_ptr<Backend> backend = make_backend(command.device);
-    set_shapes(command, is_gpu(*backend));
+    const std::unique_ptr<Device> device = make_device(command.device);
+    set_shapes(command, is_gpu(*device));
     const double began_ms = now_ms();
-    const std::unique_ptr<Model> model = make_model(command, *backend, report.model);
+    const std::unique_ptr<Model> model = make_model(command, *device, report.model);
     report.load_s = (now_ms() - began_ms) / 1000.0;
     report.load_peak_rss_bytes = peak_resident_bytes();
     report.parameters = model->parameters();
@@ -156,7 +156,7 @@ void bench(BenchCommand& command) {
             run_bench(*model, options, [&](int64_t done, int64_t total) { progress.update(done, total); });
     }
     report.peak_rss_bytes = peak_resident_bytes();
-    measure_machine(command, *backend, report);
+    measure_machine(command, *device, report);
     const std::string text = write_bench_report(report, command.format);
     if (command.output.empty()) {
         write_stdout(text);

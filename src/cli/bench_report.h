@@ -20,7 +20,7 @@ struct BenchGpu {
 
 struct BenchReport {
     std::string cpu;      // the CPU's name
-    std::string backend;  // Backend::description()
+    std::string backend;  // Device::description()
     int threads = 0;
     MachinePeaks peaks;           // of the CPU, where that computed
     std::optional<BenchGpu> gpu;  // where a GPU computed: its peaks are then the ones that count

@@ -22,9 +22,9 @@ std::string gpu_unavailable() {
 #endif
 }
 
-std::unique_ptr<Backend> make_gpu_backend(const DeviceOptions& options) {
+std::unique_ptr<Device> make_gpu_device(const DeviceOptions& options) {
 #if defined(REFRAG_WITH_CUDA)
-    return cuda::make_cuda_backend({options.gpu_memory_fraction, options.deterministic});
+    return cuda::make_cuda_device({options.gpu_memory_fraction, options.deterministic});
 #else
     (void)options;
     fail(Status::runtime, gpu_unavailable());
@@ -68,17 +68,17 @@ void add_device_options(CLI::App& app, DeviceOptions& options) {
         ->type_name("auto|int8");
 }
 
-std::unique_ptr<Backend> make_backend(const DeviceOptions& options) {
+std::unique_ptr<Device> make_device(const DeviceOptions& options) {
     REFRAG_CHECK(options.device == "auto" || options.device == "cpu" || options.device == "cuda",
                  Status::usage, "--device: expected auto, cpu or cuda; found \"", options.device, "\"");
     REFRAG_CHECK(options.gpu_memory_fraction > 0.0 && options.gpu_memory_fraction <= 1.0, Status::usage,
                  "--gpu-memory-fraction: expected a number above 0, at most 1; found ",
                  options.gpu_memory_fraction);
-    if (options.device == "cpu") return make_cpu_backend(options.threads);
+    if (options.device == "cpu") return make_cpu_device(options.threads);
     const std::string why = gpu_unavailable();
-    if (why.empty()) return make_gpu_backend(options);
+    if (why.empty()) return make_gpu_device(options);
     REFRAG_CHECK(options.device == "auto", Status::runtime, "--device cuda: ", why, "; use --device cpu");
-    return make_cpu_backend(options.threads);
+    return make_cpu_device(options.threads);
 }
 
 std::string device_choice(const DeviceOptions& options) {
@@ -87,10 +87,10 @@ std::string device_choice(const DeviceOptions& options) {
     return why.empty() ? "a GPU is there" : why;
 }
 
-std::unique_ptr<Model> load_model(Backend& backend, const std::string& dir, const DeviceOptions& options) {
+std::unique_ptr<Model> load_model(Device& device, const std::string& dir, const DeviceOptions& options) {
     const WeightFormat format = parse_weight_format("--weights", options.weights);
     Progress progress("loading " + dir, ProgressUnit::bytes);
-    return std::make_unique<Model>(backend, dir, progress.sink(), format);
+    return std::make_unique<Model>(device, dir, progress.sink(), format);
 }
 
 void write_stdout(std::string_view text) {

@@ -33,12 +33,12 @@ CLI::Option* add_policy_option(CLI::App& app, std::string& policy);
 void add_device_options(CLI::App& app, DeviceOptions& options);
 
 // Status::usage for a word that is no device, Status::runtime for a device that is not here.
-std::unique_ptr<Backend> make_backend(const DeviceOptions& options);
-// Why make_backend takes the device that it takes, in a few words.
+std::unique_ptr<Device> make_device(const DeviceOptions& options);
+// Why make_device takes the device that it takes, in a few words.
 std::string device_choice(const DeviceOptions& options);
 
 // Loads a model directory, with a progress bar on a terminal.
-std::unique_ptr<Model> load_model(Backend& backend, const std::string& dir, const DeviceOptions& options);
+std::unique_ptr<Model> load_model(Device& device, const std::string& dir, const DeviceOptions& options);
 
 // Writes to standard output and throws Status::runtime when it cannot take it (a full disk, a closed pipe).
 void write_stdout(std::string_view text);

@@ -73,8 +73,8 @@ void eval_perplexity(EvalPerplexityOptions& options) {
     perplexity.policies = parse_select_policies(options.policies);
     check_perplexity_options(perplexity);
     const std::string text = read_file(options.text, kMaxTextBytes);
-    const std::unique_ptr<Backend> backend = make_backend(options.device);
-    const std::unique_ptr<Model> model = load_model(*backend, options.model_dir, options.device);
+    const std::unique_ptr<Device> device = make_device(options.device);
+    const std::unique_ptr<Model> model = load_model(*device, options.model_dir, options.device);
     std::vector<PerplexityRow> rows;
     std::string windows;
     WindowSink sink;

@@ -84,8 +84,8 @@ void eval_qa(EvalQaOptions& options) {
     options.qa.policies = parse_select_policies(options.policies);
     check_qa_options(options.qa);
     const QaData data = read_qa_data(options.data);
-    const std::unique_ptr<Backend> backend = make_backend(options.device);
-    const std::unique_ptr<Model> model = load_model(*backend, options.model_dir, options.device);
+    const std::unique_ptr<Device> device = make_device(options.device);
+    const std::unique_ptr<Model> model = load_model(*device, options.model_dir, options.device);
     std::vector<QaRow> rows;
     std::string predictions;
     int64_t answers = 0;

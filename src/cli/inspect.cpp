@@ -70,7 +70,7 @@ std::string as_text(const Model& model, const std::string& choice) {
         out += padded + value + "\n";
     };
     line("model", model.dir());
-    line("device", str(model.backend().description(), " (", choice, ")"));
+    line("device", str(model.device().description(), " (", choice, ")"));
     line("parameters", str(model.parameters(), " (encoder ", model.encoder().parameters(), ", projector ",
                            model.projector().parameters(), ", policy ", model.policy().parameters(),
                            ", decoder ", model.decoder().parameters(), ")"));
@@ -119,7 +119,7 @@ std::string as_json(const Model& model, const std::string& choice) {
     JsonWriter json(1);
     json.begin_object();
     json.key("model").string(model.dir());
-    json.key("device").string(model.backend().description());
+    json.key("device").string(model.device().description());
     json.key("device_choice").string(choice);
     const MemoryPlan plan = plan_memory(model, 1, d.max_seq_len);
     json.key("memory").begin_object();
@@ -188,8 +188,8 @@ std::string as_json(const Model& model, const std::string& choice) {
 }
 
 void inspect(const InspectOptions& options) {
-    const std::unique_ptr<Backend> backend = make_backend(options.device);
-    const std::unique_ptr<Model> model = load_model(*backend, options.model_dir, options.device);
+    const std::unique_ptr<Device> device = make_device(options.device);
+    const std::unique_ptr<Model> model = load_model(*device, options.model_dir, options.device);
     const std::string choice = device_choice(options.device);
     write_stdout(options.json ? as_json(*model, choice) : as_text(*model, choice));
 }

@@ -49,8 +49,8 @@ void run_questions(const RunOptions& options) {
     std::vector<ContextPassage> passages;
     for (Passage& passage : read_passages(options.passages)) passages.emplace_back(std::move(passage));
 
-    const std::unique_ptr<Backend> backend = make_backend(options.device);
-    const std::unique_ptr<Model> model = load_model(*backend, options.model_dir, options.device);
+    const std::unique_ptr<Device> device = make_device(options.device);
+    const std::unique_ptr<Model> model = load_model(*device, options.model_dir, options.device);
     warn_chunk_len(*model, options.chunk_len);
     Session session(*model, options.context);
     JsonWriter explain(1);

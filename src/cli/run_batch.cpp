@@ -166,8 +166,8 @@ void run_batch(const RunOptions& options) {
                  printable(options.output), ": its directory does not exist");
     std::vector<Job> jobs = read_jobs(options);
 
-    const std::unique_ptr<Backend> backend = make_backend(options.device);
-    const std::unique_ptr<Model> model = load_model(*backend, options.model_dir, options.device);
+    const std::unique_ptr<Device> device = make_device(options.device);
+    const std::unique_ptr<Model> model = load_model(*device, options.model_dir, options.device);
     warn_chunk_len(*model, options.chunk_len);
     const int64_t window = model->decoder().config().max_seq_len;
     REFRAG_CHECK(options.context <= window, Status::usage, "context size: expected at most ", window,

@@ -34,7 +34,7 @@ int32_t splits_of(int64_t entries) {
 
 }  // namespace
 
-DType CpuBackend::kv_dtype(DType weights, int32_t head_dim) const {
+DType CpuDevice::kv_dtype(DType weights, int32_t head_dim) const {
     const bool bf16 =
         kernels_.attend_bf16 != nullptr && rounding_of(weights) == DType::bf16 && head_dim % kTileK == 0;
     return bf16 ? DType::bf16 : DType::f32;
@@ -135,13 +135,12 @@ void CpuBackend::attention(Tensor out, Tensor q, Tensor k, Tensor v, const Atten
     REFRAG_DCHECK(q.rows == batch.n_rows && out.rows == q.rows && k.rows == q.rows && v.rows == q.rows);
     REFRAG_DCHECK(kv == nullptr ||
                   (kv->head_dim == shape.head_dim &&
-                   (kv->dtype == DType::f32 || kv->dtype == kv_dtype(kv->dtype, kv->head_dim))));
+                   (kv->dtype == DType::f32 || kv->dtype == device_.kv_dtype(kv->dtype, kv->head_dim))));
     if (batch.n_rows == 0) return;
     AttentionShape as_rounded = shape;
-    as_rounded.weights = rounding_of(shape.weights);
+    as_rounded.weights = device_.rounding_of(shape.weights);
     const AttentionCall call{out, q, k, v, as_rounded, kv, layer, batch};
 
-    const std::lock_guard<std::mutex> lock(scratch_mutex_);
     plan_attention(call);
     const int64_t floats = std::max(plan_.f32_floats, plan_.bf16_floats);
     for (Scratch& s : scratch_) s.get(floats);

@@ -1,9 +1,8 @@
-// The CPU backend's class. Each op family's file defines its methods: it cuts the work into tasks and calls
-// the kernels of the chosen instruction set.
+// The CPU's device and queue. Each op family's file defines its methods: it cuts the work into tasks and
+// calls the kernels of the chosen instruction set.
 #pragma once
 
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -88,21 +87,55 @@ class Int8Matrix : public PackedMatrix {
     Buffer buffer_;
 };
 
-class CpuBackend : public Backend {
+// The device: the threads, which queues take turns with, and what decides how weights are packed.
+class CpuDevice : public Device {
   public:
-    CpuBackend(int n_threads, CpuIsa isa, CpuInt8 int8);
+    CpuDevice(int n_threads, CpuIsa isa, CpuInt8 int8);
 
     void* allocate(size_t bytes) override;
     void release(void* data) noexcept override;
     std::string description() const override;
+    void upload(void* dst, const void* src, size_t bytes) override;
+    std::unique_ptr<Backend> make_backend() override;
+    // gemm.cpp
+    std::unique_ptr<Matrix> make_matrix(DType dtype, int64_t out_dim, int64_t in_dim,
+                                        const RowReader& read) override;
+    // attention.cpp
+    DType kv_dtype(DType weights, int32_t head_dim) const override;
+
+    // The dtype of weights whose products round activations as those of `weights` do: attention rounds
+    // likewise.
+    DType rounding_of(DType weights) const {
+        return weights == DType::i8 && int8_ != CpuInt8::widen ? DType::bf16 : weights;
+    }
+    CpuInt8 int8() const { return int8_; }
+    const CpuKernels& kernels() const { return kernels_; }
+    ThreadPool& threads() { return threads_; }
+
+  private:
+    CpuIsa isa_;
+    CpuInt8 int8_;
+    const CpuKernels& kernels_;
+    ThreadPool threads_;
+};
+
+// A queue: ops run at once, on the device's threads. All scratch is the queue's own, that of the threads
+// too: between an op's measuring it and the op's end another queue may have its turn.
+class CpuBackend : public Backend {
+  public:
+    // kept: the device, where the queue owns it; else null.
+    explicit CpuBackend(CpuDevice& device, std::unique_ptr<CpuDevice> kept = nullptr);
+
+    Device& device() const override { return device_; }
+    void* allocate(size_t bytes) override { return device_.allocate(bytes); }
+    void release(void* data) noexcept override { device_.release(data); }
 
     void upload(void* dst, const void* src, size_t bytes) override;
     void download(void* dst, const void* src, size_t bytes) override;
     void copy(Tensor out, Tensor x) override;
+    void wait() override {}
 
     // gemm.cpp
-    std::unique_ptr<Matrix> make_matrix(DType dtype, int64_t out_dim, int64_t in_dim,
-                                        const RowReader& read) override;
     void linear(Tensor out, Tensor x, const Matrix& w, Tensor bias) override;
     void linear_gelu(Tensor out, Tensor x, const Matrix& w, Tensor bias) override;
     // gemm_bf16.cpp
@@ -133,7 +166,6 @@ class CpuBackend : public Backend {
     void rope(Tensor x, Tensor cos_sin) override;
     void rope_kv_append(const KvView& kv, int32_t layer, Tensor q, Tensor k, Tensor v, Tensor cos_sin,
                         const Batch& batch) override;
-    DType kv_dtype(DType weights, int32_t head_dim) const override;
     void kv_append(const KvView& kv, int32_t layer, Tensor k, Tensor v, const Batch& batch) override;
 
     // attention.cpp
@@ -156,11 +188,6 @@ class CpuBackend : public Backend {
     // What is done with a block of a product's results while it is in the cache: with a second product's
     // (silu_mul), to a residual (add), with cos_sin to all products but the last (rope).
     enum class Then { nothing, gelu, silu_mul, add, rope };
-    // The dtype of weights whose products round activations as those of `weights` do: attention rounds
-    // likewise.
-    DType rounding_of(DType weights) const {
-        return weights == DType::i8 && int8_ != CpuInt8::widen ? DType::bf16 : weights;
-    }
     // What x is made into before it meets W: bf16 tiles, groups of bytes, or nothing (linear_act).
     enum class Left { as_is, bf16, int8 };
     Left left_for(const Matrix& w) const;
@@ -180,14 +207,13 @@ class CpuBackend : public Backend {
 
     void plan_attention(const AttentionCall& call);
 
-    CpuIsa isa_;
-    CpuInt8 int8_;
+    std::unique_ptr<CpuDevice> kept_;  // destroyed last
+    CpuDevice& device_;
     const CpuKernels& kernels_;
-    ThreadPool threads_;
-    std::mutex scratch_mutex_;      // held by ops that use scratch_
+    ThreadPool& threads_;
     std::vector<Scratch> scratch_;  // one for each thread of the pool
     Scratch left_;                  // x as products_packed has it made
-    AttentionPlan plan_;            // with scratch_; kept for its memory
+    AttentionPlan plan_;            // kept for its memory
     Scratch partial_;               // sums of split rows, for attention
 };
 

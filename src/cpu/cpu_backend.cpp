@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -207,33 +208,61 @@ const CpuKernels& cpu_kernels(CpuIsa isa) {
     return kScalarKernels;
 }
 
-std::unique_ptr<Backend> make_cpu_backend(int n_threads) {
-    const char* name = std::getenv("REFRAG_CPU_ISA");  // NOLINT(concurrency-mt-unsafe): nothing here sets it
-    const CpuIsa isa = name == nullptr ? best_cpu_isa() : parse_cpu_isa(name);
-    const char* int8 = std::getenv("REFRAG_CPU_INT8");  // NOLINT(concurrency-mt-unsafe): as above
-    return make_cpu_backend(n_threads, isa, int8 == nullptr ? best_cpu_int8(isa) : parse_cpu_int8(int8));
-}
+namespace {
 
-std::unique_ptr<Backend> make_cpu_backend(int n_threads, CpuIsa isa) {
-    return make_cpu_backend(n_threads, isa, best_cpu_int8(isa));
-}
-
-std::unique_ptr<Backend> make_cpu_backend(int n_threads, CpuIsa isa, CpuInt8 int8) {
+std::unique_ptr<CpuDevice> new_cpu_device(int n_threads, CpuIsa isa, CpuInt8 int8) {
     REFRAG_CHECK(cpu_supports(isa), Status::usage, "this CPU does not support ", cpu_isa_name(isa));
     REFRAG_CHECK(cpu_supports(isa, int8), Status::usage, "this CPU does not support ", cpu_int8_name(int8),
                  " for int8 weights with ", cpu_isa_name(isa));
     REFRAG_CHECK(n_threads >= 0, Status::usage, "the number of threads is ", n_threads,
                  ", expected 0 (all CPUs) or more");
-    return std::make_unique<CpuBackend>(n_threads == 0 ? default_threads() : n_threads, isa, int8);
+    return std::make_unique<CpuDevice>(n_threads == 0 ? default_threads() : n_threads, isa, int8);
 }
 
-CpuBackend::CpuBackend(int n_threads, CpuIsa isa, CpuInt8 int8)
-    : isa_(isa), int8_(int8), kernels_(cpu_kernels(isa)), threads_(n_threads), left_(*this), partial_(*this) {
-    scratch_.reserve(static_cast<size_t>(n_threads));
-    for (int i = 0; i < n_threads; ++i) scratch_.emplace_back(*this);
+std::unique_ptr<CpuDevice> new_cpu_device(int n_threads) {
+    const char* name = std::getenv("REFRAG_CPU_ISA");  // NOLINT(concurrency-mt-unsafe): nothing here sets it
+    const CpuIsa isa = name == nullptr ? best_cpu_isa() : parse_cpu_isa(name);
+    const char* int8 = std::getenv("REFRAG_CPU_INT8");  // NOLINT(concurrency-mt-unsafe): as above
+    return new_cpu_device(n_threads, isa, int8 == nullptr ? best_cpu_int8(isa) : parse_cpu_int8(int8));
 }
 
-void* CpuBackend::allocate(size_t bytes) {
+std::unique_ptr<Backend> queue_of(std::unique_ptr<CpuDevice> device) {
+    CpuDevice& of = *device;
+    return std::make_unique<CpuBackend>(of, std::move(device));
+}
+
+}  // namespace
+
+std::unique_ptr<Device> make_cpu_device(int n_threads) {
+    return new_cpu_device(n_threads);
+}
+
+std::unique_ptr<Device> make_cpu_device(int n_threads, CpuIsa isa, CpuInt8 int8) {
+    return new_cpu_device(n_threads, isa, int8);
+}
+
+std::unique_ptr<Backend> make_cpu_backend(int n_threads) {
+    return queue_of(new_cpu_device(n_threads));
+}
+
+std::unique_ptr<Backend> make_cpu_backend(int n_threads, CpuIsa isa) {
+    return queue_of(new_cpu_device(n_threads, isa, best_cpu_int8(isa)));
+}
+
+std::unique_ptr<Backend> make_cpu_backend(int n_threads, CpuIsa isa, CpuInt8 int8) {
+    return queue_of(new_cpu_device(n_threads, isa, int8));
+}
+
+// ---- the device -----------------------------------------------------------------------------------------
+
+CpuDevice::CpuDevice(int n_threads, CpuIsa isa, CpuInt8 int8)
+    : isa_(isa), int8_(int8), kernels_(cpu_kernels(isa)), threads_(n_threads) {}
+
+std::unique_ptr<Backend> CpuDevice::make_backend() {
+    return std::make_unique<CpuBackend>(*this);
+}
+
+void* CpuDevice::allocate(size_t bytes) {
     if (bytes == 0) return nullptr;
     // Weights and caches are streamed: large pages spare most of the address translation.
     const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : kAlignment;
@@ -248,13 +277,31 @@ void* CpuBackend::allocate(size_t bytes) {
     return data;
 }
 
-void CpuBackend::release(void* data) noexcept {
+void CpuDevice::release(void* data) noexcept {
     std::free(data);
 }
 
-std::string CpuBackend::description() const {
+std::string CpuDevice::description() const {
     return str("cpu: ", shown_name(isa_), ", ", threads_.size(),
                threads_.size() == 1 ? " thread" : " threads");
+}
+
+void CpuDevice::upload(void* dst, const void* src, size_t bytes) {
+    if (bytes != 0) std::memcpy(dst, src, bytes);
+}
+
+// ---- a queue --------------------------------------------------------------------------------------------
+
+CpuBackend::CpuBackend(CpuDevice& device, std::unique_ptr<CpuDevice> kept)
+    : kept_(std::move(kept)),
+      device_(device),
+      kernels_(device.kernels()),
+      threads_(device.threads()),
+      left_(device),
+      partial_(device) {
+    const int n_threads = threads_.size();
+    scratch_.reserve(static_cast<size_t>(n_threads));
+    for (int i = 0; i < n_threads; ++i) scratch_.emplace_back(device);
 }
 
 void CpuBackend::upload(void* dst, const void* src, size_t bytes) {

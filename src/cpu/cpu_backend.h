@@ -1,7 +1,7 @@
 // The CPU backend: the readable reference and a fast path in one binary.
 // Instruction sets are chosen at run time from what the CPU reports; memory is host memory.
 //
-// A backend may be used by several threads; their ops take turns where they share threads or scratch.
+// Queues of one device share its threads and take turns with them, one parallel region at a time.
 #pragma once
 
 #include <memory>
@@ -45,6 +45,9 @@ CpuInt8 parse_cpu_int8(const std::string& name);
 // n_threads 0: one for each CPU that the process may run on. The instruction set is the best one, or what the
 // environment variable REFRAG_CPU_ISA names (an Error if unknown or missing on this CPU); REFRAG_CPU_INT8
 // says likewise how products with I8 weights are computed.
+std::unique_ptr<Device> make_cpu_device(int n_threads = 0);
+std::unique_ptr<Device> make_cpu_device(int n_threads, CpuIsa isa, CpuInt8 int8);
+// A device with one queue, which owns it.
 std::unique_ptr<Backend> make_cpu_backend(int n_threads = 0);
 std::unique_ptr<Backend> make_cpu_backend(int n_threads, CpuIsa isa);
 std::unique_ptr<Backend> make_cpu_backend(int n_threads, CpuIsa isa, CpuInt8 int8);

@@ -145,8 +145,8 @@ void CpuMatrix::add_row_to(float* out, int64_t n) const {
     }
 }
 
-std::unique_ptr<Matrix> CpuBackend::make_matrix(DType dtype, int64_t out_dim, int64_t in_dim,
-                                                const RowReader& read) {
+std::unique_ptr<Matrix> CpuDevice::make_matrix(DType dtype, int64_t out_dim, int64_t in_dim,
+                                               const RowReader& read) {
     REFRAG_CHECK(dtype != DType::i32, Status::runtime, "a weight matrix cannot have dtype I32");
     REFRAG_CHECK(out_dim >= 0 && in_dim >= 0, Status::runtime, "a weight matrix cannot be [", out_dim, ", ",
                  in_dim, "]");
@@ -217,9 +217,7 @@ void CpuBackend::linear_act(Tensor out, Tensor x, const Matrix& w, Tensor bias, 
     const int64_t n_groups = (matrix.n_panels() + kTilePanels - 1) / kTilePanels;
     const int64_t n_blocks = (rows + kBlockRows - 1) / kBlockRows;
 
-    std::unique_lock<std::mutex> lock(scratch_mutex_, std::defer_lock);
     if (widen) {
-        lock.lock();
         for (Scratch& s : scratch_) s.get(kTilePanels * kBlockK * kPanel);
     }
 

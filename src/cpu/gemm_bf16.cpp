@@ -52,8 +52,8 @@ void scalar::gemm_bf16(const Bf16Gemm& g) {
 CpuBackend::Left CpuBackend::left_for(const Matrix& w) const {
     if (w.in_dim() == 0) return Left::as_is;  // the kernels expect something to add up
     if (w.dtype() == DType::bf16 && kernels_.gemm_bf16 != nullptr) return Left::bf16;
-    if (w.dtype() != DType::i8 || int8_ == CpuInt8::widen) return Left::as_is;
-    return int8_ == CpuInt8::bf16 ? Left::bf16 : Left::int8;
+    if (w.dtype() != DType::i8 || device_.int8() == CpuInt8::widen) return Left::as_is;
+    return device_.int8() == CpuInt8::bf16 ? Left::bf16 : Left::int8;
 }
 
 void CpuBackend::linears(Tensor x, std::span<const Product> products) {
@@ -165,7 +165,6 @@ void CpuBackend::products_packed(Tensor x, Left left, std::span<const Product> p
     }
     if (rows == 0 || n_panels == 0) return;
 
-    const std::lock_guard<std::mutex> lock(scratch_mutex_);
     if (left == Left::int8) {
         pack_int8(x);
     } else {

@@ -34,9 +34,11 @@ class WindowScorer {
           tokens_(tokens),
           options_(options),
           context_(context),
+          backend_(model.device().make_backend()),
           kv_(model.decoder().make_kv_cache(
-              1, std::min<int64_t>(model.decoder().config().max_seq_len, 1 + context + options.output))),
-          arena_(model.backend()) {}
+              *backend_, 1,
+              std::min<int64_t>(model.decoder().config().max_seq_len, 1 + context + options.output))),
+          arena_(*backend_) {}
 
     // Decoder positions of a window's context in a row.
     int64_t context_positions(const PerplexityRow& row) const {
@@ -81,9 +83,10 @@ class WindowScorer {
         // The last target is predicted, never read.
         input.add_tokens(std::span(targets).first(targets.size() - 1));
         kv_.truncate(0, 0);
-        const Tensor hidden = prefill(model_.decoder(), input.source, slots, kv_, 0, options_.output, arena_);
+        const Tensor hidden =
+            prefill(*backend_, model_.decoder(), input.source, slots, kv_, 0, options_.output, arena_);
         double sum = 0.0;
-        for (const float nll : target_nll(model_.decoder(), hidden, targets, arena_))
+        for (const float nll : target_nll(*backend_, model_.decoder(), hidden, targets, arena_))
             sum += static_cast<double>(nll);
         return sum / static_cast<double>(targets.size());
     }
@@ -95,7 +98,7 @@ class WindowScorer {
 
     Tensor encode(std::span<const std::vector<int32_t>> sequences) {
         const Tensor emb = arena_.tensor(std::ssize(sequences), model_.d_enc());
-        model_.encoder().encode(sequences, emb, arena_);
+        model_.encoder().encode(*backend_, sequences, emb, arena_);
         return emb;
     }
 
@@ -107,12 +110,12 @@ class WindowScorer {
         if (wanted == 0 || wanted == n_chunks || planned.policy == SelectPolicy::random) {
             // The choice needs no scores.
         } else if (planned.policy == SelectPolicy::model) {
-            scores = model_.policy().logits(chunk_emb, Tensor{}, arena_);
+            scores = model_.policy().logits(*backend_, chunk_emb, Tensor{}, arena_);
         } else {
             std::vector<std::vector<int32_t>> ids;
             ids.reserve(chunks.size());
             for (const Chunk& chunk : chunks) ids.push_back(chunk.ids);
-            scores = mean_nll_alone(model_, ids, arena_);
+            scores = mean_nll_alone(*backend_, model_, ids, arena_);
         }
         return select_chunks(planned.policy, scores, n_chunks, wanted,
                              options_.seed + static_cast<uint64_t>(window));
@@ -130,9 +133,8 @@ class WindowScorer {
         for (size_t i = 0; i < chunks.size(); ++i) input.add_chunk(chunks[i], expanded[i]);
         const Tensor slots = arena_.tensor(std::ssize(input.slot_chunk), model_.decoder().config().dim);
         const Tensor compressed = arena_.tensor(slots.rows, model_.d_enc());
-        model_.backend().gather_rows(compressed, chunk_emb,
-                                     upload_vector(model_.backend(), arena_, input.slot_chunk));
-        model_.projector().forward(slots, compressed, arena_);
+        backend_->gather_rows(compressed, chunk_emb, upload_vector(*backend_, arena_, input.slot_chunk));
+        model_.projector().forward(*backend_, slots, compressed, arena_);
         return slots;
     }
 
@@ -149,6 +151,7 @@ class WindowScorer {
     std::span<const Token> tokens_;
     const PerplexityOptions& options_;
     int64_t context_;
+    std::unique_ptr<Backend> backend_;
     KvCache kv_;
     Arena arena_;
 };

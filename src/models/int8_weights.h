@@ -1,5 +1,5 @@
 // Turns a matrix of floats into one of 8 bits while it is loaded: row by row on its way from where it comes
-// into the backend's packing, so that no second copy exists at any time.
+// into the device's packing, so that no second copy exists at any time.
 #pragma once
 
 #include <functional>
@@ -19,7 +19,7 @@ WeightFormat parse_weight_format(const std::string& option, const std::string& w
 
 // make_matrix(I8) of the matrix that `read` delivers in `dtype` (F32, F16 or BF16). `refuse` is called with
 // the place of a weight that is too large for an I8 matrix, and does not return.
-std::unique_ptr<Matrix> make_int8_matrix(Backend& backend, DType dtype, int64_t out_dim, int64_t in_dim,
+std::unique_ptr<Matrix> make_int8_matrix(Device& device, DType dtype, int64_t out_dim, int64_t in_dim,
                                          const RowReader& read,
                                          const std::function<void(int64_t row, int64_t column)>& refuse);
 

@@ -13,14 +13,14 @@ constexpr int32_t kStepEntries = 256;
 
 }  // namespace
 
-Llama::Llama(Backend& backend, const std::string& dir, const LoadedBytes& loaded, WeightFormat format)
-    : backend_(backend), config_(load_llama_config(dir)) {
-    WeightLoader weights(backend, dir, "model.", loaded, format);
+Llama::Llama(Device& device, const std::string& dir, const LoadedBytes& loaded, WeightFormat format)
+    : device_(device), config_(load_llama_config(dir)) {
+    WeightLoader weights(device, dir, "model.", loaded, format);
     load(weights);
 }
 
-Llama::Llama(Backend& backend, LlamaConfig config, WeightSource& weights)
-    : backend_(backend), config_(std::move(config)) {
+Llama::Llama(Device& device, LlamaConfig config, WeightSource& weights)
+    : device_(device), config_(std::move(config)) {
     load(weights);
 }
 
@@ -34,7 +34,7 @@ void Llama::load(WeightSource& weights) {
     for (int32_t i = 0; i < c.n_layers; ++i) layers_.push_back(load_layer(weights, i));
     norm_ = weights.vector("norm.weight", c.dim);
     if (!c.tied_embeddings) head_ = weights.layer_matrix("lm_head.weight", c.vocab_size, c.dim);
-    inv_freq_ = DeviceVector(backend_, c.inverse_frequencies());
+    inv_freq_ = DeviceVector(device_, c.inverse_frequencies());
     // Older checkpoints carry the RoPE table; a tied head is sometimes written out as a copy of the
     // embedding.
     std::vector<std::string> known = {"*rotary_emb.inv_freq"};
@@ -86,10 +86,9 @@ uint64_t Llama::step_bytes() const {
     return sum;
 }
 
-Tensor Llama::forward(const BatchPlan& plan, const std::vector<int32_t>& source, Tensor slots, KvCache& kv,
-                      Arena& arena) const {
+Tensor Llama::forward(Backend& b, const BatchPlan& plan, const std::vector<int32_t>& source, Tensor slots,
+                      KvCache& kv, Arena& arena) const {
     const LlamaConfig& c = config_;
-    Backend& b = backend_;
     const int64_t rows = plan.n_rows();
     const AttentionShape shape{c.n_heads, c.n_kv_heads, c.head_dim,
                                1.0f / std::sqrt(static_cast<float>(c.head_dim)), layers_[0].k->dtype()};
@@ -152,19 +151,19 @@ Tensor Llama::forward(const BatchPlan& plan, const std::vector<int32_t>& source,
     return h;
 }
 
-Tensor Llama::logits(Tensor hidden, Arena& arena) const {
+Tensor Llama::logits(Backend& backend, Tensor hidden, Arena& arena) const {
     const Tensor out = arena.tensor(hidden.rows, config_.vocab_size);
-    backend_.linear(out, hidden, head_ ? *head_ : *embedding_, Tensor{});
+    backend.linear(out, hidden, head_ ? *head_ : *embedding_, Tensor{});
     return out;
 }
 
-KvCache Llama::make_kv_cache(int32_t n_slots, int64_t max_entries) const {
-    return KvCache(backend_, n_slots, config_.n_layers, config_.n_kv_heads, config_.head_dim, max_entries,
+KvCache Llama::make_kv_cache(Backend& backend, int32_t n_slots, int64_t max_entries) const {
+    return KvCache(backend, n_slots, config_.n_layers, config_.n_kv_heads, config_.head_dim, max_entries,
                    kv_dtype());
 }
 
 DType Llama::kv_dtype() const {
-    return backend_.kv_dtype(layers_[0].k->dtype(), config_.head_dim);
+    return device_.kv_dtype(layers_[0].k->dtype(), config_.head_dim);
 }
 
 }  // namespace refrag

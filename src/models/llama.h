@@ -1,6 +1,7 @@
 // The decoder: LLaMA (RMSNorm, RoPE, grouped-query attention, SwiGLU), as Hugging Face's LlamaForCausalLM
 // computes it. Its rows are token embeddings or projected chunks ("slots"): REFRAG adds no parameter here
-// (paper, section 2). Immutable after loading; the state of a generation lives in a KvCache and an Arena.
+// (paper, section 2). Immutable after loading: any number of threads may call it, each with a queue, a
+// KvCache and an Arena of its own.
 #pragma once
 
 #include <memory>
@@ -17,31 +18,32 @@ namespace refrag {
 class Llama {
   public:
     // Loads DIR/config.json and DIR/model*.safetensors.
-    Llama(Backend& backend, const std::string& dir, const LoadedBytes& loaded = {},
+    Llama(Device& device, const std::string& dir, const LoadedBytes& loaded = {},
           WeightFormat format = WeightFormat::as_stored);
     // The same network with weights from elsewhere.
-    Llama(Backend& backend, LlamaConfig config, WeightSource& weights);
+    Llama(Device& device, LlamaConfig config, WeightSource& weights);
 
     const LlamaConfig& config() const { return config_; }
     uint64_t parameters() const { return parameters_; }
-    uint64_t weight_bytes() const { return weight_bytes_; }  // in the backend's memory
+    uint64_t weight_bytes() const { return weight_bytes_; }  // in the device's memory
     // Bytes of weights that a decode step reads: every matrix but the embedding, of which it reads one row,
     // and the head (the embedding where tied).
     uint64_t step_bytes() const;
     const std::vector<std::string>& unused_tensors() const { return unused_; }
 
-    // Runs the network over the rows of a batch whose sequences all have a KV slot (with room reserved),
-    // appends their K and V, and returns the normed hidden states [n_rows, dim] in `arena`. source [n_rows]:
-    // a token id, or -1 - i for row i of `slots` [n, dim] (empty when no source is negative).
-    Tensor forward(const BatchPlan& plan, const std::vector<int32_t>& source, Tensor slots, KvCache& kv,
-                   Arena& arena) const;
+    // Runs the network on `backend`, a queue of device(), over the rows of a batch whose sequences all have a
+    // KV slot (with room reserved), appends their K and V, and returns the normed hidden states [n_rows, dim]
+    // in `arena`. source [n_rows]: a token id, or -1 - i for row i of `slots` [n, dim] (empty when no source
+    // is negative).
+    Tensor forward(Backend& backend, const BatchPlan& plan, const std::vector<int32_t>& source, Tensor slots,
+                   KvCache& kv, Arena& arena) const;
 
     // Logits [hidden.rows, vocab_size] in `arena`.
-    Tensor logits(Tensor hidden, Arena& arena) const;
+    Tensor logits(Backend& backend, Tensor hidden, Arena& arena) const;
 
-    KvCache make_kv_cache(int32_t n_slots, int64_t max_entries) const;
+    KvCache make_kv_cache(Backend& backend, int32_t n_slots, int64_t max_entries) const;
     DType kv_dtype() const;  // of the caches it makes
-    Backend& backend() const { return backend_; }
+    Device& device() const { return device_; }
 
   private:
     struct Layer {
@@ -60,7 +62,7 @@ class Llama {
     void load(WeightSource& weights);
     Layer load_layer(WeightSource& weights, int32_t index) const;
 
-    Backend& backend_;
+    Device& device_;
     LlamaConfig config_;
     std::unique_ptr<Matrix> embedding_;  // [vocab_size, dim]
     std::unique_ptr<Matrix> head_;       // [vocab_size, dim]; null when tied to the embedding

@@ -26,15 +26,14 @@ std::vector<float> sinusoidal_positions(int64_t n, int32_t dim) {
 
 }  // namespace
 
-Policy::Policy(Backend& backend, const std::string& dir, const PolicyConfig& config, int32_t d_enc,
+Policy::Policy(Device& device, const std::string& dir, const PolicyConfig& config, int32_t d_enc,
                const LoadedBytes& loaded)
-    : backend_(backend), config_(config) {
-    WeightLoader weights(backend, path_join(dir, "policy.safetensors"), "", loaded);
+    : config_(config) {
+    WeightLoader weights(device, path_join(dir, "policy.safetensors"), "", loaded);
     load(weights, d_enc);
 }
 
-Policy::Policy(Backend& backend, const PolicyConfig& config, int32_t d_enc, WeightSource& weights)
-    : backend_(backend), config_(config) {
+Policy::Policy(const PolicyConfig& config, int32_t d_enc, WeightSource& weights) : config_(config) {
     load(weights, d_enc);
 }
 
@@ -75,8 +74,7 @@ void Policy::load(WeightSource& weights, int32_t d_enc) {
     weight_bytes_ = weights.held_bytes() - held_before;
 }
 
-std::vector<float> Policy::logits(Tensor chunk_emb, Tensor question_emb, Arena& arena) const {
-    Backend& b = backend_;
+std::vector<float> Policy::logits(Backend& b, Tensor chunk_emb, Tensor question_emb, Arena& arena) const {
     const int64_t n_chunks = chunk_emb.rows;
     const int64_t n_pieces = config_.sees_question ? question_emb.rows : 0;
     const int64_t rows = n_chunks + n_pieces;

@@ -16,19 +16,20 @@ namespace refrag {
 class Policy {
   public:
     // Loads DIR/policy.safetensors; shapes as `config` says.
-    Policy(Backend& backend, const std::string& dir, const PolicyConfig& config, int32_t d_enc,
+    Policy(Device& device, const std::string& dir, const PolicyConfig& config, int32_t d_enc,
            const LoadedBytes& loaded = {});
     // The same network with weights from elsewhere.
-    Policy(Backend& backend, const PolicyConfig& config, int32_t d_enc, WeightSource& weights);
+    Policy(const PolicyConfig& config, int32_t d_enc, WeightSource& weights);
 
     const PolicyConfig& config() const { return config_; }
     uint64_t parameters() const { return parameters_; }
-    uint64_t weight_bytes() const { return weight_bytes_; }  // in the backend's memory
+    uint64_t weight_bytes() const { return weight_bytes_; }  // in the device's memory
 
     // One logit for each row of chunk_emb [n_chunks, d_enc], read back to the host. question_emb [n_pieces,
     // d_enc] is empty when there is no question or the policy does not see it. Chunks are at positions 0 ..
-    // L-1, question pieces at L, L+1, ... Both in backend memory.
-    std::vector<float> logits(Tensor chunk_emb, Tensor question_emb, Arena& arena) const;
+    // L-1, question pieces at L, L+1, ... Both in device memory; on `backend`. Any number of threads may call
+    // it, each with a queue and an arena of its own.
+    std::vector<float> logits(Backend& backend, Tensor chunk_emb, Tensor question_emb, Arena& arena) const;
 
   private:
     struct Layer {
@@ -42,7 +43,6 @@ class Policy {
 
     void load(WeightSource& weights, int32_t d_enc);
 
-    Backend& backend_;
     PolicyConfig config_;
     std::unique_ptr<Matrix> in_proj_;  // [dim, d_enc]
     DeviceVector in_proj_bias_;

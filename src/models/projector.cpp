@@ -5,15 +5,14 @@
 
 namespace refrag {
 
-Projector::Projector(Backend& backend, const std::string& dir, int32_t d_enc, int32_t d_dec,
+Projector::Projector(Device& device, const std::string& dir, int32_t d_enc, int32_t d_dec,
                      const LoadedBytes& loaded)
-    : backend_(backend), d_dec_(d_dec) {
-    WeightLoader weights(backend, path_join(dir, "projector.safetensors"), "", loaded);
+    : d_dec_(d_dec) {
+    WeightLoader weights(device, path_join(dir, "projector.safetensors"), "", loaded);
     load(weights, d_enc);
 }
 
-Projector::Projector(Backend& backend, int32_t d_enc, int32_t d_dec, WeightSource& weights)
-    : backend_(backend), d_dec_(d_dec) {
+Projector::Projector(int32_t d_enc, int32_t d_dec, WeightSource& weights) : d_dec_(d_dec) {
     load(weights, d_enc);
 }
 
@@ -28,11 +27,11 @@ void Projector::load(WeightSource& weights, int32_t d_enc) {
     weight_bytes_ = weights.held_bytes() - held_before;
 }
 
-void Projector::forward(Tensor out, Tensor chunk_emb, Arena& arena) const {
+void Projector::forward(Backend& backend, Tensor out, Tensor chunk_emb, Arena& arena) const {
     const ArenaScope scratch(arena);
     const Tensor hidden = arena.tensor(chunk_emb.rows, d_dec_);
-    backend_.linear_gelu(hidden, chunk_emb, *fc1_, fc1_bias_.view());
-    backend_.linear(out, hidden, *fc2_, fc2_bias_.view());
+    backend.linear_gelu(hidden, chunk_emb, *fc1_, fc1_bias_.view());
+    backend.linear(out, hidden, *fc2_, fc2_bias_.view());
 }
 
 }  // namespace refrag

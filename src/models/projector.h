@@ -12,20 +12,20 @@ namespace refrag {
 class Projector {
   public:
     // Loads DIR/projector.safetensors: fc1.weight [d_dec, d_enc], fc2.weight [d_dec, d_dec], with biases.
-    Projector(Backend& backend, const std::string& dir, int32_t d_enc, int32_t d_dec,
+    Projector(Device& device, const std::string& dir, int32_t d_enc, int32_t d_dec,
               const LoadedBytes& loaded = {});
     // The same network with weights from elsewhere.
-    Projector(Backend& backend, int32_t d_enc, int32_t d_dec, WeightSource& weights);
+    Projector(int32_t d_enc, int32_t d_dec, WeightSource& weights);
 
-    // out [n, d_dec] and chunk_emb [n, d_enc] in backend memory.
-    void forward(Tensor out, Tensor chunk_emb, Arena& arena) const;
+    // out [n, d_dec] and chunk_emb [n, d_enc] in device memory; on `backend`. Any number of threads may call
+    // it, each with a queue and an arena of its own.
+    void forward(Backend& backend, Tensor out, Tensor chunk_emb, Arena& arena) const;
     uint64_t parameters() const { return parameters_; }
-    uint64_t weight_bytes() const { return weight_bytes_; }  // in the backend's memory
+    uint64_t weight_bytes() const { return weight_bytes_; }  // in the device's memory
 
   private:
     void load(WeightSource& weights, int32_t d_enc);
 
-    Backend& backend_;
     int32_t d_dec_;
     std::unique_ptr<Matrix> fc1_, fc2_;
     DeviceVector fc1_bias_, fc2_bias_;

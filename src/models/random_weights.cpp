@@ -48,8 +48,8 @@ void random_row(uint64_t tensor_seed, int64_t row, int64_t in_dim, uint16_t* out
     }
 }
 
-RandomWeights::RandomWeights(Backend& backend, uint64_t seed, LoadedBytes loaded, WeightFormat format)
-    : backend_(backend),
+RandomWeights::RandomWeights(Device& device, uint64_t seed, LoadedBytes loaded, WeightFormat format)
+    : device_(device),
       seed_(seed),
       loaded_(std::move(loaded)),
       format_(format),
@@ -76,8 +76,8 @@ std::unique_ptr<Matrix> RandomWeights::make(std::string_view name, int64_t out_d
         threads_.run(n, [&](int64_t i) { random_row(tensor_seed, begin + i, in_dim, out + i * in_dim); });
         if (loaded_) loaded_(static_cast<uint64_t>(n * in_dim) * sizeof(uint16_t));
     };
-    if (format == WeightFormat::as_stored) return backend_.make_matrix(DType::bf16, out_dim, in_dim, read);
-    return make_int8_matrix(backend_, DType::bf16, out_dim, in_dim, read,
+    if (format == WeightFormat::as_stored) return device_.make_matrix(DType::bf16, out_dim, in_dim, read);
+    return make_int8_matrix(device_, DType::bf16, out_dim, in_dim, read,
                             [](int64_t, int64_t) { fail(Status::runtime, "random weights are small"); });
 }
 
@@ -86,7 +86,7 @@ DeviceVector RandomWeights::vector(std::string_view name, int64_t n) {
     held_bytes_ += static_cast<uint64_t>(n) * sizeof(float);
     // "input_layernorm.weight", "attention.output.LayerNorm.weight", "layers.0.norm1.weight", ...
     const bool scale = name.ends_with(".weight");
-    return DeviceVector(backend_, std::vector<float>(static_cast<size_t>(n), scale ? 1.0f : 0.0f));
+    return DeviceVector(device_, std::vector<float>(static_cast<size_t>(n), scale ? 1.0f : 0.0f));
 }
 
 std::vector<std::string> RandomWeights::finish(const std::vector<std::string>& /*known_unused*/) const {

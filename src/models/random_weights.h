@@ -2,7 +2,7 @@
 // has learnt. Matrices are BF16 (or made of such), about normal with standard deviation 1 / sqrt(in_dim), so
 // that activations neither grow without bound nor fade; scales of norms are 1, every other vector is 0. The
 // values depend on the seed, the tensor's name and the row alone. They are made row by row straight into the
-// backend's packing: no second copy exists at any time.
+// device's packing: no second copy exists at any time.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ namespace refrag {
 
 class RandomWeights : public WeightSource {
   public:
-    RandomWeights(Backend& backend, uint64_t seed, LoadedBytes loaded = {},
+    RandomWeights(Device& device, uint64_t seed, LoadedBytes loaded = {},
                   WeightFormat format = WeightFormat::as_stored);
 
     std::unique_ptr<Matrix> matrix(std::string_view name, int64_t out_dim, int64_t in_dim) override;
@@ -32,7 +32,7 @@ class RandomWeights : public WeightSource {
   private:
     std::unique_ptr<Matrix> make(std::string_view name, int64_t out_dim, int64_t in_dim, WeightFormat format);
 
-    Backend& backend_;
+    Device& device_;
     uint64_t seed_;
     LoadedBytes loaded_;
     WeightFormat format_;

@@ -19,16 +19,15 @@ BatchPlan plan_of(std::span<const std::vector<int32_t>> sequences) {
 
 }  // namespace
 
-Roberta::Roberta(Backend& backend, const std::string& dir, ChunkPooling pooling, bool normalize,
+Roberta::Roberta(Device& device, const std::string& dir, ChunkPooling pooling, bool normalize,
                  const LoadedBytes& loaded, WeightFormat format)
-    : backend_(backend), config_(load_roberta_config(dir)), pooling_(pooling), normalize_(normalize) {
-    WeightLoader weights(backend, dir, "roberta.", loaded, format);
+    : config_(load_roberta_config(dir)), pooling_(pooling), normalize_(normalize) {
+    WeightLoader weights(device, dir, "roberta.", loaded, format);
     load(weights);
 }
 
-Roberta::Roberta(Backend& backend, RobertaConfig config, ChunkPooling pooling, bool normalize,
-                 WeightSource& weights)
-    : backend_(backend), config_(config), pooling_(pooling), normalize_(normalize) {
+Roberta::Roberta(RobertaConfig config, ChunkPooling pooling, bool normalize, WeightSource& weights)
+    : config_(config), pooling_(pooling), normalize_(normalize) {
     load(weights);
 }
 
@@ -81,10 +80,9 @@ Roberta::Layer Roberta::load_layer(WeightSource& weights, int32_t index) const {
     return layer;
 }
 
-Tensor Roberta::run(const BatchPlan& plan, const Batch& batch,
+Tensor Roberta::run(Backend& b, const BatchPlan& plan, const Batch& batch,
                     std::span<const std::vector<int32_t>> sequences, Arena& arena) const {
     const RobertaConfig& c = config_;
-    Backend& b = backend_;
     const int64_t rows = plan.n_rows();
     const int32_t head_dim = c.dim / c.n_heads;
     const AttentionShape shape{c.n_heads, c.n_heads, head_dim, 1.0f / std::sqrt(static_cast<float>(head_dim)),
@@ -132,13 +130,15 @@ Tensor Roberta::run(const BatchPlan& plan, const Batch& batch,
     return x;
 }
 
-Tensor Roberta::hidden_states(std::span<const std::vector<int32_t>> sequences, Arena& arena) const {
+Tensor Roberta::hidden_states(Backend& backend, std::span<const std::vector<int32_t>> sequences,
+                              Arena& arena) const {
     const BatchPlan plan = plan_of(sequences);
-    const Batch batch = plan.upload(backend_, arena);
-    return run(plan, batch, sequences, arena);
+    const Batch batch = plan.upload(backend, arena);
+    return run(backend, plan, batch, sequences, arena);
 }
 
-void Roberta::encode(std::span<const std::vector<int32_t>> sequences, Tensor out, Arena& arena) const {
+void Roberta::encode(Backend& backend, std::span<const std::vector<int32_t>> sequences, Tensor out,
+                     Arena& arena) const {
     REFRAG_DCHECK(out.rows == static_cast<int64_t>(sequences.size()) && out.cols == config_.dim);
     size_t begin = 0;
     while (begin < sequences.size()) {
@@ -150,18 +150,18 @@ void Roberta::encode(std::span<const std::vector<int32_t>> sequences, Tensor out
         const ArenaScope scratch(arena);
         const auto group = sequences.subspan(begin, end - begin);
         const BatchPlan plan = plan_of(group);
-        const Batch batch = plan.upload(backend_, arena);
-        const Tensor x = run(plan, batch, group, arena);
+        const Batch batch = plan.upload(backend, arena);
+        const Tensor x = run(backend, plan, batch, group, arena);
         const Tensor c = out.row_slice(static_cast<int64_t>(begin), static_cast<int64_t>(group.size()));
         if (pooling_ == ChunkPooling::pooler) {
             const Tensor first = arena.tensor(c.rows, c.cols);
-            backend_.pool(first, x, batch, Pooling::cls);
-            backend_.linear(c, first, *pooler_, pooler_bias_.view());
-            backend_.tanh(c);
+            backend.pool(first, x, batch, Pooling::cls);
+            backend.linear(c, first, *pooler_, pooler_bias_.view());
+            backend.tanh(c);
         } else {
-            backend_.pool(c, x, batch, pooling_ == ChunkPooling::cls ? Pooling::cls : Pooling::mean);
+            backend.pool(c, x, batch, pooling_ == ChunkPooling::cls ? Pooling::cls : Pooling::mean);
         }
-        if (normalize_) backend_.l2_normalize(c);
+        if (normalize_) backend.l2_normalize(c);
         begin = end;
     }
 }

@@ -1,6 +1,7 @@
 // The chunk encoder: RoBERTa (post-norm transformer, learned positions), as Hugging Face's RobertaModel
 // computes it. Each chunk is a sequence of its own and sees nothing of the others (paper, section 2), so
-// thousands of short chunks are stacked into one ragged call without padding. Immutable after loading.
+// thousands of short chunks are stacked into one ragged call without padding. Immutable after loading: any
+// number of threads may call it, each with a queue and an Arena of its own.
 #pragma once
 
 #include <memory>
@@ -20,24 +21,25 @@ enum class ChunkPooling { cls, mean, pooler };
 class Roberta {
   public:
     // Loads DIR/config.json and DIR/model*.safetensors; the pooler's weights only for ChunkPooling::pooler.
-    Roberta(Backend& backend, const std::string& dir, ChunkPooling pooling, bool normalize,
+    Roberta(Device& device, const std::string& dir, ChunkPooling pooling, bool normalize,
             const LoadedBytes& loaded = {}, WeightFormat format = WeightFormat::as_stored);
     // The same network with weights from elsewhere.
-    Roberta(Backend& backend, RobertaConfig config, ChunkPooling pooling, bool normalize,
-            WeightSource& weights);
+    Roberta(RobertaConfig config, ChunkPooling pooling, bool normalize, WeightSource& weights);
 
     const RobertaConfig& config() const { return config_; }
     uint64_t parameters() const { return parameters_; }
-    uint64_t weight_bytes() const { return weight_bytes_; }  // in the backend's memory
+    uint64_t weight_bytes() const { return weight_bytes_; }  // in the device's memory
     const std::vector<std::string>& unused_tensors() const { return unused_; }
 
-    // Chunk embeddings c_i [sequences.size(), dim] into `out` (backend memory). A sequence is its token ids,
-    // special tokens included, 1 to config().max_seq_len() of them. Runs in groups of about 2048 rows, which
-    // bounds memory.
-    void encode(std::span<const std::vector<int32_t>> sequences, Tensor out, Arena& arena) const;
+    // Chunk embeddings c_i [sequences.size(), dim] into `out` (device memory), on `backend`. A sequence is
+    // its token ids, special tokens included, 1 to config().max_seq_len() of them. Runs in groups of about
+    // 2048 rows, which bounds memory.
+    void encode(Backend& backend, std::span<const std::vector<int32_t>> sequences, Tensor out,
+                Arena& arena) const;
 
     // The last layer's output for every row, [total rows, dim] in `arena`; for tests and tools.
-    Tensor hidden_states(std::span<const std::vector<int32_t>> sequences, Arena& arena) const;
+    Tensor hidden_states(Backend& backend, std::span<const std::vector<int32_t>> sequences,
+                         Arena& arena) const;
 
   private:
     struct Layer {
@@ -51,10 +53,9 @@ class Roberta {
     };
     void load(WeightSource& weights);
     Layer load_layer(WeightSource& weights, int32_t index) const;
-    Tensor run(const BatchPlan& plan, const Batch& batch, std::span<const std::vector<int32_t>> sequences,
-               Arena& arena) const;
+    Tensor run(Backend& backend, const BatchPlan& plan, const Batch& batch,
+               std::span<const std::vector<int32_t>> sequences, Arena& arena) const;
 
-    Backend& backend_;
     RobertaConfig config_;
     ChunkPooling pooling_;
     bool normalize_;

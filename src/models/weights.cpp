@@ -54,15 +54,15 @@ bool matches(std::string_view name, std::string_view pattern) {
 
 }  // namespace
 
-DeviceVector::DeviceVector(Backend& backend, const std::vector<float>& values)
-    : buffer_(backend, values.size() * sizeof(float)),
+DeviceVector::DeviceVector(Device& device, const std::vector<float>& values)
+    : buffer_(device, values.size() * sizeof(float)),
       view_{buffer_.data(), DType::f32, 1, static_cast<int64_t>(values.size())} {
-    if (!values.empty()) backend.upload(buffer_.data(), values.data(), buffer_.bytes());
+    if (!values.empty()) device.upload(buffer_.data(), values.data(), buffer_.bytes());
 }
 
-WeightLoader::WeightLoader(Backend& backend, const std::string& path, std::string optional_prefix,
+WeightLoader::WeightLoader(Device& device, const std::string& path, std::string optional_prefix,
                            LoadedBytes loaded, WeightFormat format)
-    : backend_(backend),
+    : device_(device),
       path_(path),
       shown_(printable(path)),
       prefix_(std::move(optional_prefix)),
@@ -117,9 +117,9 @@ std::unique_ptr<Matrix> WeightLoader::make(std::string_view name, int64_t out_di
     if (!entry.dtype) return make_stored_int8(entry, name, out_dim, in_dim);
     const auto read = [&](int64_t row, int64_t n, void* dst) { read_rows(entry, in_dim, row, n, dst); };
     if (format == WeightFormat::as_stored) {
-        return backend_.make_matrix(*entry.dtype, out_dim, in_dim, read);
+        return device_.make_matrix(*entry.dtype, out_dim, in_dim, read);
     }
-    return make_int8_matrix(backend_, *entry.dtype, out_dim, in_dim, read, [&](int64_t row, int64_t column) {
+    return make_int8_matrix(device_, *entry.dtype, out_dim, in_dim, read, [&](int64_t row, int64_t column) {
         fail(Status::bad_input, printable(files_.paths()[entry.file]), ": tensor \"", printable(entry.name),
              "\": expected values of at most ", kInt8Largest,
              " in size for int8 weights, found a larger one ", "at element [", row, ", ", column, "]");
@@ -149,7 +149,7 @@ std::unique_ptr<Matrix> WeightLoader::make_stored_int8(const TensorEntry& entry,
     const auto value_bytes = static_cast<size_t>(in_dim);
     const int64_t piece_rows = std::max<int64_t>(1, kPieceValues / std::max<int64_t>(in_dim, 1));
     std::vector<std::byte> piece;  // rows of values, then of scales
-    return backend_.make_matrix(DType::i8, out_dim, in_dim, [&](int64_t row, int64_t n, void* dst) {
+    return device_.make_matrix(DType::i8, out_dim, in_dim, [&](int64_t row, int64_t n, void* dst) {
         piece.resize(static_cast<size_t>(std::min(piece_rows, out_dim)) * (value_bytes + scale_bytes));
         auto* to = static_cast<std::byte*>(dst);
         for (int64_t begin = row; begin < row + n; begin += piece_rows) {
@@ -174,7 +174,7 @@ DeviceVector WeightLoader::vector(std::string_view name, int64_t n) {
     const std::vector<float> values = files_.read_f32(entry);  // widening keeps NaN and infinities
     check_finite(entry, DType::f32, values.data(), 0, n);
     held_bytes_ += values.size() * sizeof(float);
-    return DeviceVector(backend_, values);
+    return DeviceVector(device_, values);
 }
 
 void WeightLoader::check_finite(const TensorEntry& entry, DType dtype, const void* values, int64_t begin,

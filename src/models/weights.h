@@ -1,5 +1,5 @@
 // Where a network's tensors come from: WeightSource, what a network asks for; WeightLoader, which brings them
-// from safetensors files into a backend's memory, checking name, shape and dtype, and keeping account of what
+// from safetensors files into a device's memory, checking name, shape and dtype, and keeping account of what
 // was used, so that a missing or an extra tensor is refused by name. A NaN or an infinity in a weight is
 // refused here, with its place, and not found as a strange answer later. (random_weights.h is the other
 // source.)
@@ -20,11 +20,11 @@
 
 namespace refrag {
 
-// A parameter vector [1, n] in F32, in a backend's memory.
+// A parameter vector [1, n] in F32, in a device's memory.
 class DeviceVector {
   public:
     DeviceVector() = default;
-    DeviceVector(Backend& backend, const std::vector<float>& values);
+    DeviceVector(Device& device, const std::vector<float>& values);
     Tensor view() const { return view_; }  // empty when the network has no such vector
 
   private:
@@ -49,7 +49,7 @@ class WeightSource {
     // `known_unused` (a name, or a suffix beginning with '*'); returns those, sorted.
     virtual std::vector<std::string> finish(const std::vector<std::string>& known_unused) const = 0;
     // Values given so far, to all networks that share this source, and the bytes that they take in the
-    // backend's memory.
+    // device's memory.
     virtual uint64_t parameters() const = 0;
     virtual uint64_t held_bytes() const = 0;
 };
@@ -58,7 +58,7 @@ class WeightLoader : public WeightSource {
   public:
     // `path`: a directory with model.safetensors (or shards and their index), or one .safetensors file.
     // `optional_prefix`: names may carry it or not ("model.", "roberta."); "" for none.
-    WeightLoader(Backend& backend, const std::string& path, std::string optional_prefix,
+    WeightLoader(Device& device, const std::string& path, std::string optional_prefix,
                  LoadedBytes loaded = {}, WeightFormat format = WeightFormat::as_stored);
 
     bool has(std::string_view name) const;
@@ -92,7 +92,7 @@ class WeightLoader : public WeightSource {
     [[noreturn]] void refuse_value(const TensorEntry& entry, const char* expected, const std::string& found,
                                    int64_t index) const;
 
-    Backend& backend_;
+    Device& device_;
     std::string path_;
     std::string shown_;  // path_ as messages write it
     std::string prefix_;

@@ -1,9 +1,11 @@
 // THE op list: everything a network's forward may ask of a device, and each op's contract, stated once.
 //
-// A Backend is a device with its memory. Ops enqueue work in call order; only download() waits for it.
+// A Device is what is loaded once and shared: memory and weight matrices, used from any number of threads.
+// A Backend is a queue on a device: the ops, and all that an op's call changes. Each engine has one of its
+// own. Ops enqueue work in call order; download() and wait() alone wait for it.
 // src/cpu/ and cuda/ implement the same list under the same file names. Ops know nothing of models.
 //
-// Conventions. Tensors are dense row-major [rows, cols] views of this backend's memory; activations are F32
+// Conventions. Tensors are dense row-major [rows, cols] views of the device's memory; activations are F32
 // unless an op says otherwise. Sums, means, softmax and dot products accumulate in fp32. No op reads an
 // element it does not name. Outputs may not overlap inputs unless "in place" is said. rows = 0 is a no-op
 // everywhere. A NaN in an input row reaches the outputs computed from that row and no others. Shape errors
@@ -26,7 +28,7 @@
 
 namespace refrag {
 
-// A weight matrix W [out_dim, in_dim] in whatever layout its backend keeps. Immutable once made.
+// A weight matrix W [out_dim, in_dim] in whatever layout its device keeps. Immutable once made.
 class Matrix {
   public:
     Matrix(DType dtype, int64_t out_dim, int64_t in_dim)
@@ -50,7 +52,7 @@ class Matrix {
 // not made.
 using RowReader = std::function<void(int64_t row_begin, int64_t n_rows, void* dst)>;
 
-// One ragged batch: the rows of all sequences stacked. Arrays lie in this backend's memory.
+// One ragged batch: the rows of all sequences stacked. Arrays lie in the device's memory.
 // A sequence with slot >= 0 is causal and cached: its row i (0-based within the sequence) sees every entry
 // its slot held before the call and the sequence's own rows 0 .. i. A sequence with slot = -1 has no cache
 // and is bidirectional: every row sees all rows of its sequence. Sequences without rows are allowed.
@@ -74,7 +76,7 @@ inline constexpr int32_t kPageEntries = 32;  // KV entries to a page
 // page e / 32. Entries are in sequence order, K already rotated.
 struct KvView {
     void* pages = nullptr;                // [n_pages][2 * 32 * head_dim]
-    DType dtype = DType::f32;             // F32, or what Backend::kv_dtype() says
+    DType dtype = DType::f32;             // F32, or what Device::kv_dtype() says
     int32_t* length = nullptr;            // [n_slots, n_layers, n_kv_heads] entries held
     const int32_t* page_table = nullptr;  // [n_slots, n_layers, n_kv_heads, max_pages] page numbers
     int32_t n_layers = 0;
@@ -114,10 +116,44 @@ struct TokenDraw {
     int32_t top_k;      // below kMaxTopLogits; 0: all
 };
 
-class Backend : public MemorySource {
+class Backend;
+
+// What is loaded once and shared: memory, weight matrices, a CPU's threads. Any number of threads may call
+// any of its functions at the same time.
+class Device : public MemorySource {
   public:
+    // MemorySource: every queue may use the memory as soon as allocate() has returned. When release() is
+    // called, all work that names the memory must have ended (Backend::wait).
+
     // One line for people: the device, and how it is used ("cpu: AVX-512, 2 threads").
     virtual std::string description() const = 0;
+    // Bytes that allocate() may still give, here and through the queues.
+    virtual uint64_t available_bytes() const { return available_memory_bytes(); }
+    // Whether reading the device's memory is a transfer, so that choosing there what is read pays.
+    virtual bool is_remote() const { return false; }
+    // What the KV cache of a decoder with `weights` should hold: F32, or a smaller type that attention
+    // computes in.
+    virtual DType kv_dtype(DType /*weights*/, int32_t /*head_dim*/) const { return DType::f32; }
+
+    // Host -> device. The bytes are there for every queue when it returns. For loading: while engines run,
+    // Backend::upload is the one that waits for nothing.
+    virtual void upload(void* dst, const void* src, size_t bytes) = 0;
+    // Makes a weight matrix, reading it row block by row block (never two whole copies in memory).
+    virtual std::unique_ptr<Matrix> make_matrix(DType dtype, int64_t out_dim, int64_t in_dim,
+                                                const RowReader& read) = 0;
+
+    // A further queue. The device must outlive it.
+    virtual std::unique_ptr<Backend> make_backend() = 0;
+};
+
+// One thread at a time. Two queues of a device know nothing of each other's order: what one has written,
+// another may read after wait().
+class Backend : public MemorySource {
+  public:
+    // MemorySource: the memory is the device's, taken and given back in the order of this queue's work. So
+    // it may be released while work that names it is under way. It must not outlive the queue.
+
+    virtual Device& device() const = 0;
 
     // ---- memory ---------------------------------------------------------------------------------------
     virtual void upload(void* dst, const void* src,
@@ -125,17 +161,13 @@ class Backend : public MemorySource {
     virtual void download(void* dst, const void* src,
                           size_t bytes) = 0;      // device -> host; waits for all work
     virtual void copy(Tensor out, Tensor x) = 0;  // same shape and dtype
-    // Bytes that allocate() may still give.
-    virtual uint64_t available_bytes() const { return available_memory_bytes(); }
+    // Returns when all enqueued work has ended.
+    virtual void wait() = 0;
 
     // Calls `enqueue`, which calls ops and nothing else: no upload, no download, no allocation. A backend may
     // record the work, and in later calls with the same key do it again without calling `enqueue`: the key
     // names all that the ops are given (addresses, sizes), whereas what lies in device memory may change.
     virtual void repeat(std::span<const uint64_t> /*key*/, FunctionRef<void()> enqueue) { enqueue(); }
-
-    // Makes a weight matrix, reading it row block by row block (never two whole copies in memory).
-    virtual std::unique_ptr<Matrix> make_matrix(DType dtype, int64_t out_dim, int64_t in_dim,
-                                                const RowReader& read) = 0;
 
     // ---- embedding ------------------------------------------------------------------------------------
     // out[r, :] = source[r] >= 0 ? table[source[r], :] : slots[-1 - source[r], :], widened to F32.
@@ -198,9 +230,6 @@ class Backend : public MemorySource {
     // Rotates every head of x [n_rows, n_heads * head_dim] in place (rotate-half):
     // x'[m] = x[m] cos - x[half + m] sin; x'[half + m] = x[half + m] cos + x[m] sin.
     virtual void rope(Tensor x, Tensor cos_sin) = 0;
-    // What the KV cache of a decoder with `weights` should hold: F32, or a smaller type that attention
-    // computes in.
-    virtual DType kv_dtype(DType /*weights*/, int32_t /*head_dim*/) const { return DType::f32; }
     // For each sequence with slot >= 0 and each KV head: writes its rows of k and v (k already rotated) at
     // entries length, length + 1, ... of (slot, layer, KV head) and raises length by the number of rows.
     // Pages are already in the table. k, v [n_rows, n_kv_heads * head_dim]. Two sequences of a batch never
@@ -241,13 +270,11 @@ class Backend : public MemorySource {
     // cols.
     static constexpr int32_t kMaxTopLogits = 128;
     virtual void top_logits(Tensor values, int32_t* ids, Tensor logits) = 0;
-    // Whether reading this backend's memory is a transfer, so that choosing there what is read pays.
-    virtual bool is_remote() const { return false; }
     // One token of each row, drawn as refrag/sampler.h says (steps 4 to 8), in double: ids[r], or -1 where
     // the kMaxTopLogits largest logits do not hold all that may be drawn, or where one is NaN or infinite;
     // whoever asked then reads the row. logits [rows, cols]; ids and draws [rows] in device memory. Only
-    // where is_remote(): elsewhere the sampler has the row at hand, and there is no definition to fall back
-    // on.
+    // where Device::is_remote(): elsewhere the sampler has the row at hand, and there is no definition to
+    // fall back on.
     virtual void draw(int32_t* /*ids*/, Tensor /*logits*/, const TokenDraw* /*draws*/) {
         fail(Status::runtime, "this backend draws no tokens");
     }

@@ -45,8 +45,8 @@ std::shared_ptr<ContextPassage> PassagePool::share(Passage passage) {
     return same_hash.back();
 }
 
-size_t encode_chunks(const Model& model, PassageRefs passages, const std::vector<bool>& wanted,
-                     Arena& arena) {
+size_t encode_chunks(Backend& backend, const Model& model, PassageRefs passages,
+                     const std::vector<bool>& wanted, Arena& arena) {
     std::vector<std::vector<int32_t>> sequences;
     std::vector<std::pair<size_t, size_t>> places;  // (passage, chunk) of each sequence
     size_t index = 0;
@@ -61,9 +61,9 @@ size_t encode_chunks(const Model& model, PassageRefs passages, const std::vector
     if (sequences.empty()) return 0;
     const ArenaScope scratch(arena);
     const Tensor device = arena.tensor(std::ssize(sequences), model.d_enc());
-    model.encoder().encode(sequences, device, arena);
+    model.encoder().encode(backend, sequences, device, arena);
     std::vector<float> host(static_cast<size_t>(device.size()));
-    model.backend().download(host.data(), device.data, device.bytes());
+    backend.download(host.data(), device.data, device.bytes());
     const auto d_enc = static_cast<size_t>(model.d_enc());
     for (size_t i = 0; i < places.size(); ++i) {
         passages[places[i].first]->set_embedding(places[i].second, std::span(host).subspan(i * d_enc, d_enc));
@@ -71,11 +71,11 @@ size_t encode_chunks(const Model& model, PassageRefs passages, const std::vector
     return sequences.size();
 }
 
-size_t encode_chunks(const Model& model, std::span<ContextPassage> passages, const std::vector<bool>& wanted,
-                     Arena& arena) {
+size_t encode_chunks(Backend& backend, const Model& model, std::span<ContextPassage> passages,
+                     const std::vector<bool>& wanted, Arena& arena) {
     std::vector<ContextPassage*> refs;
     for (ContextPassage& passage : passages) refs.push_back(&passage);
-    return encode_chunks(model, refs, wanted, arena);
+    return encode_chunks(backend, model, refs, wanted, arena);
 }
 
 }  // namespace refrag

@@ -59,8 +59,9 @@ using PassageRefs = std::span<ContextPassage* const>;
 
 // Encodes every chunk that is marked (all when `wanted` is empty) and has no embedding yet. `wanted` runs
 // over the chunks of all passages in order. Returns how many were encoded.
-size_t encode_chunks(const Model& model, PassageRefs passages, const std::vector<bool>& wanted, Arena& arena);
-size_t encode_chunks(const Model& model, std::span<ContextPassage> passages, const std::vector<bool>& wanted,
-                     Arena& arena);
+size_t encode_chunks(Backend& backend, const Model& model, PassageRefs passages,
+                     const std::vector<bool>& wanted, Arena& arena);
+size_t encode_chunks(Backend& backend, const Model& model, std::span<ContextPassage> passages,
+                     const std::vector<bool>& wanted, Arena& arena);
 
 }  // namespace refrag

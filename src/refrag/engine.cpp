@@ -140,23 +140,28 @@ struct Engine::Running {
 
 namespace {
 
-// The context that is meant by `max_context`, when there is memory for it.
-int64_t planned_context(const Model& model, int32_t n_slots, int64_t max_context) {
+// The context that is meant by `max_context`.
+int64_t context_of(const Model& model, int64_t max_context) {
+    return max_context == 0 ? model.decoder().config().max_seq_len : max_context;
+}
+
+// A queue, when there is memory for an engine. Asked before the queue takes its own.
+std::unique_ptr<Backend> planned_backend(const Model& model, int32_t n_slots, int64_t max_context) {
     const int64_t window = model.decoder().config().max_seq_len;
-    if (max_context == 0) max_context = window;
     // Numbers that make no sense are the generator's to refuse.
     if (n_slots >= 1 && n_slots <= max_parallel && max_context >= 1 && max_context <= window) {
         check_memory_plan(model, n_slots, max_context);
     }
-    return max_context;
+    return model.device().make_backend();
 }
 
 }  // namespace
 
 Engine::Engine(const Model& model, int32_t n_slots, int64_t max_context)
     : model_(model),
-      generator_(model.decoder(), n_slots, planned_context(model, n_slots, max_context)),
-      arena_(model.backend()),
+      backend_(planned_backend(model, n_slots, context_of(model, max_context))),
+      generator_(*backend_, model.decoder(), n_slots, context_of(model, max_context)),
+      arena_(*backend_),
       running_(static_cast<size_t>(n_slots)) {}
 
 Engine::~Engine() = default;
@@ -197,8 +202,8 @@ void Engine::begin(std::unique_ptr<Running>& running) {
     Running& r = *running;
     std::vector<ContextPassage*> passages;
     for (const auto& passage : r.request.passages) passages.push_back(passage.get());
-    Prompt prompt = make_prompt(model_, passages, r.request.question, r.request.options, max_context(),
-                                arena_, r.answer, r.request.history);
+    Prompt prompt = make_prompt(*backend_, model_, passages, r.request.question, r.request.options,
+                                max_context(), arena_, r.answer, r.request.history);
     r.request.passages.clear();
     std::vector<int32_t> said;
     for (const int32_t row : prompt.input.source) {

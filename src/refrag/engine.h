@@ -73,6 +73,7 @@ class Engine {
     void finish(std::unique_ptr<Running> running, const Generator::Ended& ended);
 
     const Model& model_;
+    std::unique_ptr<Backend> backend_;  // outlives what takes memory through it
     Generator generator_;
     Arena arena_;
     std::deque<Waiting> waiting_;

@@ -11,21 +11,22 @@ namespace {
 
 static_assert(max_parallel < kPrefillRows, "a step must have rows left for prompts");
 
-KvCache checked_cache(const Llama& decoder, int32_t n_slots, int64_t max_context) {
+KvCache checked_cache(Backend& backend, const Llama& decoder, int32_t n_slots, int64_t max_context) {
     const int64_t window = decoder.config().max_seq_len;
     REFRAG_CHECK(n_slots >= 1 && n_slots <= max_parallel, Status::usage, "parallel sequences: expected 1 to ",
                  max_parallel, ", found ", n_slots);
     REFRAG_CHECK(max_context >= 1 && max_context <= window, Status::usage, "context size: expected at most ",
                  window, " positions (the decoder's max_position_embeddings), found ", max_context);
-    return decoder.make_kv_cache(n_slots, max_context);
+    return decoder.make_kv_cache(backend, n_slots, max_context);
 }
 
 }  // namespace
 
-Generator::Generator(const Llama& decoder, int32_t n_slots, int64_t max_context)
-    : decoder_(decoder),
-      kv_(checked_cache(decoder, n_slots, max_context)),
-      arena_(decoder.backend()),
+Generator::Generator(Backend& backend, const Llama& decoder, int32_t n_slots, int64_t max_context)
+    : backend_(backend),
+      decoder_(decoder),
+      kv_(checked_cache(backend, decoder, n_slots, max_context)),
+      arena_(backend),
       sequences_(static_cast<size_t>(n_slots)) {}
 
 uint64_t Generator::cache_bytes(const LlamaConfig& config, DType kv, int32_t n_slots, int64_t max_context) {
@@ -70,7 +71,6 @@ void Generator::plan_rows() {
 }
 
 void Generator::feed() {
-    Backend& backend = decoder_.backend();
     const ArenaScope scratch(arena_);
     plan_.clear();
     source_.clear();
@@ -102,11 +102,11 @@ void Generator::feed() {
     for (const auto& [slot, n] : slot_rows_) {
         Sequence& sequence = at(slot);
         const Tensor from{sequence.slots.data(), DType::f32, sequence.slots_fed + n, dim};
-        backend.copy(slots.row_slice(begin, n), from.row_slice(sequence.slots_fed, n));
+        backend_.copy(slots.row_slice(begin, n), from.row_slice(sequence.slots_fed, n));
         sequence.slots_fed += n;
         begin += n;
     }
-    const Tensor hidden = decoder_.forward(plan_, source_, slots, kv_, arena_);
+    const Tensor hidden = decoder_.forward(backend_, plan_, source_, slots, kv_, arena_);
     for (const auto& [slot, n] : parts_) {
         kv_.advance(slot, n);
         at(slot).fed += static_cast<size_t>(n);
@@ -115,8 +115,8 @@ void Generator::feed() {
 
     const double started_ms = now_ms();
     const Tensor last = arena_.tensor(std::ssize(outputs_), dim);
-    backend.gather_rows(last, hidden, upload_vector(backend, arena_, last_rows_));
-    const Tensor logits = decoder_.logits(last, arena_);
+    backend_.gather_rows(last, hidden, upload_vector(backend_, arena_, last_rows_));
+    const Tensor logits = decoder_.logits(backend_, last, arena_);
     ids_.clear();
     logits_.clear();
     n_logits_ = 0;
@@ -129,20 +129,19 @@ void Generator::feed() {
     if (n_logits_ < logits.cols) {
         wanted = arena_.tensor(logits.rows, n_logits_);
         const Tensor ids = arena_.tensor(logits.rows, n_logits_, DType::i32);
-        backend.top_logits(wanted, static_cast<int32_t*>(ids.data), logits);
+        backend_.top_logits(wanted, static_cast<int32_t*>(ids.data), logits);
         ids_.resize(static_cast<size_t>(ids.size()));
-        backend.download(ids_.data(), ids.data, ids.bytes());
+        backend_.download(ids_.data(), ids.data, ids.bytes());
     }
     logits_.resize(static_cast<size_t>(wanted.size()));
-    backend.download(logits_.data(), wanted.data, wanted.bytes());
+    backend_.download(logits_.data(), wanted.data, wanted.bytes());
     logits_ms_ = now_ms() - started_ms;
 }
 
 bool Generator::draw(Tensor logits) {
-    Backend& backend = decoder_.backend();
     draws_.clear();
     drawn_.clear();
-    if (!backend.is_remote() || logits.cols < Backend::kMaxTopLogits) return false;
+    if (!backend_.device().is_remote() || logits.cols < Backend::kMaxTopLogits) return false;
     for (const int32_t slot : outputs_) {
         const Sequence& sequence = at(slot);
         const std::optional<TokenDraw> draw = sequence.draw ? sequence.draw() : std::nullopt;
@@ -150,11 +149,11 @@ bool Generator::draw(Tensor logits) {
         draws_.push_back(*draw);
     }
     const ArenaScope scratch(arena_);
-    const TokenDraw* const draws = upload_vector(backend, arena_, draws_);
+    const TokenDraw* const draws = upload_vector(backend_, arena_, draws_);
     const Tensor ids = arena_.tensor(1, std::ssize(draws_), DType::i32);
-    backend.draw(static_cast<int32_t*>(ids.data), logits, draws);
+    backend_.draw(static_cast<int32_t*>(ids.data), logits, draws);
     drawn_.resize(draws_.size());
-    backend.download(drawn_.data(), ids.data, ids.bytes());
+    backend_.download(drawn_.data(), ids.data, ids.bytes());
     if (std::find(drawn_.begin(), drawn_.end(), -1) == drawn_.end()) return true;
     drawn_.clear();
     return false;
@@ -162,7 +161,7 @@ bool Generator::draw(Tensor logits) {
 
 int64_t Generator::logits_wanted() const {
     const int64_t vocab = decoder_.config().vocab_size;
-    if (!decoder_.backend().is_remote()) return vocab;
+    if (!backend_.device().is_remote()) return vocab;
     int64_t most = 0;
     for (const int32_t slot : outputs_) {
         const int64_t n = sequences_[static_cast<size_t>(slot)].n_logits;

@@ -35,9 +35,10 @@ class Generator {
         std::exception_ptr error;   // what NextToken or the decoder threw; null if nothing
     };
 
-    // `decoder` must outlive the generator. max_context: positions of each sequence.
-    // Status::usage unless 1 <= n_slots <= max_parallel and 1 <= max_context <= the decoder's window.
-    Generator(const Llama& decoder, int32_t n_slots, int64_t max_context);
+    // `backend` (a queue of the decoder's device, this generator's thread's) and `decoder` must outlive it.
+    // max_context: positions of each sequence. Status::usage unless 1 <= n_slots <= max_parallel and 1 <=
+    // max_context <= the decoder's window.
+    Generator(Backend& backend, const Llama& decoder, int32_t n_slots, int64_t max_context);
 
     // What the cache of such a generator takes, `kv` being the decoder's kv_dtype(); no argument is checked.
     static uint64_t cache_bytes(const LlamaConfig& config, DType kv, int32_t n_slots, int64_t max_context);
@@ -91,6 +92,7 @@ class Generator {
     // them. False where a row must be read after all: then all are.
     bool draw(Tensor logits);
 
+    Backend& backend_;
     const Llama& decoder_;
     KvCache kv_;
     Arena arena_;

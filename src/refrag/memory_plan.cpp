@@ -9,14 +9,14 @@
 namespace refrag {
 namespace {
 
-// What the CUDA backend takes beside an engine's activations: activations rounded for cuBLAS, int8 weights
-// widened for it, the partial sums of decode attention.
+// What an engine's queue takes on a GPU beside activations: cuBLAS' workspace, activations rounded for it,
+// int8 weights widened for it, the partial sums of decode attention.
 uint64_t device_scratch_bytes(const LlamaConfig& c, int32_t n_slots, int64_t max_context) {
-    constexpr int64_t kWidened = int64_t{64} << 20, kSplitEntries = 256;
+    constexpr int64_t kWorkspace = int64_t{32} << 20, kWidened = int64_t{64} << 20, kSplitEntries = 256;
     const int64_t widest = std::max<int64_t>({c.hidden_dim, c.dim, int64_t{c.n_heads} * c.head_dim});
     const int64_t splits = max_context / kSplitEntries + 1;
     const int64_t partial = int64_t{n_slots} * c.n_heads * splits * (c.head_dim + 2) * 4;
-    return static_cast<uint64_t>((kPrefillRows * widest * 2 + partial) * 5 / 4 + kWidened);
+    return static_cast<uint64_t>((kPrefillRows * widest * 2 + partial) * 5 / 4 + kWidened + kWorkspace);
 }
 
 }  // namespace
@@ -52,15 +52,15 @@ MemoryPlan plan_memory(const Model& model, int32_t n_slots, int64_t max_context)
     plan.kv_bytes = Generator::cache_bytes(decoder, model.decoder().kv_dtype(), n_slots, max_context);
     plan.workspace_bytes = workspace_bytes(decoder, model.encoder().config(), model.config().policy, n_slots,
                                            max_context, n_chunks * n_slots);
-    if (model.backend().is_remote()) {
+    if (model.device().is_remote()) {
         plan.workspace_bytes += device_scratch_bytes(decoder, n_slots, max_context);
     }
-    plan.available_bytes = model.backend().available_bytes();
+    plan.available_bytes = model.device().available_bytes();
     return plan;
 }
 
 void check_memory_plan(const Model& model, int32_t n_slots, int64_t max_context) {
-    if (!model.backend().is_remote()) return;
+    if (!model.device().is_remote()) return;
     const MemoryPlan plan = plan_memory(model, n_slots, max_context);
     REFRAG_CHECK(
         plan.fits(), Status::out_of_memory, "GPU memory: ", plan.kv_bytes + plan.workspace_bytes,

@@ -98,8 +98,8 @@ class LoadCounter {
 
 }  // namespace
 
-Model::Model(Backend& backend, const std::string& dir, const LoadProgress& progress, WeightFormat format)
-    : backend_(backend),
+Model::Model(Device& device, const std::string& dir, const LoadProgress& progress, WeightFormat format)
+    : device_(device),
       dir_(dir),
       config_(load_refrag_config(dir)),
       tokenizer_(Tokenizer::from_file(path_join(dir, "decoder"))) {
@@ -107,9 +107,9 @@ Model::Model(Backend& backend, const std::string& dir, const LoadProgress& progr
     const std::string decoder_dir = path_join(dir, "decoder");
     LoadCounter counter(dir, progress);
     const LoadedBytes loaded = counter.sink();
-    decoder_ = std::make_unique<Llama>(backend, decoder_dir, loaded, format);
+    decoder_ = std::make_unique<Llama>(device, decoder_dir, loaded, format);
     encoder_ =
-        std::make_unique<Roberta>(backend, encoder_dir, config_.pooling, config_.normalize, loaded, format);
+        std::make_unique<Roberta>(device, encoder_dir, config_.pooling, config_.normalize, loaded, format);
     check_vocabulary(decoder_dir, tokenizer_, decoder_->config().vocab_size);
     REFRAG_CHECK(!decoder_->config().eos_ids.empty(), Status::bad_input, printable(decoder_dir),
                  ": neither generation_config.json nor config.json has eos_token_id");
@@ -123,8 +123,8 @@ Model::Model(Backend& backend, const std::string& dir, const LoadProgress& progr
         encoder_tokenizer_ = Tokenizer::from_file(encoder_dir);
         check_vocabulary(encoder_dir, *encoder_tokenizer_, encoder_->config().vocab_size);
     }
-    projector_ = std::make_unique<Projector>(backend, dir, d_enc(), decoder_->config().dim, loaded);
-    policy_ = std::make_unique<Policy>(backend, dir, config_.policy, d_enc(), loaded);
+    projector_ = std::make_unique<Projector>(device, dir, d_enc(), decoder_->config().dim, loaded);
+    policy_ = std::make_unique<Policy>(device, dir, config_.policy, d_enc(), loaded);
     counter.finish();
     bos_id_ = find_bos(decoder_dir, tokenizer_, decoder_->config());
     // Known before the first chunk is cut only for a shared vocabulary; with its own, each chunk is checked.
@@ -135,16 +135,15 @@ Model::Model(Backend& backend, const std::string& dir, const LoadProgress& progr
                  longest, " encoder positions, the encoder has ", encoder_->config().max_seq_len());
 }
 
-Model::Model(Backend& backend, ModelParts parts, WeightSource& weights)
-    : backend_(backend),
+Model::Model(Device& device, ModelParts parts, WeightSource& weights)
+    : device_(device),
       config_(std::move(parts.config)),
       tokenizer_(std::move(parts.tokenizer)),
       encoder_tokenizer_(std::move(parts.encoder_tokenizer)),
-      decoder_(std::make_unique<Llama>(backend, std::move(parts.decoder), weights)),
-      encoder_(
-          std::make_unique<Roberta>(backend, parts.encoder, config_.pooling, config_.normalize, weights)),
-      projector_(std::make_unique<Projector>(backend, d_enc(), decoder_->config().dim, weights)),
-      policy_(std::make_unique<Policy>(backend, config_.policy, d_enc(), weights)),
+      decoder_(std::make_unique<Llama>(device, std::move(parts.decoder), weights)),
+      encoder_(std::make_unique<Roberta>(parts.encoder, config_.pooling, config_.normalize, weights)),
+      projector_(std::make_unique<Projector>(d_enc(), decoder_->config().dim, weights)),
+      policy_(std::make_unique<Policy>(config_.policy, d_enc(), weights)),
       bos_id_(parts.bos_id) {}
 
 int32_t Model::first_id() const {

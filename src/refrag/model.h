@@ -1,5 +1,5 @@
 // A loaded model directory: tokenizers, encoder, projector, policy, decoder, and how they fit together.
-// Immutable after loading and shareable; the state of a conversation is in a Session.
+// Immutable after loading: any number of engines on any number of threads share it.
 #pragma once
 
 #include <cstdint>
@@ -35,16 +35,16 @@ struct ModelParts {
 class Model {
   public:
     // Loads DIR as the model directory's README describes it; everything is checked against everything else.
-    // `backend` must outlive the model. Status::bad_input for whatever is wrong in the files.
+    // `device` must outlive the model. Status::bad_input for whatever is wrong in the files.
     // With WeightFormat::int8 the matrices of the decoder's and the encoder's layers and the decoder's head
     // are kept in 8 bits (8.5 with their scales); look-up tables and the two heads, which are small, stay as
     // stored.
-    Model(Backend& backend, const std::string& dir, const LoadProgress& progress = {},
+    Model(Device& device, const std::string& dir, const LoadProgress& progress = {},
           WeightFormat format = WeightFormat::as_stored);
     // The networks' tensors are asked of `weights` in the order decoder, encoder, projector, policy.
-    Model(Backend& backend, ModelParts parts, WeightSource& weights);
+    Model(Device& device, ModelParts parts, WeightSource& weights);
 
-    Backend& backend() const { return backend_; }
+    Device& device() const { return device_; }
     const std::string& dir() const { return dir_; }
     const RefragConfig& config() const { return config_; }
     const Tokenizer& tokenizer() const { return tokenizer_; }  // the decoder's
@@ -65,10 +65,10 @@ class Model {
     int32_t d_enc() const { return encoder_->config().dim; }
 
     uint64_t parameters() const;
-    uint64_t weight_bytes() const;  // in the backend's memory
+    uint64_t weight_bytes() const;  // in the device's memory
 
   private:
-    Backend& backend_;
+    Device& device_;
     std::string dir_;
     RefragConfig config_;
     Tokenizer tokenizer_;

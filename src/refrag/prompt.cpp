@@ -53,11 +53,11 @@ void check_fits(const Model& model, const DecoderInput& input, int64_t max_conte
                  model.decoder().config().max_seq_len);
 }
 
-std::vector<float> policy_logits(const Model& model, PassageRefs passages, std::string_view question,
-                                 Arena& arena, Answer& answer) {
+std::vector<float> policy_logits(Backend& backend, const Model& model, PassageRefs passages,
+                                 std::string_view question, Arena& arena, Answer& answer) {
     {
         const StageTimer timer(answer.times.encode);
-        encode_chunks(model, passages, {}, arena);
+        encode_chunks(backend, model, passages, {}, arena);
     }
     const StageTimer timer(answer.times.sense);
     const ArenaScope scratch(arena);
@@ -70,7 +70,7 @@ std::vector<float> policy_logits(const Model& model, PassageRefs passages, std::
             host.insert(host.end(), c_i.begin(), c_i.end());
         }
     }
-    if (!host.empty()) model.backend().upload(chunk_emb.data, host.data(), chunk_emb.bytes());
+    if (!host.empty()) backend.upload(chunk_emb.data, host.data(), chunk_emb.bytes());
     Tensor question_emb;
     if (model.policy().config().sees_question) {
         const std::vector<Token> tokens = model.tokenizer().encode(question);
@@ -79,12 +79,12 @@ std::vector<float> policy_logits(const Model& model, PassageRefs passages, std::
             pieces.push_back(std::move(piece.encoder_ids));
         }
         question_emb = arena.tensor(std::ssize(pieces), model.d_enc());
-        model.encoder().encode(pieces, question_emb, arena);
+        model.encoder().encode(backend, pieces, question_emb, arena);
     }
-    return model.policy().logits(chunk_emb, question_emb, arena);
+    return model.policy().logits(backend, chunk_emb, question_emb, arena);
 }
 
-std::vector<bool> sense(const Model& model, PassageRefs passages, std::string_view question,
+std::vector<bool> sense(Backend& backend, const Model& model, PassageRefs passages, std::string_view question,
                         const AnswerOptions& options, Arena& arena, Answer& answer) {
     const int64_t n_chunks = std::ssize(answer.chunks);
     const int64_t wanted = n_expand(answer.expand_fraction, n_chunks);
@@ -93,7 +93,7 @@ std::vector<bool> sense(const Model& model, PassageRefs passages, std::string_vi
     switch (options.policy) {
         case SelectPolicy::model:
             if (!known || options.want_logits)
-                scores = policy_logits(model, passages, question, arena, answer);
+                scores = policy_logits(backend, model, passages, question, arena, answer);
             break;
         case SelectPolicy::perplexity_asc:
         case SelectPolicy::perplexity_desc:
@@ -103,7 +103,7 @@ std::vector<bool> sense(const Model& model, PassageRefs passages, std::string_vi
                 for (const ContextPassage* passage : passages) {
                     for (const Chunk& chunk : passage->chunks()) ids.push_back(chunk.ids);
                 }
-                scores = mean_nll_alone(model, ids, arena);
+                scores = mean_nll_alone(backend, model, ids, arena);
             }
             break;
         case SelectPolicy::none:
@@ -117,12 +117,12 @@ std::vector<bool> sense(const Model& model, PassageRefs passages, std::string_vi
 }
 
 // The projected chunks that stay compressed, [slot_chunk.size(), dim].
-Buffer project(const Model& model, PassageRefs passages, const std::vector<int32_t>& slot_chunk,
-               Arena& arena) {
+Buffer project(Backend& backend, const Model& model, PassageRefs passages,
+               const std::vector<int32_t>& slot_chunk, Arena& arena) {
     const int32_t dim = model.decoder().config().dim;
     Tensor slots{nullptr, DType::f32, std::ssize(slot_chunk), dim};
     if (slot_chunk.empty()) return {};
-    Buffer memory(model.backend(), slots.bytes());
+    Buffer memory(backend, slots.bytes());
     slots.data = memory.data();
     std::vector<std::span<const float>> embeddings;  // of all chunks, null where none was needed
     for (const ContextPassage* passage : passages) {
@@ -138,8 +138,8 @@ Buffer project(const Model& model, PassageRefs passages, const std::vector<int32
     }
     const ArenaScope scratch(arena);
     const Tensor chunk_emb = arena.tensor(slots.rows, model.d_enc());
-    model.backend().upload(chunk_emb.data, host.data(), chunk_emb.bytes());
-    model.projector().forward(slots, chunk_emb, arena);
+    backend.upload(chunk_emb.data, host.data(), chunk_emb.bytes());
+    model.projector().forward(backend, slots, chunk_emb, arena);
     return memory;
 }
 
@@ -168,7 +168,7 @@ std::vector<int32_t> conversation_ids(const Model& model, std::span<const Turn> 
     return ids;
 }
 
-Prompt make_prompt(const Model& model, PassageRefs passages, std::string_view question,
+Prompt make_prompt(Backend& backend, const Model& model, PassageRefs passages, std::string_view question,
                    const AnswerOptions& options, int64_t max_context, Arena& arena, Answer& answer,
                    std::span<const Turn> history) {
     answer.chunk_len = chosen_chunk_len(model, options);
@@ -203,13 +203,13 @@ Prompt make_prompt(const Model& model, PassageRefs passages, std::string_view qu
     }
 
     const ArenaScope scratch(arena);
-    const std::vector<bool> expanded = sense(model, passages, question, options, arena, answer);
+    const std::vector<bool> expanded = sense(backend, model, passages, question, options, arena, answer);
     {
         // After a choice that needs no embeddings, only what stays compressed is encoded.
         const StageTimer timer(answer.times.encode);
         std::vector<bool> compressed(expanded);
         compressed.flip();
-        if (!compressed.empty()) encode_chunks(model, passages, compressed, arena);
+        if (!compressed.empty()) encode_chunks(backend, model, passages, compressed, arena);
     }
 
     Prompt prompt;
@@ -228,7 +228,7 @@ Prompt make_prompt(const Model& model, PassageRefs passages, std::string_view qu
     check_fits(model, prompt.input, max_context, "");
     {
         const StageTimer timer(answer.times.project);
-        prompt.slots = project(model, passages, prompt.input.slot_chunk, arena);
+        prompt.slots = project(backend, model, passages, prompt.input.slot_chunk, arena);
     }
     return prompt;
 }

@@ -30,7 +30,7 @@ std::vector<int32_t> conversation_ids(const Model& model, std::span<const Turn> 
 // result. Fills in what `answer` says of the prompt: chunk_len to plain_tokens, chunks, and its stages'
 // times. Status::runtime when it does not fit into max_context positions with one left for an answer, with
 // both numbers; what cannot fit is refused before anything is encoded. Status::usage when it is empty.
-Prompt make_prompt(const Model& model, PassageRefs passages, std::string_view question,
+Prompt make_prompt(Backend& backend, const Model& model, PassageRefs passages, std::string_view question,
                    const AnswerOptions& options, int64_t max_context, Arena& arena, Answer& answer,
                    std::span<const Turn> history = {});
 

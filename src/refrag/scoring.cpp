@@ -13,9 +13,8 @@ constexpr int64_t kAloneRows = 2048;
 
 }  // namespace
 
-Tensor prefill(const Llama& decoder, std::span<const int32_t> source, Tensor slots, KvCache& kv, int32_t slot,
-               int64_t n_last, Arena& arena) {
-    Backend& backend = decoder.backend();
+Tensor prefill(Backend& backend, const Llama& decoder, std::span<const int32_t> source, Tensor slots,
+               KvCache& kv, int32_t slot, int64_t n_last, Arena& arena) {
     const int64_t rows = std::ssize(source);
     REFRAG_DCHECK(n_last > 0 && n_last <= rows);
     const Tensor result = arena.tensor(n_last, decoder.config().dim);
@@ -26,7 +25,7 @@ Tensor prefill(const Llama& decoder, std::span<const int32_t> source, Tensor slo
         plan.add_cached(slot, kv.length(slot), static_cast<int32_t>(n));
         kv.reserve(slot, static_cast<int32_t>(n));
         const std::vector<int32_t> piece(source.begin() + begin, source.begin() + begin + n);
-        const Tensor hidden = decoder.forward(plan, piece, slots, kv, arena);
+        const Tensor hidden = decoder.forward(backend, plan, piece, slots, kv, arena);
         kv.advance(slot, static_cast<int32_t>(n));
         const int64_t first_kept = std::max(begin, rows - n_last);
         if (first_kept < begin + n) {
@@ -38,15 +37,14 @@ Tensor prefill(const Llama& decoder, std::span<const int32_t> source, Tensor slo
     return result;
 }
 
-std::vector<float> target_nll(const Llama& decoder, Tensor hidden, std::span<const int32_t> targets,
-                              Arena& arena) {
-    Backend& backend = decoder.backend();
+std::vector<float> target_nll(Backend& backend, const Llama& decoder, Tensor hidden,
+                              std::span<const int32_t> targets, Arena& arena) {
     REFRAG_DCHECK(hidden.rows == std::ssize(targets));
     std::vector<float> result(targets.size());
     for (int64_t begin = 0; begin < hidden.rows; begin += kLogitRows) {
         const int64_t n = std::min(kLogitRows, hidden.rows - begin);
         const ArenaScope scratch(arena);
-        const Tensor logits = decoder.logits(hidden.row_slice(begin, n), arena);
+        const Tensor logits = decoder.logits(backend, hidden.row_slice(begin, n), arena);
         const Tensor nll = arena.tensor(1, n);
         const std::vector<int32_t> piece(targets.begin() + begin, targets.begin() + begin + n);
         backend.nll(nll, logits, upload_vector(backend, arena, piece));
@@ -55,15 +53,15 @@ std::vector<float> target_nll(const Llama& decoder, Tensor hidden, std::span<con
     return result;
 }
 
-std::vector<float> mean_nll_alone(const Model& model, std::span<const std::vector<int32_t>> sequences,
-                                  Arena& arena) {
+std::vector<float> mean_nll_alone(Backend& backend, const Model& model,
+                                  std::span<const std::vector<int32_t>> sequences, Arena& arena) {
     const Llama& decoder = model.decoder();
     std::vector<float> result(sequences.size(), 0.0f);
     size_t longest = 1;
     for (const std::vector<int32_t>& ids : sequences) longest = std::max(longest, ids.size());
     const size_t group = std::max<size_t>(1, static_cast<size_t>(kAloneRows) / longest);
     const size_t n_slots = std::min(group, std::max<size_t>(1, sequences.size()));
-    KvCache kv = decoder.make_kv_cache(static_cast<int32_t>(n_slots), static_cast<int64_t>(longest));
+    KvCache kv = decoder.make_kv_cache(backend, static_cast<int32_t>(n_slots), static_cast<int64_t>(longest));
     for (size_t begin = 0; begin < sequences.size(); begin += n_slots) {
         const size_t end = std::min(sequences.size(), begin + n_slots);
         const ArenaScope scratch(arena);
@@ -81,8 +79,8 @@ std::vector<float> mean_nll_alone(const Model& model, std::span<const std::vecto
             source.insert(source.end(), ids.begin(), ids.end() - 1);
             targets.insert(targets.end(), ids.begin(), ids.end());
         }
-        const Tensor hidden = decoder.forward(plan, source, Tensor{}, kv, arena);
-        const std::vector<float> nll = target_nll(decoder, hidden, targets, arena);
+        const Tensor hidden = decoder.forward(backend, plan, source, Tensor{}, kv, arena);
+        const std::vector<float> nll = target_nll(backend, decoder, hidden, targets, arena);
         size_t at = 0;
         for (size_t i = begin; i < end; ++i) {
             kv.advance(static_cast<int32_t>(i - begin), static_cast<int32_t>(sequences[i].size()));

@@ -5,6 +5,7 @@
 // call or intrinsic that is missing here is a compile error, and then belongs here.
 #pragma once
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -346,11 +347,12 @@ using cudaGraph_t = Graph*;
 using cudaGraphExec_t = Graph*;
 using cudaMemPool_t = MemPool*;
 
-// The device's memory, so that running out of it can be tested. Allocations are malloc's, one each.
+// The device's memory, so that running out of it can be tested. Allocations are malloc's, one each. All
+// threads' together, whereas each thread runs its own kernels.
 struct Device {
-    size_t total_bytes = size_t{1} << 32;
-    size_t used_bytes = 0;
-    bool present = true;
+    std::atomic<size_t> total_bytes = size_t{1} << 32;
+    std::atomic<size_t> used_bytes = 0;
+    std::atomic<bool> present = true;
 };
 Device& device();
 

@@ -5,13 +5,25 @@
 
 namespace refrag_on_host {
 
-std::unique_ptr<refrag::Backend> open_backend(const OpenOptions& options) {
+namespace {
+
+refrag::cuda_on_host::CudaOptions prepared(const OpenOptions& options) {
     set_seed(options.seed);
     device().total_bytes = device().used_bytes + options.memory_bytes;
     refrag::cuda_on_host::CudaOptions cuda;
     cuda.deterministic = options.deterministic;
     cuda.memory_fraction = options.memory_fraction;
-    return refrag::cuda_on_host::make_cuda_backend(cuda);
+    return cuda;
+}
+
+}  // namespace
+
+std::unique_ptr<refrag::Device> open_device(const OpenOptions& options) {
+    return refrag::cuda_on_host::make_cuda_device(prepared(options));
+}
+
+std::unique_ptr<refrag::Backend> open_backend(const OpenOptions& options) {
+    return refrag::cuda_on_host::make_cuda_backend(prepared(options));
 }
 
 uint64_t kernels_launched() {

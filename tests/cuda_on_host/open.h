@@ -14,6 +14,8 @@ struct OpenOptions {
     double memory_fraction = 0.9;
     uint64_t memory_bytes = uint64_t{1} << 32;  // of the device
 };
+std::unique_ptr<refrag::Device> open_device(const OpenOptions& options = {});
+// A device with one queue, which owns it.
 std::unique_ptr<refrag::Backend> open_backend(const OpenOptions& options = {});
 // Kernels launched so far by this thread.
 uint64_t kernels_launched();

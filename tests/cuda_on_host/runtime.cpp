@@ -2,18 +2,20 @@
 #include "on_host.h"
 
 #include <map>
+#include <mutex>
 
 namespace refrag_on_host {
 namespace {
 
-// Never destroyed: backends of static duration outlive a thread's variables.
+// Of all threads, as a GPU's is. Never destroyed: backends of static duration may end later.
 struct Memory {
     Device device;
+    std::mutex mutex;  // of what follows, and of changing the device's numbers
     std::map<void*, size_t> allocations;
 };
 Memory& memory() {
-    thread_local auto* const of_thread = new Memory;
-    return *of_thread;
+    static auto* const of_process = new Memory;
+    return *of_process;
 }
 
 }  // namespace
@@ -25,6 +27,7 @@ Device& device() {
 cudaError_t cudaMallocAsync(void** data, size_t bytes, cudaStream_t) {
     Device& d = device();
     *data = nullptr;
+    const std::lock_guard<std::mutex> lock(memory().mutex);
     if (bytes > d.total_bytes - d.used_bytes) return cudaErrorMemoryAllocation;
     // Exactly as many bytes as asked for, so that AddressSanitizer sees the first one beyond.
     if (posix_memalign(data, 256, bytes) != 0) return cudaErrorMemoryAllocation;
@@ -35,6 +38,7 @@ cudaError_t cudaMallocAsync(void** data, size_t bytes, cudaStream_t) {
 }
 
 cudaError_t cudaFreeAsync(void* data, cudaStream_t) {
+    const std::lock_guard<std::mutex> lock(memory().mutex);
     const auto at = memory().allocations.find(data);
     if (at == memory().allocations.end()) return cudaErrorInvalidValue;
     device().used_bytes -= at->second;

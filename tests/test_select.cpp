@@ -108,3 +108,21 @@ TEST_CASE("plan_selections: every policy at every p, none and all once, p = 0 on
     CHECK(contains(error_of([&] { plan({1.5}, {model}); }), "from 0 to 1"));
     CHECK(contains(error_of([&] { plan({0.1}, {all, all}); }), "found \"all\" twice"));
 }
+
+TEST_CASE("policy recent expands the last chunks, without scores") {
+    CHECK(select_chunks(SelectPolicy::recent, {}, 5, 2, 9) ==
+          std::vector<bool>{false, false, false, true, true});
+    CHECK(select_chunks(SelectPolicy::recent, {}, 3, 0, 9) == std::vector<bool>(3, false));
+    CHECK(select_chunks(SelectPolicy::recent, {}, 3, 3, 9) == std::vector<bool>(3, true));
+}
+
+TEST_CASE("the words of --policy and --unexpanded") {
+    CHECK(select_policy_names("|") == "model|none|all|random|bm25|recent|perplexity-asc|perplexity-desc");
+    for (const char* name : {"bm25", "recent"})
+        CHECK(std::string(select_policy_name(parse_select_policy(name))) == name);
+    CHECK(contains(error_of([] { parse_select_policy("bm26"); }), "bm25, recent"));
+    CHECK(parse_unexpanded("compress") == Unexpanded::compress);
+    CHECK(parse_unexpanded("drop") == Unexpanded::drop);
+    CHECK(error_of([] { parse_unexpanded("keep"); }) ==
+          "unexpanded: expected compress or drop; found \"keep\"");
+}

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "cpu/cpu_backend.h"
+#include "refrag/select.h"
 #if defined(REFRAG_WITH_CUDA)
 #include "cuda/cuda_backend.h"
 #endif
@@ -43,7 +44,7 @@ void add_model_option(CLI::App& app, std::string& model_dir) {
 CLI::Option* add_policy_option(CLI::App& app, std::string& policy) {
     return app.add_option("--policy", policy, "Which chunks are expanded; none and all overrule -p")
         ->capture_default_str()
-        ->type_name("model|none|all|random|perplexity-asc|perplexity-desc");
+        ->type_name(select_policy_names("|"));
 }
 
 void add_device_options(CLI::App& app, DeviceOptions& options) {

@@ -19,10 +19,11 @@ void add_eval(CLI::App& app) {
 void add_policy_list_option(CLI::App& app, std::vector<std::string>& policies) {
     app.add_option(
            "--policy", policies,
-           "Comma list of model, none, all, random, perplexity-asc, perplexity-desc: which chunks are "
-           "expanded. None and all overrule -p; at -p 0 the first has the only row. Rows of further "
-           "ones are compared with the first's, pair by pair: mean difference, half width of its 95% "
-           "interval")
+           "Comma list of " + select_policy_names(", ") +
+               ": which chunks are expanded. None and all overrule -p; at -p 0 the first has the only row. "
+               "Rows of further ones are compared with the first's, pair by pair: mean difference, half "
+               "width "
+               "of its 95% interval")
         ->capture_default_str()
         ->delimiter(',')
         ->type_name("LIST");

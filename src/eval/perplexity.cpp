@@ -107,7 +107,8 @@ class WindowScorer {
         const int64_t n_chunks = std::ssize(chunks);
         const int64_t wanted = n_expand(*planned.row.expand_fraction, n_chunks);
         std::vector<float> scores;
-        if (wanted == 0 || wanted == n_chunks || planned.policy == SelectPolicy::random) {
+        if (wanted == 0 || wanted == n_chunks || planned.policy == SelectPolicy::random ||
+            planned.policy == SelectPolicy::recent) {
             // The choice needs no scores.
         } else if (planned.policy == SelectPolicy::model) {
             scores = model_.policy().logits(*backend_, chunk_emb, Tensor{}, arena_);
@@ -250,6 +251,11 @@ void check_perplexity_options(const PerplexityOptions& options) {
     for (const int32_t k : options.chunk_lens)
         REFRAG_CHECK(k >= 1, Status::usage, "chunk length: expected at least 1, found ", k);
     plan_selections(options.expand_fractions, options.policies);  // refuses what makes no sense in them
+    for (const SelectPolicy policy : options.policies) {
+        REFRAG_CHECK(policy != SelectPolicy::bm25, Status::usage,
+                     "policy bm25: a window of text has no question whose words could choose; expected one "
+                     "of the others here (eval qa has questions)");
+    }
 }
 
 std::vector<PerplexityRow> evaluate_perplexity(const Model& model, std::string_view text,

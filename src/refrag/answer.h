@@ -54,7 +54,7 @@ struct ChunkReport {
     size_t begin = 0;    // byte span in the passage's text (title included)
     size_t end = 0;
     size_t n_tokens = 0;
-    std::optional<float> logit;  // of the policy network, or the score of a perplexity policy
+    std::optional<float> logit;  // of the policy network, or another policy's score
     bool expanded = false;
     bool cached = false;   // had its embedding before this question
     int32_t position = 0;  // first position in the decoder

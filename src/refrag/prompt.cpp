@@ -1,6 +1,7 @@
 // See prompt.h. make_prompt() is the path of a request in the order of the paper's Figure 1.
 #include "refrag/prompt.h"
 
+#include "refrag/bm25.h"
 #include "refrag/scoring.h"
 #include "refrag/timer.h"
 
@@ -84,6 +85,19 @@ std::vector<float> policy_logits(Backend& backend, const Model& model, PassageRe
     return model.policy().logits(backend, chunk_emb, question_emb, arena);
 }
 
+// Of every chunk, by the words of the question.
+std::vector<float> word_scores(PassageRefs passages, std::string_view question) {
+    std::vector<std::string> contents;  // what the chunks' spans are of
+    for (const ContextPassage* passage : passages) contents.push_back(passage->passage().content());
+    std::vector<ChunkedText> texts;
+    for (size_t p = 0; p < passages.size(); ++p) {
+        ChunkedText& text = texts.emplace_back();
+        text.text = contents[p];
+        for (const Chunk& chunk : passages[p]->chunks()) text.chunk_ends.push_back(chunk.end);
+    }
+    return bm25_scores(texts, question);
+}
+
 std::vector<bool> sense(Backend& backend, const Model& model, PassageRefs passages, std::string_view question,
                         const AnswerOptions& options, Arena& arena, Answer& answer) {
     const int64_t n_chunks = std::ssize(answer.chunks);
@@ -106,9 +120,16 @@ std::vector<bool> sense(Backend& backend, const Model& model, PassageRefs passag
                 scores = mean_nll_alone(backend, model, ids, arena);
             }
             break;
+        case SelectPolicy::bm25:
+            if (!known || options.want_logits) {
+                const StageTimer timer(answer.times.sense);
+                scores = word_scores(passages, question);
+            }
+            break;
         case SelectPolicy::none:
         case SelectPolicy::all:
         case SelectPolicy::random:
+        case SelectPolicy::recent:
             break;
     }
     const StageTimer timer(answer.times.sense);

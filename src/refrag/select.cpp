@@ -14,11 +14,13 @@
 namespace refrag {
 namespace {
 
-constexpr std::array<std::pair<const char*, SelectPolicy>, 6> kPolicies = {{
+constexpr std::array<std::pair<const char*, SelectPolicy>, 8> kPolicies = {{
     {"model", SelectPolicy::model},
     {"none", SelectPolicy::none},
     {"all", SelectPolicy::all},
     {"random", SelectPolicy::random},
+    {"bm25", SelectPolicy::bm25},
+    {"recent", SelectPolicy::recent},
     {"perplexity-asc", SelectPolicy::perplexity_asc},
     {"perplexity-desc", SelectPolicy::perplexity_desc},
 }};
@@ -33,12 +35,10 @@ void check_distinct(std::span<const SelectPolicy> policies) {
 }  // namespace
 
 SelectPolicy parse_select_policy(const std::string& name) {
-    std::string allowed;
     for (const auto& [word, policy] : kPolicies) {
         if (name == word) return policy;
-        allowed += str(allowed.empty() ? "" : ", ", word);
     }
-    fail(Status::usage, "policy: expected one of ", allowed, "; found \"", name, "\"");
+    fail(Status::usage, "policy: expected one of ", select_policy_names(", "), "; found \"", name, "\"");
 }
 
 const char* select_policy_name(SelectPolicy policy) {
@@ -46,6 +46,23 @@ const char* select_policy_name(SelectPolicy policy) {
         if (value == policy) return word;
     }
     return "?";
+}
+
+std::string select_policy_names(const char* separator) {
+    std::string names;
+    for (const auto& [word, policy] : kPolicies) names += str(names.empty() ? "" : separator, word);
+    return names;
+}
+
+Unexpanded parse_unexpanded(const std::string& name) {
+    for (const Unexpanded unexpanded : {Unexpanded::compress, Unexpanded::drop}) {
+        if (name == unexpanded_name(unexpanded)) return unexpanded;
+    }
+    fail(Status::usage, "unexpanded: expected compress or drop; found \"", name, "\"");
+}
+
+const char* unexpanded_name(Unexpanded unexpanded) {
+    return unexpanded == Unexpanded::compress ? "compress" : "drop";
 }
 
 std::vector<SelectPolicy> parse_select_policies(const std::vector<std::string>& names) {
@@ -104,6 +121,11 @@ std::vector<bool> select_chunks(SelectPolicy policy, std::span<const float> scor
                                 int64_t n, uint64_t seed) {
     if (n == 0 || n == n_chunks) return std::vector<bool>(static_cast<size_t>(n_chunks), n != 0);
     if (policy == SelectPolicy::random) return select_random(n_chunks, n, seed);
+    if (policy == SelectPolicy::recent) {
+        std::vector<bool> chosen(static_cast<size_t>(n_chunks), false);
+        std::fill(chosen.end() - n, chosen.end(), true);
+        return chosen;
+    }
     REFRAG_DCHECK(static_cast<int64_t>(scores.size()) == n_chunks);
     if (policy != SelectPolicy::perplexity_asc) return select_largest(scores, n);
     std::vector<float> negated(scores.begin(), scores.end());

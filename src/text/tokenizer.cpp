@@ -28,6 +28,28 @@ class Tokenizer::Passage {
         if (!text_.empty()) spans_.push_back({0, text_.size(), -1});
     }
 
+    // Cuts out the first pass's added tokens, part by part; the parts' texts are valid UTF-8 and together the
+    // original. The rest of neighbouring parts is one stretch again.
+    void cut_out_of_parts(const AddedTokenMatcher& matcher, std::span<const TextPart> parts) {
+        std::vector<TextSpan> found;
+        size_t begin = 0;
+        for (const TextPart& part : parts) {
+            const size_t end = begin + part.text.size();
+            if (part.id)
+                found.push_back({begin, end, *part.id});
+            else if (begin < end)
+                matcher.split(text_, begin, end, part.parse_special, found);
+            begin = end;
+        }
+        spans_.clear();
+        for (const TextSpan& span : found) {
+            if (span.id < 0 && !spans_.empty() && spans_.back().id < 0)
+                spans_.back().end = span.end;
+            else
+                spans_.push_back(span);
+        }
+    }
+
     std::string_view text() const { return text_; }
     const std::vector<TextSpan>& spans() const { return spans_; }
 
@@ -117,6 +139,12 @@ class Tokenizer::Passage {
 template <typename Emit>
 void Tokenizer::encode_passage(Passage& passage, bool parse_special, Emit&& emit) const {
     passage.cut_out(tables_->raw_added, parse_special);
+    encode_cut(passage, parse_special, emit);
+}
+
+// The same once the first pass's added tokens are cut out.
+template <typename Emit>
+void Tokenizer::encode_cut(Passage& passage, bool parse_special, Emit&& emit) const {
     for (const Rewrite& step : tables_->normalizer) passage.rewrite(step);
     passage.cut_out(tables_->normalized_added, parse_special);
 
@@ -167,6 +195,21 @@ std::vector<int32_t> Tokenizer::encode_ids(std::string_view text, bool parse_spe
     std::vector<int32_t> ids;
     ids.reserve(expected_tokens(text));
     encode_passage(passage, parse_special, [&](int32_t id, size_t, size_t) { ids.push_back(id); });
+    return ids;
+}
+
+std::vector<int32_t> Tokenizer::encode_parts(std::span<const TextPart> parts) const {
+    std::vector<TextPart> clean;  // each by itself, so that their borders stay where they are
+    std::string text;
+    for (const TextPart& part : parts) {
+        clean.push_back({replace_invalid_utf8(part.text), part.parse_special, part.id});
+        text += clean.back().text;
+    }
+    Passage passage(text);
+    std::vector<int32_t> ids;
+    ids.reserve(expected_tokens(text));
+    passage.cut_out_of_parts(tables_->raw_added, clean);
+    encode_cut(passage, false, [&](int32_t id, size_t, size_t) { ids.push_back(id); });
     return ids;
 }
 

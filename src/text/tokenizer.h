@@ -28,6 +28,14 @@ struct Token {
     bool operator==(const Token&) const = default;
 };
 
+// A stretch of a text that is put together. Where parse_special is false, the spelling of a special token in
+// it is ordinary text; where there is an id, the whole text is this token.
+struct TextPart {
+    std::string text;
+    bool parse_special = false;
+    std::optional<int32_t> id;
+};
+
 // Immutable after loading; copies share their tables; const methods may be called from several threads at
 // once.
 class Tokenizer {
@@ -44,6 +52,9 @@ class Tokenizer {
     std::vector<Token> encode(std::string_view text, bool parse_special = false) const;
     // The ids of encode alone.
     std::vector<int32_t> encode_ids(std::string_view text, bool parse_special = false) const;
+    // The ids of all parts as one text: words and merges go across their borders, spellings of added tokens
+    // do not.
+    std::vector<int32_t> encode_parts(std::span<const TextPart> parts) const;
     // Hugging Face's default encode: special tokens are parsed and the post-processor's template is put
     // around; template tokens have empty ranges at 0 or at text.size().
     std::vector<Token> encode_with_special_tokens(std::string_view text) const;
@@ -74,6 +85,8 @@ class Tokenizer {
     class Passage;
     template <typename Emit>
     void encode_passage(Passage& passage, bool parse_special, Emit&& emit) const;
+    template <typename Emit>
+    void encode_cut(Passage& passage, bool parse_special, Emit&& emit) const;
     explicit Tokenizer(std::shared_ptr<const Tables> tables) : tables_(std::move(tables)) {}
     std::shared_ptr<const Tables> tables_;
 };

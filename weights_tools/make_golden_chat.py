@@ -157,7 +157,7 @@ def case_of(family, conversation):
     stretches.append(rest)
     ids = [fast(s, add_special_tokens=False)["input_ids"] for s in stretches]
     if not passages:
-        assert ids == [fast.apply_chat_template(messages, add_generation_prompt=True)]
+        assert ids == [fast.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)]
     token_id = lambda t: None if t is None else fast.convert_tokens_to_ids(t)
     return {"template": template, "format": chat_format, "tokenizer": vocabulary, "bos_id": token_id(bos), "eos_id": token_id(eos), "system": system,
             "turns": turns, "question": question, "passages": len(passages), "text": text, "ids": ids}

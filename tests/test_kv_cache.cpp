@@ -55,7 +55,8 @@ void append(KvCache& kv, int32_t slot, const std::vector<int32_t>& stamps) {
 
 // The stamps of a slot's entries as the ops would find them: by length and page table in device memory. -1
 // where the heads, or K and V, do not agree on an entry; an empty list where they do not agree on the length.
-std::vector<int32_t> stamps_of(const KvCache& kv, int32_t slot) {
+std::vector<int32_t> stamps_of(KvCache& kv, int32_t slot) {
+    kv.reserve(slot, 0);  // what changed is uploaded
     const KvView& view = kv.view();
     std::vector<int32_t> result;
     for (int32_t layer = 0; layer < kLayers; ++layer) {
@@ -166,7 +167,7 @@ TEST_CASE("kv cache: impossible sizes are refused") {
     CHECK(contains(make(1, 1, 0), "found 1 slots of 0"));
     CHECK(contains(make(1, 1, int64_t{INT32_MAX}), "found 1 slots of 2147483647"));
     const std::string pages = make(1024, 4096, 64);
-    CHECK(contains(pages, "34359738368 pages"));
+    CHECK(contains(pages, "2048 blocks of 16777216 pages"));
     CHECK(contains(pages, "2147483647"));
 }
 
@@ -256,4 +257,59 @@ TEST_CASE("kv cache: a random walk agrees with plain lists") {
     }
     for (int32_t s = 0; s < kSlots; ++s) kv.truncate(s, 0);
     CHECK(kv.free_pages() == kSlots * kHeads * 3);
+}
+
+TEST_CASE("kv cache: a pool is as large as it was asked to be, whatever a slot may hold") {
+    constexpr int64_t kWindow = 131072;
+    KvCache kv(cpu(), 4, kLayers, kKvHeads, kHeadDim, kWindow, DType::f32, 8);
+    CHECK(kv.n_pages() == 8 * kHeads);
+    CHECK(kv.device_bytes() == size_t{8 * kHeads} * 2 * kPageEntries * kHeadDim * sizeof(float));
+    append(kv, 0, range(0, 200));  // 7 blocks
+    CHECK(kv.free_blocks() == 1);
+    CHECK(KvCache::blocks_for(200) == 7);
+    append(kv, 1, range(300, 332));
+    CHECK(kv.free_blocks() == 0);
+    const std::string message = error_of([&] { kv.reserve(2, 33); });
+    CHECK(message == "KV cache: 8 pages needed, 0 free of 32");
+    CHECK(kv.length(2) == 0);
+    CHECK(stamps_of(kv, 0) == range(0, 200));
+    CHECK(stamps_of(kv, 1) == range(300, 332));
+    CHECK(kv.length(0, kLayers - 1, kKvHeads - 1) == 200);
+    kv.truncate(0, 0);  // at once
+    CHECK(kv.free_blocks() == 7);
+    append(kv, 2, range(400, 600));
+    CHECK(stamps_of(kv, 2) == range(400, 600));
+}
+
+TEST_CASE("kv cache: blocks that are held outlive their slot and begin another") {
+    KvCache kv(cpu(), 3, kLayers, kKvHeads, kHeadDim, 128, DType::f32, 6);
+    append(kv, 0, range(0, 70));
+    const KvBlock first = kv.hold_block(0, 0);
+    const KvBlock second = kv.hold_block(0, 1);
+    CHECK(kv.is_shared(first));
+    kv.truncate(0, 0);
+    CHECK_FALSE(kv.is_shared(first));
+    CHECK(kv.free_blocks() == 4);
+
+    kv.reserve(1, 40);  // reserved and never written: given back
+    kv.append_block(1, first);
+    kv.append_block(1, second);
+    CHECK(kv.length(1) == 64);
+    CHECK(kv.free_blocks() == 4);
+    append(kv, 1, range(900, 910));
+    CHECK(stamps_of(kv, 1) == joined(range(0, 64), range(900, 910)));
+    kv.append_block(2, first);
+    append(kv, 2, range(950, 960));
+    CHECK(stamps_of(kv, 2) == joined(range(0, 32), range(950, 960)));
+    // Going back into a held block and writing copies it.
+    kv.truncate(2, 20);
+    append(kv, 2, range(980, 981));
+    CHECK(stamps_of(kv, 2) == joined(range(0, 20), {980}));
+    CHECK(stamps_of(kv, 1) == joined(range(0, 64), range(900, 910)));
+
+    kv.truncate(1, 0);
+    kv.truncate(2, 0);
+    kv.drop_block(first);
+    kv.drop_block(second);
+    CHECK(kv.free_blocks() == 6);
 }

@@ -1,4 +1,5 @@
-// See kv_cache.h. The host's tables are the truth; a slot's rows are uploaded when they change.
+// See kv_cache.h. The host's tables are the truth; a slot's part of the device's is uploaded by the reserve()
+// that follows a change, so that giving pages back needs neither the device nor memory.
 #include "models/kv_cache.h"
 
 #include <algorithm>
@@ -6,33 +7,36 @@
 namespace refrag {
 
 KvCache::KvCache(Backend& backend, int32_t n_slots, int32_t n_layers, int32_t n_kv_heads, int32_t head_dim,
-                 int64_t max_entries, DType dtype)
+                 int64_t max_entries, DType dtype, int64_t n_blocks)
     : backend_(backend),
       n_slots_(n_slots),
       heads_(n_layers * n_kv_heads),
-      max_pages_(static_cast<int32_t>((max_entries + kPageEntries - 1) / kPageEntries)),
-      max_entries_(max_entries),
-      page_cols_(head_dim) {
+      max_pages_(static_cast<int32_t>(blocks_for(max_entries))),
+      max_entries_(max_entries) {
     REFRAG_CHECK(n_slots > 0 && max_entries > 0 && max_entries <= INT32_MAX - kPageEntries, Status::usage,
                  "KV cache: expected at least one slot and 1 to ", INT32_MAX - kPageEntries,
                  " entries, found ", n_slots, " slots of ", max_entries);
-    const int64_t n_pages = static_cast<int64_t>(n_slots_) * heads_ * max_pages_;
-    REFRAG_CHECK(n_pages <= INT32_MAX, Status::out_of_memory, "KV cache: ", n_pages,
-                 " pages are more than the ", INT32_MAX, " that a page table can number");
-    const size_t page_bytes = static_cast<size_t>(2 * kPageEntries * page_cols_) * dtype_bytes(dtype);
-    length_.assign(static_cast<size_t>(n_slots_), 0);
-    page_table_.assign(static_cast<size_t>(n_pages), -1);
+    REFRAG_CHECK(n_blocks >= 0, Status::usage, "KV cache: expected 0 or more blocks, found ", n_blocks);
+    if (n_blocks == 0) n_blocks = int64_t{n_slots} * max_pages_;
+    int64_t n_pages = 0;
+    REFRAG_CHECK(!__builtin_mul_overflow(n_blocks, heads_, &n_pages) && n_pages <= INT32_MAX,
+                 Status::out_of_memory, "KV cache: ", n_blocks, " blocks of ", heads_,
+                 " pages are more than the ", INT32_MAX, " pages that a page table can number");
+    const size_t page_bytes = static_cast<size_t>(2 * kPageEntries * head_dim) * dtype_bytes(dtype);
+    const size_t n_heads = head_row(n_slots_, 0);
+    length_.assign(n_heads, 0);
+    table_.resize(n_heads);
+    changed_.assign(static_cast<size_t>(n_slots_), false);
     references_.assign(static_cast<size_t>(n_pages), 0);
     free_.resize(static_cast<size_t>(n_pages));
     for (int64_t i = 0; i < n_pages; ++i) {
         free_[static_cast<size_t>(i)] = static_cast<int32_t>(n_pages - 1 - i);
     }
+    staged_.resize(static_cast<size_t>(heads_) * static_cast<size_t>(max_pages_));
     pages_ = Buffer(backend_, static_cast<size_t>(n_pages) * page_bytes);
-    const size_t n_lengths = static_cast<size_t>(n_slots_) * static_cast<size_t>(heads_);
-    length_device_ = Buffer(backend_, n_lengths * sizeof(int32_t));
-    page_table_device_ = Buffer(backend_, page_table_.size() * sizeof(int32_t));
-    const std::vector<int32_t> zeros(n_lengths, 0);
-    backend_.upload(length_device_.data(), zeros.data(), n_lengths * sizeof(int32_t));
+    length_device_ = Buffer(backend_, n_heads * sizeof(int32_t));
+    page_table_device_ = Buffer(backend_, n_heads * static_cast<size_t>(max_pages_) * sizeof(int32_t));
+    backend_.upload(length_device_.data(), length_.data(), length_device_.bytes());
     view_ = {pages_.data(),
              dtype,
              static_cast<int32_t*>(length_device_.data()),
@@ -43,106 +47,146 @@ KvCache::KvCache(Backend& backend, int32_t n_slots, int32_t n_layers, int32_t n_
              max_pages_};
 }
 
-int32_t& KvCache::page(int32_t slot, int32_t layer_head, int32_t index) {
-    const int64_t row = static_cast<int64_t>(slot) * heads_ + layer_head;
-    return page_table_[static_cast<size_t>(row * max_pages_ + index)];
+int32_t KvCache::take_page() {
+    const int32_t number = free_.back();
+    free_.pop_back();
+    references_[static_cast<size_t>(number)] = 1;
+    return number;
 }
 
-void KvCache::put_page(int32_t number) {
+void KvCache::put_page(int32_t number) noexcept {
+    // free_ was made with room for every page.
     if (--references_[static_cast<size_t>(number)] == 0) free_.push_back(number);
 }
 
-void KvCache::upload_slot(int32_t slot) {
-    const size_t row = static_cast<size_t>(heads_) * static_cast<size_t>(max_pages_);
-    const size_t begin = static_cast<size_t>(slot) * row;
-    auto* table = static_cast<int32_t*>(page_table_device_.data());
-    backend_.upload(table + begin, page_table_.data() + begin, row * sizeof(int32_t));
+void KvCache::copy_page(int32_t from, int32_t to) {
+    const auto page = [&](int32_t number) {
+        Tensor t{nullptr, view_.dtype, 2 * kPageEntries, view_.head_dim};
+        t.data = static_cast<std::byte*>(pages_.data()) + static_cast<size_t>(number) * t.bytes();
+        return t;
+    };
+    backend_.copy(page(to), page(from));
 }
 
-void KvCache::set_length(int32_t slot, int32_t n) {
-    length_[static_cast<size_t>(slot)] = n;
-    const std::vector<int32_t> lengths(static_cast<size_t>(heads_), n);
-    backend_.upload(view_.length + static_cast<int64_t>(slot) * heads_, lengths.data(),
-                    lengths.size() * sizeof(int32_t));
+void KvCache::set_length(int32_t slot, int32_t n) noexcept {
+    std::fill_n(length_.begin() + static_cast<std::ptrdiff_t>(head_row(slot, 0)), heads_, n);
+    changed_[static_cast<size_t>(slot)] = true;
+}
+
+void KvCache::upload_slot(int32_t slot) {
+    // The columns that the longest head uses: what lies behind them is never read.
+    size_t n_used = 0;
+    for (int32_t h = 0; h < heads_; ++h) n_used = std::max(n_used, pages_of(slot, h).size());
+    auto* const table = static_cast<int32_t*>(page_table_device_.data());
+    const auto row = static_cast<size_t>(max_pages_);
+    std::fill(staged_.begin(), staged_.end(), -1);
+    for (int32_t h = 0; h < heads_; ++h) {
+        const std::vector<int32_t>& pages = pages_of(slot, h);
+        std::copy(pages.begin(), pages.end(), staged_.begin() + static_cast<std::ptrdiff_t>(row) * h);
+    }
+    // Up to the last head's last page in use.
+    const size_t n = n_used == 0 ? 0 : row * static_cast<size_t>(heads_ - 1) + n_used;
+    if (n > 0) backend_.upload(table + head_row(slot, 0) * row, staged_.data(), n * sizeof(int32_t));
+    backend_.upload(view_.length + head_row(slot, 0), length_.data() + head_row(slot, 0),
+                    static_cast<size_t>(heads_) * sizeof(int32_t));
+    changed_[static_cast<size_t>(slot)] = false;
 }
 
 void KvCache::reserve(int32_t slot, int32_t n) {
     const int32_t held = length(slot);
     REFRAG_CHECK(held + static_cast<int64_t>(n) <= max_entries_, Status::runtime, "KV cache: slot ", slot,
                  " holds ", held, " entries and cannot take ", n, " more: its limit is ", max_entries_);
-    if (n == 0) return;
-    const int32_t first = held / kPageEntries;  // the first page that will be written
-    const int32_t last = (held + n - 1) / kPageEntries;
-    const bool first_held = held % kPageEntries != 0;
     // Count before taking anything, so that an error leaves the cache as it was.
+    const auto wanted = static_cast<size_t>(blocks_for(int64_t{held} + n));
+    const auto first = static_cast<size_t>(held / kPageEntries);  // the first page that will be written
     int64_t need = 0;
-    for (int32_t h = 0; h < heads_; ++h) {
-        const bool copies = first_held && references_[static_cast<size_t>(page(slot, h, first))] > 1;
-        for (int32_t i = first; i <= last; ++i) need += page(slot, h, i) < 0 ? 1 : 0;
-        need += copies ? 1 : 0;
+    for (int32_t h = 0; n > 0 && h < heads_; ++h) {
+        const std::vector<int32_t>& pages = pages_of(slot, h);
+        need += std::ssize(pages) < static_cast<int64_t>(wanted) ? static_cast<int64_t>(wanted - pages.size())
+                                                                 : 0;
+        for (size_t i = first; i < std::min(pages.size(), wanted); ++i)
+            need += is_shared_page(pages[i]) ? 1 : 0;
     }
     REFRAG_CHECK(need <= free_pages(), Status::out_of_memory, "KV cache: ", need, " pages needed, ",
-                 free_pages(), " free");
-    if (need == 0) return;
-    for (int32_t h = 0; h < heads_; ++h) {
-        for (int32_t i = first; i <= last; ++i) {
-            int32_t& number = page(slot, h, i);
-            const bool shared = number >= 0 && references_[static_cast<size_t>(number)] > 1;
-            if (number >= 0 && !shared) continue;
-            const int32_t old = number;
-            const int32_t fresh = free_.back();
-            free_.pop_back();
-            references_[static_cast<size_t>(fresh)] = 1;
-            number = fresh;
-            if (shared) {
-                // Given back before the copy, so that a copy that fails loses no page; the other slots that
-                // hold it keep its entries where they are.
+                 free_pages(), " free of ", n_pages());
+    if (need > 0) {
+        for (int32_t h = 0; h < heads_; ++h) pages_of(slot, h).reserve(wanted);
+        changed_[static_cast<size_t>(slot)] = true;
+        for (int32_t h = 0; h < heads_; ++h) {
+            std::vector<int32_t>& pages = pages_of(slot, h);
+            for (size_t i = first; i < std::min(pages.size(), wanted); ++i) {
+                if (!is_shared_page(pages[i])) continue;
+                const int32_t old = pages[i];
+                pages[i] = take_page();
+                // Given back before the copy, so that a copy that fails loses no page; whoever else holds it
+                // keeps its entries where they are.
                 put_page(old);
-                auto* base = static_cast<std::byte*>(pages_.data());
-                Tensor to{nullptr, view_.dtype, 2 * kPageEntries, page_cols_};
-                Tensor from = to;
-                to.data = base + static_cast<size_t>(fresh) * to.bytes();
-                from.data = base + static_cast<size_t>(old) * to.bytes();
-                backend_.copy(to, from);
+                copy_page(old, pages[i]);
             }
+            while (pages.size() < wanted) pages.push_back(take_page());
         }
     }
-    upload_slot(slot);
+    if (changed_[static_cast<size_t>(slot)]) upload_slot(slot);
 }
 
 void KvCache::advance(int32_t slot, int32_t n) {
-    length_[static_cast<size_t>(slot)] += n;
+    for (int32_t h = 0; h < heads_; ++h) length_[head_row(slot, h)] += n;
     REFRAG_DCHECK(length(slot) <= max_entries_);
 }
 
-void KvCache::truncate(int32_t slot, int32_t n) {
-    REFRAG_DCHECK(n >= 0 && n <= length(slot));
-    const int32_t keep = (n + kPageEntries - 1) / kPageEntries;
+void KvCache::truncate(int32_t slot, int32_t n) noexcept {
+    const auto keep = static_cast<size_t>(blocks_for(n));
     for (int32_t h = 0; h < heads_; ++h) {
-        for (int32_t i = keep; i < max_pages_; ++i) {
-            int32_t& number = page(slot, h, i);
-            if (number < 0) break;
-            put_page(number);
-            number = -1;
+        std::vector<int32_t>& pages = pages_of(slot, h);
+        while (pages.size() > keep) {
+            put_page(pages.back());
+            pages.pop_back();
         }
     }
     set_length(slot, n);
-    upload_slot(slot);
 }
 
 void KvCache::share_prefix(int32_t from, int32_t to, int32_t n) {
     REFRAG_DCHECK(length(to) == 0 && n <= length(from) && from != to);
     truncate(to, 0);  // also gives back pages reserved but never written
-    const int32_t n_pages = (n + kPageEntries - 1) / kPageEntries;
+    const auto n_shared = static_cast<size_t>(blocks_for(n));
+    for (int32_t h = 0; h < heads_; ++h) pages_of(to, h).reserve(n_shared);
     for (int32_t h = 0; h < heads_; ++h) {
-        for (int32_t i = 0; i < n_pages; ++i) {
-            const int32_t number = page(from, h, i);
+        for (size_t i = 0; i < n_shared; ++i) {
+            const int32_t number = pages_of(from, h)[i];
             ++references_[static_cast<size_t>(number)];
-            page(to, h, i) = number;
+            pages_of(to, h).push_back(number);
         }
     }
     set_length(to, n);
-    upload_slot(to);
+}
+
+KvBlock KvCache::hold_block(int32_t slot, int32_t index) {
+    REFRAG_DCHECK((index + 1) * kPageEntries <= length(slot));
+    KvBlock block;
+    block.reserve(static_cast<size_t>(heads_));
+    for (int32_t h = 0; h < heads_; ++h) block.push_back(pages_of(slot, h)[static_cast<size_t>(index)]);
+    for (const int32_t number : block) ++references_[static_cast<size_t>(number)];
+    return block;
+}
+
+void KvCache::drop_block(const KvBlock& block) noexcept {
+    for (const int32_t number : block) put_page(number);
+}
+
+void KvCache::append_block(int32_t slot, const KvBlock& block) {
+    const int32_t held = length(slot);
+    REFRAG_DCHECK(held % kPageEntries == 0 && held + kPageEntries <= max_entries_);
+    REFRAG_DCHECK(std::ssize(block) == heads_);
+    const auto at = static_cast<size_t>(held / kPageEntries);
+    for (int32_t h = 0; h < heads_; ++h) pages_of(slot, h).reserve(at + 1);
+    truncate(slot, held);  // also gives back pages reserved but never written
+    for (int32_t h = 0; h < heads_; ++h) {
+        const int32_t number = block[static_cast<size_t>(h)];
+        ++references_[static_cast<size_t>(number)];
+        pages_of(slot, h).push_back(number);
+    }
+    set_length(slot, held + kPageEntries);
 }
 
 }  // namespace refrag

@@ -15,12 +15,12 @@ using namespace refrag_test;
 
 namespace {
 
-std::vector<std::shared_ptr<ContextPassage>> some_passages() {
-    std::vector<std::shared_ptr<ContextPassage>> passages;
+std::vector<std::shared_ptr<SharedPassage>> some_passages(const Model& model) {
+    std::vector<std::shared_ptr<SharedPassage>> passages;
     for (const char* text :
          {"Barrow has a lighthouse. The keeper of the lighthouse of Barrow is Mira Tolland.",
           "Ships carry barley and glass to the far coast."}) {
-        passages.push_back(std::make_shared<ContextPassage>(Passage{"p", "", text}));
+        passages.push_back(std::make_shared<SharedPassage>(model, text));
     }
     return passages;
 }
@@ -33,9 +33,9 @@ std::vector<std::vector<int32_t>> answers(Backend& backend) {
     Engine engine(model, 2, 256);
     for (const double p : {0.0, 0.4, 1.0}) {
         Request request;
-        request.passages = some_passages();
-        request.question =
-            p == 0.0 ? "Where do ships carry barley and glass?" : "Who keeps the lighthouse of Barrow?";
+        request.segments = make_segments(
+            model, {}, some_passages(model),
+            p == 0.0 ? "Where do ships carry barley and glass?" : "Who keeps the lighthouse of Barrow?");
         request.options.policy = p == 1.0 ? SelectPolicy::all : SelectPolicy::model;
         request.options.expand_fraction = p;
         request.options.max_new_tokens = 6;

@@ -10,7 +10,7 @@
 #include "failing.h"
 #include "golden.h"
 #include "refrag/engine.h"
-#include "refrag/prompt.h"
+#include "refrag/prompt_work.h"
 #include "refrag/scoring.h"
 #include "refrag/session.h"
 
@@ -69,17 +69,21 @@ std::vector<Kind> kinds() {
     return list;
 }
 
-Request request_of(const Kind& kind, const std::vector<std::shared_ptr<ContextPassage>>& passages) {
+using Shared = std::vector<std::shared_ptr<SharedPassage>>;
+
+Request request_of(const Model& model, const Kind& kind, const Shared& passages) {
+    Shared chosen;
+    for (const size_t p : kind.passages) chosen.push_back(passages[p]);
     Request request;
-    for (const size_t p : kind.passages) request.passages.push_back(passages[p]);
-    request.question = kind.question;
+    request.segments = make_segments(model, {}, chosen, kind.question);
     request.options = kind.options;
     return request;
 }
 
-std::vector<std::shared_ptr<ContextPassage>> shared_passages() {
-    std::vector<std::shared_ptr<ContextPassage>> list;
-    for (const Passage& passage : texts()) list.push_back(std::make_shared<ContextPassage>(passage));
+Shared shared_passages(const Model& model) {
+    Shared list;
+    for (const Passage& passage : texts())
+        list.push_back(std::make_shared<SharedPassage>(model, passage.content()));
     return list;
 }
 
@@ -117,7 +121,7 @@ TEST_CASE_FIXTURE(Fixture, "a batch's answers are those of its requests alone, b
     std::vector<Answer> alone;
     std::map<FinishReason, int> reasons;
     for (const Kind& kind : list) {
-        std::vector<ContextPassage> passages;  // nothing shared, nothing cached
+        std::vector<Passage> passages;  // nothing shared, nothing cached
         for (const size_t p : kind.passages) passages.emplace_back(texts()[p]);
         Session session(model, kContext);
         alone.push_back(session.answer(passages, kind.question, kind.options));
@@ -132,10 +136,10 @@ TEST_CASE_FIXTURE(Fixture, "a batch's answers are those of its requests alone, b
     for (const int32_t n_slots : {1, 3, 8, 24}) {
         CAPTURE(n_slots);
         Engine engine(model, n_slots, kContext);
-        const auto passages = shared_passages();
+        const auto passages = shared_passages(model);
         std::vector<std::string> streamed(list.size());
         for (size_t i = 0; i < list.size(); ++i) {
-            Request request = request_of(list[i], passages);
+            Request request = request_of(model, list[i], passages);
             request.sink = [&streamed, i](std::string_view piece) { streamed[i] += piece; };
             CHECK(engine.submit(std::move(request)) == i);
         }
@@ -157,8 +161,8 @@ TEST_CASE_FIXTURE(Fixture, "every request gives one result, and passages are enc
     Engine engine(model, 4);
     const std::vector<Kind> list = kinds();
     {
-        const auto passages = shared_passages();
-        for (const Kind& kind : list) engine.submit(request_of(kind, passages));
+        const auto passages = shared_passages(model);
+        for (const Kind& kind : list) engine.submit(request_of(model, kind, passages));
         const std::map<uint64_t, Result> results = run_all(engine);
         REQUIRE(results.size() == list.size());
         CHECK(results.at(0).answer.n_cached == 0);
@@ -170,31 +174,31 @@ TEST_CASE_FIXTURE(Fixture, "every request gives one result, and passages are enc
 }
 
 TEST_CASE_FIXTURE(Fixture, "a request that fails leaves the others alone") {
-    const auto passages = shared_passages();
+    const auto passages = shared_passages(model);
     const std::vector<Kind> list = kinds();
     std::map<uint64_t, Result> expected;
     {
         Engine engine(model, 2, 150);
-        engine.submit(request_of(list[0], passages));
-        engine.submit(request_of(list[1], passages));
+        engine.submit(request_of(model, list[0], passages));
+        engine.submit(request_of(model, list[1], passages));
         expected = run_all(engine);
     }
     Engine engine(model, 3, 150);
-    engine.submit(request_of(list[0], passages));
-    Request too_long = request_of(list[0], passages);
-    for (int i = 0; i < 60; ++i) too_long.passages.push_back(passages[0]);
+    engine.submit(request_of(model, list[0], passages));
+    Request too_long = request_of(model, list[0], passages);
+    for (int i = 0; i < 60; ++i) too_long.segments.emplace_back(PassageSegment{passages[0]});
     const uint64_t long_id = engine.submit(std::move(too_long));
-    Request broken = request_of(list[2], passages);
+    Request broken = request_of(model, list[2], passages);
     broken.options.stop.clear();
     int pieces = 0;
     broken.sink = [&](std::string_view) {
         if (++pieces == 3) fail(Status::runtime, "the client has gone");
     };
     const uint64_t broken_id = engine.submit(std::move(broken));
-    Request no_memory = request_of(list[4], passages);
+    Request no_memory = request_of(model, list[4], passages);
     no_memory.sink = [](std::string_view) { throw std::bad_alloc(); };
     const uint64_t no_memory_id = engine.submit(std::move(no_memory));
-    const uint64_t last_id = engine.submit(request_of(list[1], passages));
+    const uint64_t last_id = engine.submit(request_of(model, list[1], passages));
     const std::map<uint64_t, Result> results = run_all(engine);
     REQUIRE(results.size() == 5);
     CHECK(contains(results.at(long_id).error->message(), "leaves no room for an answer in a context of 150"));
@@ -207,15 +211,14 @@ TEST_CASE_FIXTURE(Fixture, "a request that fails leaves the others alone") {
 }
 
 TEST_CASE_FIXTURE(Fixture, "a cancelled request gives no result and its slot is free at once") {
-    const auto passages = shared_passages();
+    const auto passages = shared_passages(model);
     Engine engine(model, 1);
     AnswerOptions endless;
     endless.max_new_tokens = -1;
     endless.ignore_eos = true;
     const auto submit = [&] {
         Request request;
-        request.passages = {passages[0]};
-        request.question = "Why?";
+        request.segments = make_segments(model, {}, std::span(passages).first(1), "Why?");
         request.options = endless;
         return engine.submit(std::move(request));
     };
@@ -240,17 +243,18 @@ TEST_CASE_FIXTURE(Fixture, "most_positions is never less than a prompt takes, an
     const std::vector<Kind> list = kinds();
     for (const double p : {0.0, 0.05, 0.3, 0.5, 0.99, 1.0}) {
         for (const Kind& kind : list) {
-            std::vector<ContextPassage> passages;
+            std::vector<Passage> passages;
             for (const size_t t : kind.passages) passages.emplace_back(texts()[t]);
-            std::vector<ContextPassage*> refs;
-            for (ContextPassage& passage : passages) refs.push_back(&passage);
+            PassageCache cache;
+            const std::vector<Segment> segments =
+                make_segments(model, {}, share_passages(model, passages, cache), kind.question);
             AnswerOptions options = kind.options;
             options.expand_fraction = p;
-            const int64_t most = most_positions(model, refs, kind.question, options);
+            const int64_t most = most_positions(model, segments, options);
             Arena arena(backend);
             Answer answer;
-            make_prompt(backend, model, refs, kind.question, options, model.decoder().config().max_seq_len,
-                        arena, answer);
+            make_prompt(backend, model, segments, options, model.decoder().config().max_seq_len, arena,
+                        answer);
             CHECK(static_cast<int64_t>(answer.positions) <= most);
             if (p == 0.0 || p == 1.0) CHECK(static_cast<int64_t>(answer.positions) == most);
         }

@@ -80,8 +80,8 @@ TEST_CASE("assembly keeps the order and counts positions over the mixed rows") {
     input.add_chunk(a, false);
     input.add_tokens(std::vector<int32_t>{30, 31});
     CHECK(input.source == std::vector<int32_t>{1, -1, 20, 21, -2, 30, 31});
-    CHECK(input.slot_chunk == std::vector<int32_t>{0, 2});
+    CHECK(input.row_chunk == std::vector<int32_t>{0, 2});
     CHECK(input.chunk_position == std::vector<int32_t>{1, 2, 4});
-    CHECK(input.chunk_rows == std::vector<int32_t>{1, 2, 1});
+    CHECK(input.chunk_n_positions == std::vector<int32_t>{1, 2, 1});
     CHECK(input.plain_tokens == 11);
 }

@@ -80,7 +80,7 @@ TEST_CASE("run answers, streams to standard output, and explains every chunk") {
         const Json chunk = chunks.at(i);
         chunk.get_number("logit");
         expanded += chunk.get_bool("expanded") ? 1 : 0;
-        CHECK(chunk.get_int("slots") == (chunk.get_bool("expanded") ? chunk.get_int("tokens") : 1));
+        CHECK(chunk.get_int("n_positions") == (chunk.get_bool("expanded") ? chunk.get_int("tokens") : 1));
         if (chunk.get_string("document") == "a") first_document += chunk.get_string("text");
     }
     CHECK(first_document == "Hill\nThe old mill stands on a hill.");

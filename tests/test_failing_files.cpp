@@ -35,9 +35,8 @@ class Place {
     std::string result() const { return dir_.file("result.json"); }
     // Loads, answers, writes; the answer's ids.
     std::vector<int32_t> run() const {
-        std::vector<ContextPassage> passages;
-        for (Passage& passage : read_passages(dir_.file("passages.jsonl")))
-            passages.emplace_back(std::move(passage));
+        std::vector<Passage> passages;
+        passages = read_passages(dir_.file("passages.jsonl"));
         const Model model_(cpu().device(), model());
         Session session(model_);
         AnswerOptions options;

@@ -148,20 +148,20 @@ TEST_CASE(
     options.max_new_tokens = 3;
     options.want_logits = true;
     const auto read = [] {
-        std::vector<ContextPassage> passages;
-        for (Passage& passage : parse_passages(passages_text, "p")) passages.emplace_back(std::move(passage));
+        std::vector<Passage> passages;
+        passages = parse_passages(passages_text, "p");
         return passages;
     };
-    const auto ids_of_answer = [&](Session& session, std::vector<ContextPassage>& passages) {
+    const auto ids_of_answer = [&](Session& session, std::vector<Passage>& passages) {
         return session.answer(passages, "Where?", options).ids;
     };
-    const auto with_chunk_len = [&](int32_t k, Session& session, std::vector<ContextPassage>& passages) {
+    const auto with_chunk_len = [&](int32_t k, Session& session, std::vector<Passage>& passages) {
         options.chunk_len = k;
         return ids_of_answer(session, passages);
     };
     std::vector<int32_t> expected[2];
     for (const int32_t k : {4, 8}) {
-        std::vector<ContextPassage> passages = read();
+        std::vector<Passage> passages = read();
         Session session(model);
         expected[k / 8] = with_chunk_len(k, session, passages);
     }
@@ -177,7 +177,7 @@ TEST_CASE(
                 n += from_then_on ? 3 : 1 + n / 300;
                 const int64_t live = live_allocations();
                 {
-                    std::vector<ContextPassage> passages = read();
+                    std::vector<Passage> passages = read();
                     Session session(model);
                     if (used_before) with_chunk_len(8, session, passages);
                     options.chunk_len = 4;

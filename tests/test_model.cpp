@@ -59,12 +59,11 @@ TEST_CASE("an encoder with its own vocabulary reads each chunk's text through it
 
     Passage passage{"a", "",
                     "Rivers and hills: the caf\xc3\xa9 at the old mill, then the sea and the islands."};
-    std::vector<ContextPassage> passages;
-    passages.emplace_back(passage);
-    passages[0].tokenize(model, model.config().chunk_len);
+    const std::vector<Passage> passages{passage};
+    const CutPassage cut(model, passage.content(), model.config().chunk_len);
     bool differs = false;
     std::string text;
-    for (const Chunk& chunk : passages[0].chunks()) {
+    for (const Chunk& chunk : cut.chunks()) {
         const std::vector<int32_t> inner(chunk.encoder_ids.begin() + 1, chunk.encoder_ids.end() - 1);
         text += model.encoder_vocabulary().own->decode(inner, false);
         differs = differs || inner != chunk.ids;

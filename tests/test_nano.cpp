@@ -5,7 +5,8 @@
 
 #include "golden.h"
 #include "refrag/assemble.h"
-#include "refrag/context.h"
+#include "refrag/passage.h"
+#include "refrag/passages.h"
 #include "refrag/scoring.h"
 #include "refrag/select.h"
 
@@ -16,8 +17,8 @@ namespace {
 // fp32 on both sides, in other orders of summation: a few layers of sums of several hundred terms of order 1.
 constexpr double kBound = 1e-4;
 
-std::vector<ContextPassage> read_golden_passages(const Json& golden) {
-    std::vector<ContextPassage> passages;
+std::vector<Passage> read_golden_passages(const Json& golden) {
+    std::vector<Passage> passages;
     const Json list = golden.get_array("passages");
     for (size_t i = 0; i < list.size(); ++i) {
         passages.emplace_back(
@@ -40,22 +41,21 @@ TEST_CASE("the default model computes what its trainer computes") {
         const Json expected = cases.at(i);
         const auto k = static_cast<int32_t>(expected.get_int("k"));
         CAPTURE(k);
-        std::vector<ContextPassage> passages = read_golden_passages(golden);
+        std::vector<std::shared_ptr<SharedPassage>> passages;
+        for (const Passage& passage : read_golden_passages(golden))
+            passages.push_back(std::make_shared<SharedPassage>(model, passage.content(), k));
         Arena arena(backend);
         std::vector<std::vector<int32_t>> chunk_ids;
-        for (ContextPassage& passage : passages) {
-            passage.tokenize(model, k);
-            for (const Chunk& chunk : passage.chunks()) chunk_ids.push_back(chunk.ids);
+        for (const auto& passage : passages) {
+            for (const Chunk& chunk : passage->cut(model)->chunks()) chunk_ids.push_back(chunk.ids);
         }
         REQUIRE(chunk_ids == refrag_test::id_lists_of(expected.get_array("chunks")));
 
-        encode_chunks(backend, model, passages, {}, arena);
+        encode_passages(backend, model, passages, arena);
         std::vector<float> c;
-        for (const ContextPassage& passage : passages) {
-            for (size_t j = 0; j < passage.chunks().size(); ++j) {
-                const auto c_j = passage.embedding(j);
-                c.insert(c.end(), c_j.begin(), c_j.end());
-            }
+        for (const auto& passage : passages) {
+            const std::vector<float> c_p = passage->encoded()->download(backend);
+            c.insert(c.end(), c_p.begin(), c_p.end());
         }
         CHECK(refrag_test::max_difference(c, values.read_f32(str("chunk_emb.", k))) < kBound);
 
@@ -85,18 +85,19 @@ TEST_CASE("the default model computes what its trainer computes") {
         input.add_token(model.bos_id().value());
         input.add_tokens(piece_ids(t.before));
         size_t index = 0;
-        for (const ContextPassage& passage : passages) {
+        for (const auto& passage : passages) {
             input.add_tokens(piece_ids(t.passage_prefix));
-            for (const Chunk& chunk : passage.chunks()) input.add_chunk(chunk, expanded[index++]);
+            for (const Chunk& chunk : passage->cut(model)->chunks())
+                input.add_chunk(chunk, expanded[index++]);
             input.add_tokens(piece_ids(t.passage_suffix));
         }
         input.add_tokens(piece_ids(t.question_prefix));
         input.add_tokens(model.tokenizer().encode_ids(question));
         input.add_tokens(piece_ids(t.question_suffix));
         CHECK(std::ssize(input.source) == expected.get_int("positions"));
-        const Tensor compressed = arena.tensor(std::ssize(input.slot_chunk), model.d_enc());
+        const Tensor compressed = arena.tensor(std::ssize(input.row_chunk), model.d_enc());
         const Tensor slots = arena.tensor(compressed.rows, model.decoder().config().dim);
-        backend.gather_rows(compressed, chunk_emb, upload_vector(backend, arena, input.slot_chunk));
+        backend.gather_rows(compressed, chunk_emb, upload_vector(backend, arena, input.row_chunk));
         model.projector().forward(backend, slots, compressed, arena);
         KvCache kv = model.decoder().make_kv_cache(backend, 1, std::ssize(input.source));
         const Tensor hidden = prefill(backend, model.decoder(), input.source, slots, kv, 0, 1, arena);

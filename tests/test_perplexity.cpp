@@ -2,6 +2,7 @@
 // every window's figure for the comparison of two runs.
 #include <doctest/doctest.h>
 
+#include <cmath>
 #include <map>
 #include <tuple>
 
@@ -67,31 +68,116 @@ Measured measure(const Model& model, const PerplexityOptions& options) {
 
 }  // namespace
 
-TEST_CASE_FIXTURE(Fixture,
-                  "eval perplexity: contexts have rows of their own, as if each had been asked alone") {
+// The rows' figures by the networks alone: every span and window by the definition, tokens straight into the
+// decoder (golden.h), one log-softmax a target in double.
+TEST_CASE_FIXTURE(Fixture, "eval perplexity: figures are those of the networks on the same spans") {
+    const std::string text = some_text(60);
+    const std::vector<Token> tokens = model.tokenizer().encode(text);
+    const auto n_tokens = std::ssize(tokens);
+    constexpr int64_t kOutput = 8, kLongest = 40, kLimit = 5, kChunk = 8;
     PerplexityOptions options = some_options();
     options.modes = {EvalMode::none, EvalMode::full, EvalMode::last, EvalMode::refrag};
-    options.contexts = {40, 16, 600};  // the last one beyond the decoder's window
-    const Measured together = measure(model, options);
-    REQUIRE(together.rows.size() == 12);
-    for (size_t c = 0; c < 3; ++c) {
-        PerplexityOptions one = options;
-        one.contexts = {options.contexts[c]};
-        const Measured alone = measure(model, one);
-        REQUIRE(alone.rows.size() == 4);
-        for (size_t i = 0; i < 4; ++i) {
-            const PerplexityRow& row = together.rows[c * 4 + i];
-            CHECK(row.context == options.contexts[c]);
-            CHECK(row.mode == alone.rows[i].mode);
-            CHECK(row.log_perplexity == alone.rows[i].log_perplexity);
-            CHECK(row.standard_error == alone.rows[i].standard_error);
-            CHECK(row.share_recovered == alone.rows[i].share_recovered);
-            CHECK(row.n == alone.rows[i].n);
+    options.contexts = {kLongest, 16};
+    options.chunk_lens = {kChunk};
+    options.expand_fractions = {0.0};
+    const Measured measured = measure(model, options);
+    REQUIRE(measured.windows.size() == 8);
+
+    Backend& backend = cpu();
+    Arena arena(backend);
+    Decoder decoder(backend, tiny_refrag_path() + "/decoder");
+    const auto mean_nll = [&](std::vector<int32_t> source, std::span<const Token> targets) {
+        for (const Token& token : targets) source.push_back(token.id);
+        decoder.kv.truncate(0, 0);
+        const std::vector<float> logits = decoder.feed(0, source);
+        double sum = 0.0;
+        for (size_t i = 0; i < targets.size(); ++i) {
+            const auto row = rows_of(logits, decoder.vocab(), source.size() - targets.size() - 1 + i, 1);
+            double total = 0.0;
+            for (const float logit : row) total += std::exp(static_cast<double>(logit));
+            sum += std::log(total) - static_cast<double>(row[static_cast<size_t>(targets[i].id)]);
+        }
+        return sum / static_cast<double>(targets.size());
+    };
+    for (size_t c = 0; c < 2; ++c) {
+        const int64_t context = options.contexts[c];
+        for (int64_t w = 0; w < kLimit; ++w) {
+            // Both contexts have the same spans: those of what has 40 ids before it.
+            const int64_t begin = kLongest + w * (n_tokens - kLongest) / kLimit;
+            REQUIRE(begin + kOutput <= n_tokens);
+            const auto before =
+                std::span(tokens).subspan(static_cast<size_t>(begin - context), static_cast<size_t>(context));
+            const auto targets = std::span(tokens).subspan(static_cast<size_t>(begin), kOutput);
+            const auto with = [&](std::span<const Token> part) {
+                std::vector<int32_t> source{0};  // <s>
+                for (const Token& token : part) source.push_back(token.id);
+                return source;
+            };
+            // Each chunk's own encoder call, then the projector.
+            std::vector<int32_t> compressed{0};
+            std::vector<float> rows;
+            for (int64_t at = 0; at < context; at += kChunk) {
+                std::vector<int32_t> ids{0};  // <s> ids </s>
+                for (int64_t i = at; i < at + kChunk; ++i) ids.push_back(before[static_cast<size_t>(i)].id);
+                ids.push_back(2);
+                const ArenaScope scratch(arena);
+                const Tensor chunk_emb = arena.tensor(1, model.d_enc());
+                const Tensor row = arena.tensor(1, model.decoder().config().dim);
+                model.encoder().encode(backend, std::span(&ids, 1), chunk_emb, arena);
+                model.projector().forward(backend, row, chunk_emb, arena);
+                const std::vector<float> values = download(backend, row);
+                rows.insert(rows.end(), values.begin(), values.end());
+                compressed.push_back(static_cast<int32_t>(-1 - at / kChunk));
+            }
+            const auto window = static_cast<size_t>(w);
+            const auto near = [&](size_t row, double expected) {
+                CAPTURE(context);
+                CAPTURE(row);
+                // Sums of a few hundred float terms in another order.
+                CHECK(std::fabs(measured.windows[c * 4 + row][window] - expected) < 1e-5);
+            };
+            near(0, mean_nll(with({}), targets));
+            near(1, mean_nll(with(before), targets));
+            near(2, mean_nll(with(before.last(static_cast<size_t>(context / kChunk))), targets));
+            decoder.set_slots(rows);
+            near(3, mean_nll(compressed, targets));
+            decoder.set_slots({});
         }
     }
-    CHECK(!together.rows[9].log_perplexity);
-    CHECK(together.rows[11].log_perplexity);
-    CHECK(!together.rows[11].share_recovered);
+    // No context is the same for both, window by window and bit for bit.
+    CHECK(measured.windows[0] == measured.windows[4]);
+    CHECK(measured.windows[1] != measured.windows[5]);
+}
+
+TEST_CASE_FIXTURE(Fixture,
+                  "eval perplexity: spans do not overlap, and without a limit leave no room for one more") {
+    PerplexityOptions options = some_options();
+    options.modes = {EvalMode::none};
+    options.limit = 0;
+    const auto n_tokens = std::ssize(model.tokenizer().encode(some_text(60)));
+    const Measured all = measure(model, options);
+    CHECK(all.rows[0].n == (n_tokens - 40) / 8);
+    CHECK(std::ssize(all.windows[0]) == all.rows[0].n);
+    options.limit = 1 << 20;
+    CHECK(measure(model, options).windows == all.windows);
+}
+
+TEST_CASE_FIXTURE(Fixture,
+                  "eval perplexity: a context beyond the decoder's window has rows without figures") {
+    PerplexityOptions options = some_options();
+    options.modes = {EvalMode::none, EvalMode::full, EvalMode::last, EvalMode::refrag};
+    options.contexts = {600, 16};
+    const Measured together = measure(model, options);
+    REQUIRE(together.rows.size() == 8);
+    CHECK(together.rows[0].log_perplexity);
+    CHECK(!together.rows[1].log_perplexity);
+    CHECK(together.rows[3].log_perplexity);
+    CHECK(!together.rows[3].share_recovered);
+    CHECK(together.rows[7].share_recovered);
+    // The longest alone has the same spans.
+    options.contexts = {600};
+    const Measured alone = measure(model, options);
+    for (size_t i = 0; i < 4; ++i) CHECK(together.rows[i].log_perplexity == alone.rows[i].log_perplexity);
 }
 
 TEST_CASE_FIXTURE(Fixture, "eval perplexity: policies are compared with the first, window by window") {

@@ -6,7 +6,7 @@
 
 #include "golden.h"
 #include "refrag/engine.h"
-#include "refrag/prompt.h"
+#include "refrag/prompt_work.h"
 #include "refrag/session.h"
 
 using namespace refrag;
@@ -18,8 +18,8 @@ struct Fixture {
     Model model{cpu().device(), tiny_refrag_path()};
 };
 
-std::vector<ContextPassage> some_passages() {
-    std::vector<ContextPassage> passages;
+std::vector<Passage> some_passages() {
+    std::vector<Passage> passages;
     passages.emplace_back(Passage{"a", "Hill", "The old mill stands on a hill above the river."});
     passages.emplace_back(Passage{"b", "", "A red lantern hangs over the door; owners light it."});
     return passages;
@@ -36,28 +36,28 @@ struct Made {
     std::unique_ptr<Backend> backend;  // outlives the memory of the prompt
     Prompt prompt;
     Answer answer;
-    std::vector<ContextPassage> passages = some_passages();
+    std::vector<Passage> passages = some_passages();
 };
 
 Made make(const Model& model, SelectPolicy policy, double p, std::span<const Turn> history) {
     Made made;
-    std::vector<ContextPassage*> refs;
-    for (ContextPassage& passage : made.passages) refs.push_back(&passage);
+    PassageCache cache;
+    const std::vector<Segment> segments = make_segments(
+        model, history, share_passages(model, made.passages, cache), "What hangs over the door?");
     AnswerOptions options;
     options.policy = policy;
     options.expand_fraction = p;
     options.want_logits = true;
     made.backend = model.device().make_backend();
     Arena arena(*made.backend);
-    made.prompt = make_prompt(*made.backend, model, refs, "What hangs over the door?", options, 512, arena,
-                              made.answer, history);
-    const int64_t most = most_positions(model, refs, "What hangs over the door?", options, history);
+    made.prompt = make_prompt(*made.backend, model, segments, options, 512, arena, made.answer);
+    const int64_t most = most_positions(model, segments, options);
     CHECK(static_cast<int64_t>(made.answer.positions) <= most);
     if (p == 0.0 || p == 1.0) CHECK(static_cast<int64_t>(made.answer.positions) == most);
     return made;
 }
 
-// The rows by hand, with the tiny model's template: what was expanded as tokens, the rest as slots.
+// The rows by hand, with the tiny model's template: what was expanded as tokens, the rest as chunk rows.
 std::vector<int32_t> by_hand(const Model& model, const Made& made, bool question_first) {
     std::vector<int32_t> rows{0};  // <s>
     const auto add = [&](const std::string& text, bool special) {
@@ -79,14 +79,15 @@ std::vector<int32_t> by_hand(const Model& model, const Made& made, bool question
     };
     if (question_first) add_conversation();
     size_t i = 0;
-    int32_t slot = 0;
-    for (const ContextPassage& passage : made.passages) {
+    int32_t row = 0;
+    for (const Passage& passage : made.passages) {
         add("- ", true);
-        for (const Chunk& chunk : passage.chunks()) {
+        const CutPassage cut(model, passage.content(), made.answer.chunk_len);
+        for (const Chunk& chunk : cut.chunks()) {
             if (made.answer.chunks[i++].expanded) {
                 rows.insert(rows.end(), chunk.ids.begin(), chunk.ids.end());
             } else {
-                rows.push_back(-1 - slot++);
+                rows.push_back(-1 - row++);
             }
         }
         add("\n", true);
@@ -130,8 +131,10 @@ TEST_CASE_FIXTURE(Fixture,
         CHECK(*with.answer.chunks[i].logit == *without.answer.chunks[i].logit);
         CHECK(with.answer.chunks[i].expanded == without.answer.chunks[i].expanded);
     }
-    const std::vector<int32_t> alone = conversation_ids(model, {}, "What hangs over the door?");
-    const std::vector<int32_t> all = conversation_ids(model, some_turns(), "What hangs over the door?");
+    const std::vector<int32_t> alone =
+        token_ids(model, conversation_segments(model, {}, "What hangs over the door?"));
+    const std::vector<int32_t> all =
+        token_ids(model, conversation_segments(model, some_turns(), "What hangs over the door?"));
     CHECK(with.answer.positions == without.answer.positions + all.size() - alone.size());
     CHECK(with.answer.plain_tokens == without.answer.plain_tokens + all.size() - alone.size());
     CHECK(std::equal(alone.rbegin(), alone.rend(), all.rbegin()));
@@ -142,7 +145,7 @@ TEST_CASE_FIXTURE(Fixture, "history: an engine reads a request's, a session what
     options.max_new_tokens = 12;
     options.expand_fraction = 0.3;
     const std::string question = "What hangs over the door?";
-    std::vector<ContextPassage> passages = some_passages();
+    std::vector<Passage> passages = some_passages();
     Session session(model);
     const Answer said = session.answer(passages, question, options, {}, some_turns());
     CHECK(said.positions == make(model, SelectPolicy::model, 0.3, some_turns()).answer.positions);
@@ -150,10 +153,9 @@ TEST_CASE_FIXTURE(Fixture, "history: an engine reads a request's, a session what
     Engine engine(model, 2);
     for (const bool with_history : {true, false}) {
         Request request;
-        for (const ContextPassage& passage : some_passages())
-            request.passages.push_back(std::make_shared<ContextPassage>(passage));
-        if (with_history) request.history = some_turns();
-        request.question = question;
+        PassageCache cache;
+        request.segments = make_segments(model, with_history ? some_turns() : std::vector<Turn>{},
+                                         share_passages(model, some_passages(), cache), question);
         request.options = options;
         engine.submit(std::move(request));
     }

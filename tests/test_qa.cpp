@@ -121,7 +121,7 @@ TEST_CASE("eval qa: every answer is what a fresh session says over the same pass
         CAPTURE(i);
         const size_t q = i / result.rows.size();
         const QaRow& row = result.rows[i % result.rows.size()];
-        std::vector<ContextPassage> passages;
+        std::vector<Passage> passages;
         if (row.distractors) {
             const auto n = static_cast<size_t>(*row.distractors);
             for (const size_t p : place_gold(data, q, draw_distractors(data, q, n, 4), n, 4))
@@ -192,14 +192,14 @@ TEST_CASE("eval qa: what is counted before is what a session then takes") {
         QaOptions options;
         options.modes = {QaMode::refrag};
         options.expand_fractions = {p};
-        std::vector<ContextPassage> passages;
+        std::vector<Passage> passages;
         passages.emplace_back(data.passages[0]);
         AnswerOptions one;
         one.max_new_tokens = 1;
         one.expand_fraction = p;
         Session session(model);
         const Answer answer = session.answer(passages, question, one);
-        const size_t k = passages[0].chunks()[0].ids.size();
+        const size_t k = answer.chunks[0].n_tokens;
         const auto& last = answer.chunks.back();
         // What the choice of a shorter last chunk saves.
         const int64_t saved = last.expanded && answer.n_expanded < answer.chunks.size()

@@ -147,7 +147,7 @@ TEST_CASE("eval qa: every turn is asked after the earlier ones and their first a
         const QaRow& row = said[i].row;
         // All turns of a line read the same passages in the same order: those of its first.
         const size_t first = q + 1 - question.turn;
-        std::vector<ContextPassage> passages;
+        std::vector<Passage> passages;
         if (row.distractors) {
             const auto n = static_cast<size_t>(*row.distractors);
             for (const size_t p : place_gold(data, first, draw_distractors(data, first, n, 5), n, 5))

@@ -24,8 +24,8 @@ struct Fixture {
     Model model{backend->device(), refrag_test::repo_path("tests/golden/tiny-refrag")};
 };
 
-std::vector<ContextPassage> some_passages() {
-    std::vector<ContextPassage> passages;
+std::vector<Passage> some_passages() {
+    std::vector<Passage> passages;
     passages.emplace_back(Passage{"a", "Hill", "The old mill stands on a hill above the river."});
     passages.emplace_back(
         Passage{"b", "", "A red lantern hangs over the door; caf\xc3\xa9 owners light it."});
@@ -43,7 +43,7 @@ AnswerOptions options_with(SelectPolicy policy, double p) {
 }
 
 // The ids of the whole prompt as plain tokens, by the rules of the template.
-std::vector<int32_t> full_context_ids(const Model& model, const std::vector<ContextPassage>& passages,
+std::vector<int32_t> full_context_ids(const Model& model, const std::vector<Passage>& passages,
                                       const std::string& question) {
     std::vector<int32_t> ids;
     const auto add = [&](const std::string& text, bool parse_special) {
@@ -53,9 +53,9 @@ std::vector<int32_t> full_context_ids(const Model& model, const std::vector<Cont
     const PromptTemplate& t = model.config().prompt;
     if (model.bos_id()) ids.push_back(*model.bos_id());
     add(t.before, true);
-    for (const ContextPassage& passage : passages) {
+    for (const Passage& passage : passages) {
         add(t.passage_prefix, true);
-        add(passage.passage().content(), false);
+        add(passage.content(), false);
         add(t.passage_suffix, true);
     }
     add(t.question_prefix, true);
@@ -87,7 +87,7 @@ std::vector<int32_t> greedy(const Model& model, std::vector<int32_t> ids, int n)
 }  // namespace
 
 TEST_CASE_FIXTURE(Fixture, "expanding everything is the plain decoder on the same ids") {
-    std::vector<ContextPassage> passages = some_passages();
+    std::vector<Passage> passages = some_passages();
     Session session(model);
     const std::string question = "What hangs over the door?";
     const Answer all = session.answer(passages, question, options_with(SelectPolicy::all, 0.0));
@@ -100,16 +100,16 @@ TEST_CASE_FIXTURE(Fixture, "expanding everything is the plain decoder on the sam
     // p = 1 with any policy is the same.
     CHECK(session.answer(passages, question, options_with(SelectPolicy::model, 1.0)).ids == all.ids);
     // The full context encodes nothing.
-    std::vector<ContextPassage> fresh = some_passages();
+    std::vector<Passage> fresh = some_passages();
     AnswerOptions plain = options_with(SelectPolicy::all, 1.0);
-    session.answer(fresh, question, plain);
-    for (const ContextPassage& passage : fresh) {
-        for (size_t c = 0; c < passage.chunks().size(); ++c) CHECK(!passage.has_embedding(c));
-    }
+    Session other(model);
+    other.answer(fresh, question, plain);
+    for (const auto& passage : share_passages(model, fresh, other.cache())) CHECK(!passage->encoded());
+    CHECK(other.cache().size() == fresh.size());
 }
 
-TEST_CASE_FIXTURE(Fixture, "expanding nothing leaves one slot a chunk") {
-    std::vector<ContextPassage> passages = some_passages();
+TEST_CASE_FIXTURE(Fixture, "expanding nothing leaves one row a chunk") {
+    std::vector<Passage> passages = some_passages();
     Session session(model);
     const Answer none = session.answer(passages, "Where?", options_with(SelectPolicy::none, 0.7));
     CHECK(none.n_expanded == 0);
@@ -118,7 +118,7 @@ TEST_CASE_FIXTURE(Fixture, "expanding nothing leaves one slot a chunk") {
     int32_t last_position = -1;
     for (const ChunkReport& chunk : none.chunks) {
         CHECK(!chunk.expanded);
-        CHECK(chunk.slots == 1);
+        CHECK(chunk.n_positions == 1);
         CHECK(chunk.position > last_position);
         last_position = chunk.position;
         chunk_tokens += chunk.n_tokens;
@@ -129,7 +129,7 @@ TEST_CASE_FIXTURE(Fixture, "expanding nothing leaves one slot a chunk") {
 
 TEST_CASE_FIXTURE(Fixture, "a cached passage answers as a freshly encoded one, alone or among others") {
     const std::string question = "What do ships carry?";
-    std::vector<ContextPassage> passages = some_passages();
+    std::vector<Passage> passages = some_passages();
     Session session(model);
     const AnswerOptions options = options_with(SelectPolicy::model, 0.3);
     const Answer fresh = session.answer(passages, question, options);
@@ -143,24 +143,22 @@ TEST_CASE_FIXTURE(Fixture, "a cached passage answers as a freshly encoded one, a
         CHECK(cached.chunks[i].expanded == fresh.chunks[i].expanded);
     }
     // Encoded one by one: batch of N = N batches of one, bit for bit.
-    std::vector<ContextPassage> alone = some_passages();
     Arena arena(*backend);
-    for (ContextPassage& passage : alone) {
-        passage.tokenize(model, fresh.chunk_len);
-        for (size_t c = 0; c < passage.chunks().size(); ++c) {
-            std::vector<bool> only(passage.chunks().size(), false);
-            only[c] = true;
-            CHECK(encode_chunks(*backend, model, std::span(&passage, 1), only, arena) == 1);
+    for (const auto& together : share_passages(model, passages, session.cache())) {
+        REQUIRE(together->encoded());
+        const auto cut = together->cut(model);
+        const std::vector<float> kept = together->encoded()->download(*backend);
+        const auto d_enc = static_cast<size_t>(model.d_enc());
+        for (size_t c = 0; c < cut->chunks().size(); ++c) {
+            const ArenaScope scratch(arena);
+            const Tensor one = arena.tensor(1, model.d_enc());
+            model.encoder().encode(*backend, std::span(&cut->chunks()[c].encoder_ids, 1), one, arena);
+            const std::vector<float> alone = refrag_test::download(*backend, one);
+            CHECK(std::equal(alone.begin(), alone.end(),
+                             kept.begin() + static_cast<std::ptrdiff_t>(c * d_enc)));
         }
     }
-    for (size_t p = 0; p < alone.size(); ++p) {
-        for (size_t c = 0; c < alone[p].chunks().size(); ++c) {
-            const auto a = alone[p].embedding(c);
-            const auto b = passages[p].embedding(c);
-            CHECK(std::equal(a.begin(), a.end(), b.begin(), b.end()));
-        }
-    }
-    // Another chunk length throws the chunks away.
+    // Chunks of another length are other chunks.
     AnswerOptions other = options;
     other.chunk_len = 3;
     const Answer rechunked = session.answer(passages, question, other);
@@ -173,13 +171,13 @@ TEST_CASE_FIXTURE(Fixture, "the policy expands its n largest logits, and every p
     for (const SelectPolicy policy : {SelectPolicy::model, SelectPolicy::random, SelectPolicy::perplexity_asc,
                                       SelectPolicy::perplexity_desc}) {
         CAPTURE(select_policy_name(policy));
-        std::vector<ContextPassage> passages = some_passages();
+        std::vector<Passage> passages = some_passages();
         Session session(model);
         AnswerOptions options = options_with(policy, 0.4);
         options.chunk_len = 4;
         const Answer answer = session.answer(passages, question, options);
         CHECK(static_cast<int64_t>(answer.n_expanded) == n_expand(0.4, std::ssize(answer.chunks)));
-        std::vector<ContextPassage> again = some_passages();
+        std::vector<Passage> again = some_passages();
         Session other(model);
         const Answer repeated = other.answer(again, question, options);
         CHECK(repeated.ids == answer.ids);
@@ -200,7 +198,7 @@ TEST_CASE_FIXTURE(Fixture, "the policy expands its n largest logits, and every p
 }
 
 TEST_CASE_FIXTURE(Fixture, "a prompt beyond the context window is refused with both numbers") {
-    std::vector<ContextPassage> passages = some_passages();
+    std::vector<Passage> passages = some_passages();
     Session session(model, 16);
     const std::string message =
         error_of([&] { session.answer(passages, "Where?", options_with(SelectPolicy::all, 1.0)); });
@@ -208,14 +206,14 @@ TEST_CASE_FIXTURE(Fixture, "a prompt beyond the context window is refused with b
     CHECK(contains(message, str("the prompt takes ", tokens, " decoder positions")));
     CHECK(contains(message, "context of 16"));
     // What would not fit even with nothing expanded is refused before anything is encoded.
-    std::vector<ContextPassage> long_ones;
+    std::vector<Passage> long_ones;
     for (int i = 0; i < 20; ++i) long_ones.push_back(some_passages()[0]);
     CHECK(contains(
         error_of([&] { session.answer(long_ones, "Where?", options_with(SelectPolicy::model, 0.3)); }),
         "the prompt takes at least "));
-    for (size_t c = 0; c < long_ones[0].chunks().size(); ++c) CHECK(!long_ones[0].has_embedding(c));
+    CHECK(!share_passages(model, long_ones, session.cache())[0]->encoded());
     // The session still works, and a short context ends the answer.
-    std::vector<ContextPassage> one;
+    std::vector<Passage> one;
     one.emplace_back(Passage{"x", "", "tiny"});
     Session small(model, 32);
     AnswerOptions options = options_with(SelectPolicy::none, 0.0);
@@ -226,7 +224,7 @@ TEST_CASE_FIXTURE(Fixture, "a prompt beyond the context window is refused with b
 }
 
 TEST_CASE_FIXTURE(Fixture, "streamed text is the answer, with one leading space taken off") {
-    std::vector<ContextPassage> passages = some_passages();
+    std::vector<Passage> passages = some_passages();
     Session session(model);
     std::string streamed;
     AnswerOptions options = options_with(SelectPolicy::model, 0.3);
@@ -302,7 +300,7 @@ TEST_CASE_FIXTURE(Fixture, "mean_nll_alone equals scoring each sequence by itsel
 }
 
 TEST_CASE_FIXTURE(Fixture, "a stop string ends the answer before it, whatever tokens it lies in") {
-    std::vector<ContextPassage> passages = some_passages();
+    std::vector<Passage> passages = some_passages();
     Session session(model);
     AnswerOptions options = options_with(SelectPolicy::model, 0.3);
     options.max_new_tokens = 40;
@@ -342,7 +340,7 @@ TEST_CASE("several end tokens all end an answer, and ignore_eos never samples th
                           std::filesystem::copy_options::recursive);
     const std::string generation = "model/decoder/generation_config.json";
     Backend& backend = refrag_test::cpu();
-    std::vector<ContextPassage> passages = some_passages();
+    std::vector<Passage> passages = some_passages();
     AnswerOptions options = options_with(SelectPolicy::model, 0.3);
     options.max_new_tokens = 12;
     std::vector<int32_t> ids;
@@ -378,7 +376,7 @@ TEST_CASE("several end tokens all end an answer, and ignore_eos never samples th
 }
 
 TEST_CASE_FIXTURE(Fixture, "log-probabilities are those of the decoder on the same ids, before any option") {
-    std::vector<ContextPassage> passages = some_passages();
+    std::vector<Passage> passages = some_passages();
     Session session(model);
     AnswerOptions options = options_with(SelectPolicy::all, 1.0);
     options.max_new_tokens = 10;
@@ -439,12 +437,12 @@ TEST_CASE_FIXTURE(Fixture,
     // Long enough that an answer of 60 tokens says one of its tokens, whatever the rounding.
     const std::string text =
         "zebra quartz, twelve grey foxes jumping over black vowels; MIXED Letters 0123456789 (and more)";
-    std::vector<ContextPassage> one;
+    std::vector<Passage> one;
     one.emplace_back(Passage{"x", "", text});
     Session session(model);
     const std::vector<int32_t> passage_ids = model.tokenizer().encode_ids(text);
     std::vector<int32_t> prompt_ids;  // of the template and the question
-    std::vector<ContextPassage> empty;
+    std::vector<Passage> empty;
     empty.emplace_back(Passage{"x", "", ""});
     for (const int32_t id : full_context_ids(model, empty, "Why?")) prompt_ids.push_back(id);
     // Logits of a random network are as often above as below 0, so some 160 tokens are above every penalised

@@ -10,7 +10,7 @@
 namespace refrag {
 namespace {
 
-constexpr double kExpCost = 2.0;
+constexpr double kSoftmaxCost = 2.0;
 constexpr double kTopCost = 8.0;
 
 }  // namespace
@@ -53,7 +53,7 @@ void CpuBackend::nll(Tensor out, Tensor logits, const int32_t* target) {
     const int64_t n = logits.cols;
     REFRAG_DCHECK(out.size() == logits.rows);
     if (n == 0) return;
-    parallel(logits.rows, kExpCost * static_cast<double>(n), [&](int64_t begin, int64_t end) {
+    parallel(logits.rows, kSoftmaxCost * static_cast<double>(n), [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; ++r) {
             const float* row = logits.f32() + r * n;
             REFRAG_DCHECK(target[r] >= 0 && target[r] < n);

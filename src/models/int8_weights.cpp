@@ -8,13 +8,6 @@
 #include "io/file.h"
 
 namespace refrag {
-namespace {
-
-// Values read at a time, where a row has fewer: they are still in a core's own cache when they are quantised.
-constexpr int64_t kPieceValues = 1 << 16;
-
-}  // namespace
-
 WeightFormat parse_weight_format(const std::string& option, const std::string& word) {
     if (word == "auto") return WeightFormat::as_stored;
     REFRAG_CHECK(word == "int8", Status::usage, option, ": expected auto or int8; found \"", printable(word),

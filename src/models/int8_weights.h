@@ -2,6 +2,7 @@
 // into the device's packing, so that no second copy exists at any time.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -9,6 +10,10 @@
 #include "ops/backend.h"
 
 namespace refrag {
+
+// Values of a matrix that are read at a time, where a row has fewer: few enough that they are still in a
+// core's own cache when they are checked or quantised.
+inline constexpr int64_t kPieceValues = 1 << 16;
 
 // How the matrices that a network multiplies by are kept: as the file has them, or quantised to I8 where they
 // are floats (base/int8.h).

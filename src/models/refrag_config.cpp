@@ -2,6 +2,7 @@
 #include "models/refrag_config.h"
 
 #include <algorithm>
+#include <array>
 #include <string_view>
 
 #include "io/file.h"
@@ -86,8 +87,8 @@ RefragConfig load_refrag_config(const std::string& dir) {
     encoder.check_keys({"vocabulary", "special_tokens", "pooling", "normalize"});
     c.shared_vocabulary = choice(encoder, "vocabulary", {"own", "shared"}) == 1;
     c.encoder_special_tokens = encoder.get_bool_or("special_tokens", true);
-    static constexpr ChunkPooling kPooling[] = {ChunkPooling::cls, ChunkPooling::mean, ChunkPooling::pooler};
-    c.pooling = kPooling[choice(encoder, "pooling", {"cls", "mean", "pooler"})];
+    static constexpr std::array kPooling = {ChunkPooling::cls, ChunkPooling::mean, ChunkPooling::pooler};
+    c.pooling = kPooling.at(choice(encoder, "pooling", {"cls", "mean", "pooler"}));
     c.normalize = encoder.get_bool_or("normalize", false);
     const Json projector = json.get_object("projector");
     projector.check_keys({"activation"});

@@ -1,11 +1,10 @@
 // See lowercase.h. Simple mappings and categories are utf8proc's.
 #include "text/lowercase.h"
 
-#include <utf8proc.h>
-
 #include <algorithm>
 
 #include "base/utf8.h"
+#include "text/category.h"
 
 namespace refrag {
 namespace {
@@ -15,10 +14,6 @@ constexpr char32_t small_sigma = 0x3C3;
 constexpr char32_t final_sigma = 0x3C2;
 constexpr char32_t capital_i_with_dot = 0x130;
 constexpr char32_t dot_above = 0x307;
-
-utf8proc_category_t category(char32_t code) {
-    return utf8proc_category(static_cast<utf8proc_int32_t>(code));
-}
 
 // The property Case_Ignorable: marks, modifiers, format characters, and what stands inside a word.
 bool is_case_ignorable(char32_t code) {

@@ -2,10 +2,10 @@
 // malformed text.
 #include "text/unicode.h"
 
-#include <utf8proc.h>
-
 #include <algorithm>
 #include <array>
+
+#include "text/category.h"
 
 namespace refrag {
 
@@ -63,10 +63,6 @@ const ClassRange* find_range(const ClassRange (&ranges)[n], char32_t code) {
 CharClass class_of_unassigned(char32_t code) {
     const ClassRange* range = find_range(later_assigned, code);
     return range != nullptr ? range->cls : CharClass::other;
-}
-
-utf8proc_category_t category(char32_t code) {
-    return utf8proc_category(static_cast<utf8proc_int32_t>(code));
 }
 
 }  // namespace

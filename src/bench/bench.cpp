@@ -10,10 +10,9 @@
 
 #include "bench/cost.h"
 #include "bench/random_model.h"
-#include "refrag/context.h"
 #include "refrag/engine.h"
 #include "refrag/memory_plan.h"
-#include "refrag/prompt.h"
+#include "refrag/prompt_work.h"
 #include "refrag/timer.h"
 
 namespace refrag {
@@ -21,7 +20,7 @@ namespace {
 
 constexpr double kWarmUpMs = 2000.0;
 
-using Passages = std::vector<std::shared_ptr<ContextPassage>>;  // one for each request of a batch
+using Passages = std::vector<std::shared_ptr<SharedPassage>>;  // one for each request of a batch
 
 double median(std::vector<double> values) {
     std::sort(values.begin(), values.end());
@@ -137,34 +136,33 @@ class Group {
         c.answer.want_logits = !full && options_.always_sense;
         c.sources[0].wanted = options_.cached;
         c.sources[1].wanted = options_.text;
-        c.held = raw_passages();
+        c.held = raw_passages(c);
         for (int32_t i = 0; i < batch_; ++i) {
             const auto at = static_cast<size_t>(i);
-            ContextPassage* passage = c.held[at].get();
-            c.positions = std::max(
-                c.positions, most_positions(model_, PassageRefs(&passage, 1), questions_[at], c.answer));
+            c.positions = std::max(c.positions, most_positions(model_, segments_of(c, at), c.answer));
         }
         c.fits = c.positions + options_.output_tokens <= model_.decoder().config().max_seq_len;
         cases_.push_back(std::move(c));
     }
 
-    Passages raw_passages() const {
+    Passages raw_passages(const Case& c) const {
         Passages passages;
         for (const std::string& text : texts_)
-            passages.push_back(std::make_shared<ContextPassage>(Passage{"", "", text}));
+            passages.push_back(std::make_shared<SharedPassage>(model_, text, c.answer.chunk_len));
         return passages;
+    }
+
+    std::vector<Segment> segments_of(const Case& c, size_t at) const {
+        return make_segments(model_, {}, std::span(c.held).subspan(at, 1), questions_[at],
+                             c.answer.chunk_len);
     }
 
     void run_round(Engine& engine, Case& c, bool cached) {
         Case::Source& source = c.sources[cached ? 0 : 1];
-        if (!cached) c.held = raw_passages();
+        if (!cached) c.held = raw_passages(c);
         if (cached) {
-            for (const auto& passage : c.held) {
-                passage->tokenize(model_,
-                                  c.answer.chunk_len == 0 ? model_.config().chunk_len : c.answer.chunk_len);
-                ContextPassage* only = passage.get();
-                if (!c.full) encode_chunks(*backend_, model_, PassageRefs(&only, 1), {}, arena_);
-            }
+            for (const auto& passage : c.held) passage->cut(model_);
+            if (!c.full) encode_passages(*backend_, model_, c.held, arena_);
         }
         const double began_ms = now_ms();
         const Sample sample = answer_all(engine, c, source.flops, !cached);
@@ -184,8 +182,7 @@ class Group {
         const double began_ms = now_ms();
         for (size_t i = 0; i < c.held.size(); ++i) {
             Request request;
-            request.passages = {c.held[i]};
-            request.question = questions_[i];
+            request.segments = segments_of(c, i);
             request.options = c.answer;
             engine.submit(std::move(request));
         }
@@ -210,12 +207,12 @@ class Group {
         sample.prefill_ms = last.times.prefill;
         sample.ttit_ms = last.times.decode / (options_.output_tokens - 1);
         sample.tokens_per_s = static_cast<double>(batch_) * options_.output_tokens * 1000.0 / took_ms;
-        flops = request_flops(c, results[0].answer, *c.held[0], from_text);
+        flops = request_flops(c, results[0].answer, *c.held[0]->cut(model_), from_text);
         return sample;
     }
 
     // Of all that the first token of this request takes.
-    double request_flops(const Case& c, const Answer& answer, const ContextPassage& passage,
+    double request_flops(const Case& c, const Answer& answer, const CutPassage& passage,
                          bool from_text) const {
         const LlamaConfig& decoder = model_.decoder().config();
         double sum = prefill_flops(decoder, static_cast<int64_t>(answer.positions)) + head_flops(decoder);
@@ -236,10 +233,9 @@ class Group {
             sum += policy_flops(model_.policy().config(), model_.d_enc(), n_chunks + pieces);
         }
         if (!from_text) return sum;
-        for (size_t i = 0; i < passage.chunks().size(); ++i) {
-            if (sensed || !answer.chunks[i].expanded)
-                sum += encode_flops(model_.encoder().config(), std::ssize(passage.chunks()[i].encoder_ids));
-        }
+        if (!sensed && n_expanded == n_chunks) return sum;
+        for (const Chunk& chunk : passage.chunks())
+            sum += encode_flops(model_.encoder().config(), std::ssize(chunk.encoder_ids));
         return sum;
     }
     int64_t special_tokens() const { return model_.config().encoder_special_tokens ? 2 : 0; }

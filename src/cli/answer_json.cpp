@@ -68,21 +68,23 @@ void write_answer(JsonWriter& json, const Tokenizer& tokenizer, std::string_view
     json.end_array();
 }
 
-void write_chunks(JsonWriter& json, std::span<const ContextPassage> passages, const Answer& answer) {
+void write_chunks(JsonWriter& json, const Model& model, std::span<const Passage> passages,
+                  std::span<const Segment> segments, const Answer& answer) {
+    std::vector<size_t> passage_of;  // [segments.size()]: how many passages came before
+    size_t n_passages = 0;
+    for (const Segment& segment : segments) {
+        passage_of.push_back(n_passages);
+        n_passages += std::holds_alternative<PassageSegment>(segment) ? 1 : 0;
+    }
     json.key("chunks").begin_array();
-    std::string text;  // of the passage that the chunks are now of; chunks come passage by passage
-    size_t text_of = passages.size();
     for (const ChunkReport& chunk : answer.chunks) {
-        const Passage& passage = passages[chunk.passage].passage();
-        if (text_of != chunk.passage) {
-            text = passage.content();
-            text_of = chunk.passage;
-        }
+        const auto cut = std::get<PassageSegment>(segments[chunk.segment]).passage->cut(model);
+        const std::string_view text = cut->text();
         json.begin_object();
-        json.key("document").string(passage.id);
+        json.key("document").string(passages[passage_of[chunk.segment]].id);
         json.key("begin").integer(static_cast<int64_t>(chunk.begin));
         json.key("end").integer(static_cast<int64_t>(chunk.end));
-        json.key("text").string(std::string_view(text).substr(chunk.begin, chunk.end - chunk.begin));
+        json.key("text").string(text.substr(chunk.begin, chunk.end - chunk.begin));
         json.key("tokens").integer(static_cast<int64_t>(chunk.n_tokens));
         json.key("logit");
         if (chunk.logit) {
@@ -93,7 +95,7 @@ void write_chunks(JsonWriter& json, std::span<const ContextPassage> passages, co
         json.key("expanded").boolean(chunk.expanded);
         json.key("cached").boolean(chunk.cached);
         json.key("position").integer(chunk.position);
-        json.key("slots").integer(chunk.slots);
+        json.key("n_positions").integer(chunk.n_positions);
         json.end_object();
     }
     json.end_array();

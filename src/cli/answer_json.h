@@ -6,7 +6,8 @@
 
 #include "io/json.h"
 #include "refrag/answer.h"
-#include "refrag/context.h"
+#include "refrag/model.h"
+#include "refrag/segment.h"
 #include "text/tokenizer.h"
 
 namespace refrag {
@@ -15,7 +16,9 @@ namespace refrag {
 void write_answer(JsonWriter& json, const Tokenizer& tokenizer, std::string_view question,
                   SelectPolicy policy, const Answer& answer);
 
-// The member "chunks": every chunk with its document and text.
-void write_chunks(JsonWriter& json, std::span<const ContextPassage> passages, const Answer& answer);
+// The member "chunks": every chunk with its document and text. The request's passage segments are those of
+// `passages`, in their order.
+void write_chunks(JsonWriter& json, const Model& model, std::span<const Passage> passages,
+                  std::span<const Segment> segments, const Answer& answer);
 
 }  // namespace refrag

@@ -46,8 +46,7 @@ void check_combination(const RunOptions& options) {
 void run_questions(const RunOptions& options) {
     // Everything that can be refused without the model is refused before it is loaded.
     const AnswerOptions answer_options = checked_answer_options(options);
-    std::vector<ContextPassage> passages;
-    for (Passage& passage : read_passages(options.passages)) passages.emplace_back(std::move(passage));
+    const std::vector<Passage> passages = read_passages(options.passages);
 
     const std::unique_ptr<Device> device = make_device(options.device);
     const std::unique_ptr<Model> model = load_model(*device, options.model_dir, options.device);
@@ -64,7 +63,10 @@ void run_questions(const RunOptions& options) {
                 flush_stdout();
             };
         }
-        const Answer answer = session.answer(passages, question, answer_options, sink);
+        const std::vector<Segment> segments =
+            make_segments(*model, {}, share_passages(*model, passages, session.cache(), options.chunk_len),
+                          question, options.chunk_len);
+        const Answer answer = session.answer(segments, answer_options, sink);
         if (options.json) {
             JsonWriter line;
             line.begin_object();
@@ -78,7 +80,7 @@ void run_questions(const RunOptions& options) {
         if (!options.explain.empty()) {
             explain.begin_object();
             write_answer(explain, model->tokenizer(), question, answer_options.policy, answer);
-            write_chunks(explain, passages, answer);
+            write_chunks(explain, *model, passages, segments, answer);
             explain.end_object();
         }
     }

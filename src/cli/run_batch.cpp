@@ -13,7 +13,7 @@
 #include "cli/run.h"
 #include "io/file.h"
 #include "refrag/engine.h"
-#include "refrag/prompt.h"
+#include "refrag/prompt_work.h"
 #include "refrag/requests.h"
 #include "refrag/timer.h"
 
@@ -23,47 +23,45 @@ namespace {
 struct Job {
     std::variant<int64_t, std::string> id;
     std::string question;
-    std::vector<std::shared_ptr<ContextPassage>> passages;
+    std::shared_ptr<const std::vector<Passage>> passages;
 };
 
-// Reads and checks both files; passages with the same content become one.
+// Reads and checks both files.
 std::vector<Job> read_jobs(const RunOptions& options) {
     const bool standard_input = options.batch == "-";
     const std::string name = standard_input ? "standard input" : options.batch;
     std::vector<BatchRequest> requests = parse_requests(
         standard_input ? read_stdin(max_requests_bytes) : read_file(options.batch, max_requests_bytes), name);
-    PassagePool pool;
-    std::vector<std::shared_ptr<ContextPassage>> common;
-    if (!options.passages.empty()) {
-        for (Passage& passage : read_passages(options.passages))
-            common.push_back(pool.share(std::move(passage)));
-    }
+    using Passages = std::vector<Passage>;
+    std::shared_ptr<const Passages> common;
+    if (!options.passages.empty()) common = std::make_shared<const Passages>(read_passages(options.passages));
     std::vector<Job> jobs;
     for (BatchRequest& request : requests) {
         REFRAG_CHECK(
             request.passages || !options.passages.empty(), Status::bad_input, printable(name), ": line ",
             request.line,
             ": expected \"passages\" here, or --passages FILE for all requests without, found neither");
-        Job job{std::move(request.id), std::move(request.question), {}};
-        if (request.passages) {
-            for (Passage& passage : *request.passages) job.passages.push_back(pool.share(std::move(passage)));
-        } else {
-            job.passages = common;
-        }
-        jobs.push_back(std::move(job));
+        jobs.push_back(
+            {std::move(request.id), std::move(request.question),
+             request.passages ? std::make_shared<const Passages>(std::move(*request.passages)) : common});
     }
     return jobs;
 }
 
+// Passages with the same content are one, as long as they are kept.
+std::vector<Segment> segments_of(const Model& model, const Job& job, PassageCache& cache, int32_t chunk_len) {
+    return make_segments(model, {}, share_passages(model, *job.passages, cache, chunk_len), job.question,
+                         chunk_len);
+}
+
 // Decoder positions that the longest request can take, prompt and answer; never more than `limit`.
-int64_t needed_context(const Model& model, const std::vector<Job>& jobs, const AnswerOptions& options,
-                       int64_t limit) {
+int64_t needed_context(const Model& model, const std::vector<Job>& jobs, PassageCache& cache,
+                       const AnswerOptions& options, int64_t limit) {
     int64_t needed = 1;
     const Progress progress("tokenising");
     for (const Job& job : jobs) {
-        std::vector<ContextPassage*> passages;
-        for (const auto& passage : job.passages) passages.push_back(passage.get());
-        const int64_t prompt = most_positions(model, passages, job.question, options);
+        const int64_t prompt =
+            most_positions(model, segments_of(model, job, cache, options.chunk_len), options);
         needed = std::max(needed, options.max_new_tokens < 0 ? limit : prompt + options.max_new_tokens);
         if (needed >= limit) return limit;
     }
@@ -173,9 +171,10 @@ void run_batch(const RunOptions& options) {
     REFRAG_CHECK(options.context <= window, Status::usage, "context size: expected at most ", window,
                  " positions (the decoder's max_position_embeddings), found ", options.context);
 
+    PassageCache cache;
     const double started_ms = now_ms();
     const int64_t limit = options.context == 0 ? window : options.context;
-    const int64_t context = needed_context(*model, jobs, answer_options, limit);
+    const int64_t context = needed_context(*model, jobs, cache, answer_options, limit);
     const auto wanted =
         static_cast<int32_t>(std::min<size_t>(jobs.size(), static_cast<size_t>(options.parallel)));
     Engine engine(*model, affordable_parallel(*model, wanted, context), context);
@@ -191,8 +190,8 @@ void run_batch(const RunOptions& options) {
         while (submitted < jobs.size() &&
                engine.n_running() + engine.n_waiting() < static_cast<size_t>(engine.n_slots())) {
             Request request;
-            request.passages = std::exchange(jobs[submitted].passages, {});
-            request.question = jobs[submitted].question;
+            request.segments = segments_of(*model, jobs[submitted], cache, options.chunk_len);
+            jobs[submitted].passages.reset();
             request.options = answer_options;
             engine.submit(std::move(request));
             ++submitted;

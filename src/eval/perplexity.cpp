@@ -7,8 +7,7 @@
 #include <utility>
 
 #include "eval/statistics.h"
-#include "refrag/assemble.h"
-#include "refrag/scoring.h"
+#include "refrag/prompt_work.h"
 
 namespace refrag {
 namespace {
@@ -28,7 +27,7 @@ struct PlannedRow {
 class WindowScorer {
   public:
     WindowScorer(const Model& model, std::string_view text, std::span<const Token> tokens,
-                 const PerplexityOptions& options, int64_t context)
+                 const PerplexityOptions& options, int64_t context, PassageCache& cache)
         : model_(model),
           text_(text),
           tokens_(tokens),
@@ -38,7 +37,8 @@ class WindowScorer {
           kv_(model.decoder().make_kv_cache(
               *backend_, 1,
               std::min<int64_t>(model.decoder().config().max_seq_len, 1 + context + options.output))),
-          arena_(*backend_) {}
+          arena_(*backend_),
+          cache_(cache) {}
 
     // Decoder positions of a window's context in a row.
     int64_t context_positions(const PerplexityRow& row) const {
@@ -58,93 +58,66 @@ class WindowScorer {
         return std::min(context_, n_chunks - expanded + expanded * k);
     }
 
-    // Mean negative log-likelihood of the window's target ids.
-    double score(const PlannedRow& planned, int64_t window) {
+    // Mean negative log-likelihood of the ids of the span that begins at `begin`.
+    double score(const PlannedRow& planned, int64_t window, int64_t begin) {
         const PerplexityRow& row = planned.row;
-        const ArenaScope scratch(arena_);
-        const int64_t begin = window * (context_ + options_.output);
-        const std::span<const Token> context =
-            tokens_.subspan(static_cast<size_t>(begin), static_cast<size_t>(context_));
+        std::span<const Token> context =
+            tokens_.subspan(static_cast<size_t>(begin - context_), static_cast<size_t>(context_));
         const std::span<const Token> output =
-            tokens_.subspan(static_cast<size_t>(begin + context_), static_cast<size_t>(options_.output));
-        DecoderInput input;
-        input.add_token(model_.first_id());
-        Tensor slots;
-        if (row.mode == EvalMode::full) {
-            for (const Token& token : context) input.add_token(token.id);
-        } else if (row.mode == EvalMode::refrag) {
-            slots = add_mixed(planned, window, context, input);
-        } else if (row.mode == EvalMode::last) {
-            const auto keep = static_cast<size_t>(refrag_positions(planned, window, context));
-            for (const Token& token : context.last(keep)) input.add_token(token.id);
+            tokens_.subspan(static_cast<size_t>(begin), static_cast<size_t>(options_.output));
+        std::vector<Segment> segments{TokenSegment{{model_.first_id()}}};
+        if (row.mode == EvalMode::refrag) {
+            segments.emplace_back(compressed(row, context));
+        } else if (row.mode != EvalMode::none) {
+            if (row.mode == EvalMode::last)
+                context = context.last(static_cast<size_t>(refrag_positions(planned, window, context)));
+            segments.emplace_back(TokenSegment{ids_of(context)});
         }
-        std::vector<int32_t> targets;
-        for (const Token& token : output) targets.push_back(token.id);
-        // The last target is predicted, never read.
-        input.add_tokens(std::span(targets).first(targets.size() - 1));
+        segments.emplace_back(TokenSegment{ids_of(output), /*score=*/true});
+        const ArenaScope scratch(arena_);
+        Answer report;
+        const Prompt prompt = make(planned, window, std::move(segments), report);
+        const Tensor chunk_rows{prompt.chunk_rows.data(), DType::f32, std::ssize(prompt.input.row_chunk),
+                                model_.decoder().config().dim};
         kv_.truncate(0, 0);
-        const Tensor hidden =
-            prefill(*backend_, model_.decoder(), input.source, slots, kv_, 0, options_.output, arena_);
         double sum = 0.0;
-        for (const float nll : target_nll(*backend_, model_.decoder(), hidden, targets, arena_))
+        for (const float nll : prompt_nll(*backend_, model_.decoder(), prompt.input.source, chunk_rows,
+                                          prompt.scores, kv_, 0, arena_))
             sum += static_cast<double>(nll);
-        return sum / static_cast<double>(targets.size());
+        return sum / static_cast<double>(prompt.scores.size());
     }
 
   private:
-    std::vector<Chunk> chunks_of(std::span<const Token> context, int32_t chunk_len) const {
-        return cut_chunks(text_, context, chunk_len, model_.encoder_vocabulary());
+    static std::vector<int32_t> ids_of(std::span<const Token> tokens) {
+        std::vector<int32_t> ids;
+        ids.reserve(tokens.size());
+        for (const Token& token : tokens) ids.push_back(token.id);
+        return ids;
     }
 
-    Tensor encode(std::span<const std::vector<int32_t>> sequences) {
-        const Tensor emb = arena_.tensor(std::ssize(sequences), model_.d_enc());
-        model_.encoder().encode(*backend_, sequences, emb, arena_);
-        return emb;
+    PassageSegment compressed(const PerplexityRow& row, std::span<const Token> context) {
+        return {
+            cache_.share(model_, std::make_shared<const CutPassage>(model_, text_, context, *row.chunk_len)),
+            {}};
     }
 
-    std::vector<bool> choose(const PlannedRow& planned, int64_t window, const std::vector<Chunk>& chunks,
-                             Tensor chunk_emb) {
-        const int64_t n_chunks = std::ssize(chunks);
-        const int64_t wanted = n_expand(*planned.row.expand_fraction, n_chunks);
-        std::vector<float> scores;
-        if (wanted == 0 || wanted == n_chunks || planned.policy == SelectPolicy::random ||
-            planned.policy == SelectPolicy::recent) {
-            // The choice needs no scores.
-        } else if (planned.policy == SelectPolicy::model) {
-            scores = model_.policy().logits(*backend_, chunk_emb, Tensor{}, arena_);
-        } else {
-            std::vector<std::vector<int32_t>> ids;
-            ids.reserve(chunks.size());
-            for (const Chunk& chunk : chunks) ids.push_back(chunk.ids);
-            scores = mean_nll_alone(*backend_, model_, ids, arena_);
-        }
-        return select_chunks(planned.policy, scores, n_chunks, wanted,
-                             options_.seed + static_cast<uint64_t>(window));
-    }
-
-    // Appends the context as slots and expanded chunks; returns the projected slots.
-    Tensor add_mixed(const PlannedRow& planned, int64_t window, std::span<const Token> context,
-                     DecoderInput& input) {
-        const std::vector<Chunk> chunks = chunks_of(context, *planned.row.chunk_len);
-        std::vector<std::vector<int32_t>> sequences;
-        sequences.reserve(chunks.size());
-        for (const Chunk& chunk : chunks) sequences.push_back(chunk.encoder_ids);
-        const Tensor chunk_emb = encode(sequences);
-        const std::vector<bool> expanded = choose(planned, window, chunks, chunk_emb);
-        for (size_t i = 0; i < chunks.size(); ++i) input.add_chunk(chunks[i], expanded[i]);
-        const Tensor slots = arena_.tensor(std::ssize(input.slot_chunk), model_.decoder().config().dim);
-        const Tensor compressed = arena_.tensor(slots.rows, model_.d_enc());
-        backend_->gather_rows(compressed, chunk_emb, upload_vector(*backend_, arena_, input.slot_chunk));
-        model_.projector().forward(*backend_, slots, compressed, arena_);
-        return slots;
+    Prompt make(const PlannedRow& planned, int64_t window, std::vector<Segment> segments, Answer& report) {
+        AnswerOptions options;
+        options.max_new_tokens = 0;
+        options.policy = planned.policy;
+        options.chunk_len = planned.row.chunk_len.value_or(0);
+        options.expand_fraction = planned.row.expand_fraction;
+        options.sampler.seed = options_.seed + static_cast<uint64_t>(window);
+        return make_prompt(*backend_, model_, std::move(segments), options,
+                           model_.decoder().config().max_seq_len, arena_, report);
     }
 
     // How many context positions `refrag` takes in this row and window.
     int64_t refrag_positions(const PlannedRow& planned, int64_t window, std::span<const Token> context) {
         if (context_ % *planned.row.chunk_len == 0) return context_positions(planned.row);
-        DecoderInput input;
-        add_mixed(planned, window, context, input);
-        return std::ssize(input.source);
+        Answer report;
+        make(planned, window, {compressed(planned.row, context)}, report);
+        return static_cast<int64_t>(report.positions);
     }
 
     const Model& model_;
@@ -155,7 +128,22 @@ class WindowScorer {
     std::unique_ptr<Backend> backend_;
     KvCache kv_;
     Arena arena_;
+    PassageCache& cache_;
 };
+
+// Where the target spans begin: as many as there are or as are asked for, spread evenly over what has the
+// longest context before it. The same spans for every context length.
+std::vector<int64_t> target_spans(int64_t n_tokens, const PerplexityOptions& options) {
+    const int64_t longest = *std::max_element(options.contexts.begin(), options.contexts.end());
+    REFRAG_CHECK(n_tokens >= longest + options.output, Status::usage, "the text has ", n_tokens,
+                 " ids, expected at least ", longest + options.output, " (context + output)");
+    const int64_t room = n_tokens - longest;
+    int64_t n = room / options.output;
+    if (options.limit > 0) n = std::min(n, options.limit);
+    std::vector<int64_t> begins;
+    for (int64_t i = 0; i < n; ++i) begins.push_back(longest + i * room / n);
+    return begins;
+}
 
 // One context length's rows.
 std::vector<PlannedRow> plan_rows(const Model& model, const PerplexityOptions& options, int64_t context) {
@@ -263,32 +251,26 @@ std::vector<PerplexityRow> evaluate_perplexity(const Model& model, std::string_v
                                                const WindowSink& sink) {
     check_perplexity_options(options);
     const std::vector<Token> tokens = model.tokenizer().encode(text);
-    const int64_t most_ids =
-        *std::max_element(options.contexts.begin(), options.contexts.end()) + options.output;
-    REFRAG_CHECK(std::ssize(tokens) >= most_ids, Status::usage, "the text has ", tokens.size(),
-                 " ids, expected at least ", most_ids, " (context + output)");
-    const auto windows_of = [&](int64_t context) {
-        const int64_t n = std::ssize(tokens) / (context + options.output);
-        return options.limit > 0 ? std::min(n, options.limit) : n;
-    };
+    const std::vector<int64_t> spans = target_spans(std::ssize(tokens), options);
     int64_t total = 0;
     for (const int64_t context : options.contexts)
-        total += std::ssize(plan_rows(model, options, context)) * windows_of(context);
+        total += std::ssize(plan_rows(model, options, context)) * std::ssize(spans);
+    PassageCache cache;
 
     std::vector<PerplexityRow> result;
     int64_t done = 0;
     for (const int64_t context : options.contexts) {
         std::vector<PlannedRow> rows = plan_rows(model, options, context);
         std::vector<std::vector<double>> scores(rows.size());
-        WindowScorer scorer(model, text, tokens, options, context);
+        WindowScorer scorer(model, text, tokens, options, context, cache);
         for (size_t r = 0; r < rows.size(); ++r) {
             PerplexityRow& row = rows[r].row;
-            row.n = windows_of(context);
+            row.n = std::ssize(spans);
             // The first token, the context and all targets but the last.
             const bool fits = 1 + scorer.context_positions(row) + options.output - 1 <=
                               model.decoder().config().max_seq_len;
             for (int64_t w = 0; fits && w < row.n; ++w) {
-                scores[r].push_back(scorer.score(rows[r], w));
+                scores[r].push_back(scorer.score(rows[r], w, spans[static_cast<size_t>(w)]));
                 if (sink) sink(row, w, scores[r].back());
                 if (progress) progress(done + w + 1, total);
             }

@@ -1,7 +1,7 @@
 // `eval perplexity`: log-perplexity of unseen text given none, all, the last, or the compressed context
-// before it (the paper's Table 1), and what ways to select make of it (Figure 3). A text is tokenised whole
-// and cut into windows of context + output ids, one after another; the last incomplete one is dropped; a
-// first token (BOS) precedes every window in every mode.
+// before it (the paper's Table 1), and what ways to select make of it (Figure 3). A text is tokenised whole.
+// Spans of target ids are spread evenly over it, the same for every context length; a window is a span and
+// the ids before it. A first token (Model::first_id) precedes every window in every mode.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,7 @@ struct PerplexityOptions {
     std::vector<double> expand_fractions{0.0};                // p; policies none and all overrule it
     std::vector<SelectPolicy> policies{SelectPolicy::model};  // rows by plan_selections; see no question here
     uint64_t seed = 0;  // of SelectPolicy::random: it, the window and the row's k and p make the choice
-    int64_t limit = 0;  // windows at most, of each context; 0: all
+    int64_t limit = 0;  // spans at most; 0: all that fit one after another
 };
 
 // Status::usage naming the first option that makes no sense.

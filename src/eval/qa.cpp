@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <list>
-#include <map>
 #include <span>
 #include <utility>
 
@@ -12,7 +10,7 @@
 #include "eval/qa_draw.h"
 #include "eval/qa_rows.h"
 #include "io/file.h"
-#include "refrag/prompt.h"
+#include "refrag/prompt_work.h"
 #include "refrag/session.h"
 
 namespace refrag {
@@ -20,55 +18,6 @@ namespace {
 
 constexpr std::array<std::pair<const char*, QaMode>, 3> kQaModes = {
     {{"none", QaMode::none}, {"full", QaMode::full}, {"refrag", QaMode::refrag}}};
-
-// Chunks that stay encoded between questions: 64 MB of embeddings for an encoder of dim 256.
-constexpr size_t kMaxCachedChunks = size_t{1} << 16;
-
-// Passages that were cut and perhaps encoded before, the longest unused dropped first.
-class PassageCache {
-  public:
-    explicit PassageCache(const QaData& data) : data_(data) {}
-
-    // Takes passages out, as they are needed side by side.
-    std::vector<ContextPassage> take(std::span<const size_t> passages, int32_t chunk_len) {
-        std::vector<ContextPassage> taken;
-        for (const size_t passage : passages) {
-            const auto found = places_.find({passage, chunk_len});
-            if (found == places_.end()) {
-                taken.emplace_back(data_.passages[passage]);
-            } else {
-                n_chunks_ -= found->second->second.chunks().size();
-                taken.push_back(std::move(found->second->second));
-                held_.erase(found->second);
-                places_.erase(found);
-            }
-        }
-        return taken;
-    }
-
-    void give_back(std::span<const size_t> passages, int32_t chunk_len, std::vector<ContextPassage> taken) {
-        for (size_t i = 0; i < passages.size(); ++i) {
-            n_chunks_ += taken[i].chunks().size();
-            const Key key{passages[i], chunk_len};
-            held_.emplace_front(key, std::move(taken[i]));
-            places_.emplace(key, held_.begin());
-        }
-        while (n_chunks_ > kMaxCachedChunks) {
-            n_chunks_ -= held_.back().second.chunks().size();
-            places_.erase(held_.back().first);
-            held_.pop_back();
-        }
-    }
-
-  private:
-    using Key = std::pair<size_t, int32_t>;  // passage, chunk length
-    using Held = std::list<std::pair<Key, ContextPassage>>;
-
-    const QaData& data_;
-    Held held_;  // last used first
-    std::map<Key, Held::iterator> places_;
-    size_t n_chunks_ = 0;
-};
 
 // How many decoder positions prompts take, from token counts alone.
 class PromptSizes {
@@ -135,8 +84,7 @@ class QaEvaluation {
         : model_(model),
           data_(data),
           options_(options),
-          rows_(plan_qa_rows(options, model.config().chunk_len)),
-          cache_(data) {
+          rows_(plan_qa_rows(options, model.config().chunk_len)) {
         int64_t most = 0;
         for (const QaRow& row : rows_) most = std::max(most, row.distractors.value_or(0));
         for (const size_t first : draw_questions(data, static_cast<size_t>(options.limit), options.seed)) {
@@ -188,8 +136,8 @@ class QaEvaluation {
         std::vector<int64_t> conversations;  // [n_tasks] ids
         conversations.reserve(tasks_.size());
         for (const Task& task : tasks_)
-            conversations.push_back(
-                std::ssize(conversation_ids(model_, history_of(task), question_of(task).question)));
+            conversations.push_back(std::ssize(token_ids(
+                model_, conversation_segments(model_, history_of(task), question_of(task).question))));
         PromptSizes sizes(model_, data_);
         const int64_t window = model_.decoder().config().max_seq_len;
         int64_t most = 0;
@@ -243,11 +191,9 @@ class QaEvaluation {
                                                                                : options_.chunk_lens.front());
         options.policy = row.policy.value_or(SelectPolicy::all);
         options.expand_fraction = row.expand_fraction.value_or(1.0);
-        const std::vector<size_t> ids = passages_of(row, task);
-        std::vector<ContextPassage> passages = cache_.take(ids, options.chunk_len);
-        const Answer answer = session.answer(passages, question_of(task).question, options, {}, history);
-        cache_.give_back(ids, options.chunk_len, std::move(passages));
-        return answer.text;
+        std::vector<Passage> passages;
+        for (const size_t passage : passages_of(row, task)) passages.push_back(data_.passages[passage]);
+        return session.answer(passages, question_of(task).question, options, {}, history).text;
     }
 
     const Model& model_;
@@ -257,7 +203,6 @@ class QaEvaluation {
     std::vector<Task> tasks_;
     size_t n_turns_ = 0;                             // of the line with the most
     std::vector<std::vector<QaMeasured>> measured_;  // [n_rows][n_turns]
-    PassageCache cache_;
 };
 
 }  // namespace

@@ -70,6 +70,9 @@ std::unique_ptr<Matrix> RandomWeights::layer_matrix(std::string_view name, int64
 std::unique_ptr<Matrix> RandomWeights::make(std::string_view name, int64_t out_dim, int64_t in_dim,
                                             WeightFormat format) {
     parameters_ += static_cast<uint64_t>(out_dim * in_dim);
+    // The values follow from this.
+    add_to_digest(str("random ", seed_, " ", name, " [", out_dim, ", ", in_dim, "] ",
+                      format == WeightFormat::int8 ? "int8" : "as stored"));
     const uint64_t tensor_seed = mixed(seed_ ^ hash_of(name));
     const auto read = [&](int64_t begin, int64_t n, void* dst) {
         auto* out = static_cast<uint16_t*>(dst);
@@ -83,6 +86,7 @@ std::unique_ptr<Matrix> RandomWeights::make(std::string_view name, int64_t out_d
 
 DeviceVector RandomWeights::vector(std::string_view name, int64_t n) {
     parameters_ += static_cast<uint64_t>(n);
+    add_to_digest(str("random ", seed_, " ", name, " [", n, "]"));
     held_bytes_ += static_cast<uint64_t>(n) * sizeof(float);
     // "input_layernorm.weight", "attention.output.LayerNorm.weight", "layers.0.norm1.weight", ...
     const bool scale = name.ends_with(".weight");

@@ -34,6 +34,7 @@ Roberta::Roberta(RobertaConfig config, ChunkPooling pooling, bool normalize, Wei
 void Roberta::load(WeightSource& weights) {
     const uint64_t given_before = weights.parameters(), held_before = weights.held_bytes();
     const RobertaConfig& c = config_;
+    weights.begin_digest();
     word_ = weights.matrix("embeddings.word_embeddings.weight", c.vocab_size, c.dim);
     position_ = weights.matrix("embeddings.position_embeddings.weight", c.max_positions, c.dim);
     type_ = weights.matrix("embeddings.token_type_embeddings.weight", c.type_vocab_size, c.dim);
@@ -50,6 +51,7 @@ void Roberta::load(WeightSource& weights) {
     } else {
         known.insert(known.end(), {"pooler.dense.weight", "pooler.dense.bias"});
     }
+    weights_digest_ = weights.take_digest();
     unused_ = weights.finish(known);
     parameters_ = weights.parameters() - given_before;
     weight_bytes_ = weights.held_bytes() - held_before;

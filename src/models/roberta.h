@@ -30,6 +30,8 @@ class Roberta {
     uint64_t parameters() const { return parameters_; }
     uint64_t weight_bytes() const { return weight_bytes_; }  // in the device's memory
     const std::vector<std::string>& unused_tensors() const { return unused_; }
+    // Of all weights, as the source gave them (WeightSource::begin_digest).
+    const Sha256Digest& weights_digest() const { return weights_digest_; }
 
     // Chunk embeddings c_i [sequences.size(), dim] into `out` (device memory), on `backend`. A sequence is
     // its token ids, special tokens included, 1 to config().max_seq_len() of them. Runs in groups of about
@@ -68,6 +70,7 @@ class Roberta {
     DeviceVector pooler_bias_;
     uint64_t parameters_ = 0;
     uint64_t weight_bytes_ = 0;
+    Sha256Digest weights_digest_;
     std::vector<std::string> unused_;
 };
 

@@ -44,6 +44,10 @@ const char* name_of_non_finite(float value) {
     return value < 0 ? "-Infinity" : "Infinity";
 }
 
+const char* format_name(WeightFormat format) {
+    return format == WeightFormat::int8 ? "int8" : "as stored";
+}
+
 bool matches(std::string_view name, std::string_view pattern) {
     if (pattern.starts_with('*')) return name.ends_with(pattern.substr(1));
     return name == pattern;
@@ -111,6 +115,7 @@ std::unique_ptr<Matrix> WeightLoader::make(std::string_view name, int64_t out_di
                                            WeightFormat format) {
     const TensorEntry& entry = find(name, {out_dim, in_dim}, {"F32", "F16", "BF16", "I8"});
     parameters_ += static_cast<uint64_t>(entry.n_values());
+    add_to_digest(str(name, " ", entry.dtype_name, " ", entry.shape_text(), " ", format_name(format)));
     if (!entry.dtype) return make_stored_int8(entry, name, out_dim, in_dim);
     const auto read = [&](int64_t row, int64_t n, void* dst) { read_rows(entry, in_dim, row, n, dst); };
     if (format == WeightFormat::as_stored) {
@@ -123,8 +128,7 @@ std::unique_ptr<Matrix> WeightLoader::make(std::string_view name, int64_t out_di
     });
 }
 
-void WeightLoader::read_rows(const TensorEntry& entry, int64_t in_dim, int64_t row, int64_t n,
-                             void* dst) const {
+void WeightLoader::read_rows(const TensorEntry& entry, int64_t in_dim, int64_t row, int64_t n, void* dst) {
     const size_t value_bytes = dtype_bytes(*entry.dtype);
     const int64_t end = (row + n) * in_dim;
     for (int64_t begin = row * in_dim; begin < end; begin += kPieceValues) {
@@ -132,6 +136,7 @@ void WeightLoader::read_rows(const TensorEntry& entry, int64_t in_dim, int64_t r
         const size_t bytes = static_cast<size_t>(n_values) * value_bytes;
         files_.read_part(entry, static_cast<uint64_t>(begin) * value_bytes, dst, bytes);
         check_finite(entry, *entry.dtype, dst, begin, n_values);
+        add_to_digest(dst, bytes);
         dst = static_cast<std::byte*>(dst) + bytes;
         if (loaded_) loaded_(bytes);
     }
@@ -159,6 +164,7 @@ std::unique_ptr<Matrix> WeightLoader::make_stored_int8(const TensorEntry& entry,
             for (size_t r = 0; r < rows; ++r, to += int8_row_bytes(in_dim)) {
                 std::memcpy(to, first_scale + r * scale_bytes, scale_bytes);
                 std::memcpy(to + scale_bytes, piece.data() + r * value_bytes, value_bytes);
+                add_to_digest(to, scale_bytes + value_bytes);
             }
             if (loaded_) loaded_(rows * (value_bytes + scale_bytes));
         }
@@ -170,6 +176,8 @@ DeviceVector WeightLoader::vector(std::string_view name, int64_t n) {
     parameters_ += static_cast<uint64_t>(entry.n_values());
     const std::vector<float> values = files_.read_f32(entry);  // widening keeps NaN and infinities
     check_finite(entry, DType::f32, values.data(), 0, n);
+    add_to_digest(str(name, " ", entry.dtype_name, " ", entry.shape_text()));
+    add_to_digest(values.data(), values.size() * sizeof(float));
     held_bytes_ += values.size() * sizeof(float);
     return DeviceVector(device_, values);
 }

@@ -9,11 +9,13 @@
 #include <functional>
 #include <initializer_list>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_set>
 #include <vector>
 
+#include "base/sha256.h"
 #include "io/safetensors.h"
 #include "models/int8_weights.h"
 #include "ops/backend.h"
@@ -52,6 +54,27 @@ class WeightSource {
     // device's memory.
     virtual uint64_t parameters() const = 0;
     virtual uint64_t held_bytes() const = 0;
+
+    // From here on every tensor given, its name, shape, format and values, is part of a digest, taken as the
+    // values are read; take_digest() ends it and gives it.
+    void begin_digest() { digest_.emplace(); }
+    Sha256Digest take_digest() {
+        const Sha256Digest digest = digest_.value().digest();
+        digest_.reset();
+        return digest;
+    }
+
+  protected:
+    void add_to_digest(std::string_view description) {
+        if (digest_) digest_->add_field(description);
+    }
+    // Raw values: what a description before them has announced.
+    void add_to_digest(const void* values, size_t bytes) {
+        if (digest_) digest_->add(values, bytes);
+    }
+
+  private:
+    std::optional<Sha256> digest_;
 };
 
 class WeightLoader : public WeightSource {
@@ -82,7 +105,7 @@ class WeightLoader : public WeightSource {
     std::unique_ptr<Matrix> make_stored_int8(const TensorEntry& entry, std::string_view name, int64_t out_dim,
                                              int64_t in_dim);
     // Rows of a matrix of floats, checked.
-    void read_rows(const TensorEntry& entry, int64_t in_dim, int64_t row, int64_t n, void* dst) const;
+    void read_rows(const TensorEntry& entry, int64_t in_dim, int64_t row, int64_t n, void* dst);
     // Refuses NaN and infinities among n values of `dtype`, the first of which is the tensor's element
     // `begin`.
     void check_finite(const TensorEntry& entry, DType dtype, const void* values, int64_t begin,

@@ -1,4 +1,4 @@
-// What is asked of an answer and what comes back: earlier turns, options, text, and the story of every chunk.
+// What is asked of an answer and what comes back: options, text, and the story of every chunk.
 // Plain data, shared by everything that answers (session.h, engine.h).
 #pragma once
 
@@ -14,12 +14,6 @@
 #include "refrag/select.h"
 
 namespace refrag {
-
-// An earlier question about the same passages, and what was answered.
-struct Turn {
-    std::string question;
-    std::string answer;  // without the leading space and the end token that the prompt gives it
-};
 
 struct AnswerOptions {
     int32_t chunk_len = 0;                  // k; 0: the model's
@@ -40,8 +34,8 @@ void check_answer_options(const AnswerOptions& options);
 // them. In a batch, work done together with other requests counts in full for each.
 struct StageTimes {
     double queue = 0.0;     // waiting for a slot of a batch
-    double tokenize = 0.0;  // passages not yet cut, earlier turns, question, template
-    double encode = 0.0;    // chunks not yet encoded
+    double tokenize = 0.0;  // passages not yet cut, texts, question
+    double encode = 0.0;    // passages not yet encoded
     double sense = 0.0;     // question pieces encoded, policy, choice
     double project = 0.0;   // projector
     double prefill = 0.0;   // assembly and the decoder's pass over the prompt
@@ -50,15 +44,15 @@ struct StageTimes {
 };
 
 struct ChunkReport {
-    size_t passage = 0;  // index of its passage
+    size_t segment = 0;  // index of its passage among the request's segments
     size_t begin = 0;    // byte span in the passage's text (title included)
     size_t end = 0;
     size_t n_tokens = 0;
     std::optional<float> logit;  // of the policy network, or another policy's score
     bool expanded = false;
-    bool cached = false;   // had its embedding before this question
-    int32_t position = 0;  // first position in the decoder
-    int32_t slots = 0;     // positions it takes: 1 compressed, n_tokens expanded
+    bool cached = false;      // had its embedding before this question
+    int32_t position = 0;     // first position in the decoder
+    int32_t n_positions = 0;  // that it takes: 1 compressed, n_tokens expanded
 };
 
 enum class FinishReason { end_token, stop_string, max_tokens, context_full };

@@ -1,10 +1,10 @@
-// "Expand": the decoder's input as rows, in the order of the prompt. A row is a token, or the slot of a
-// compressed chunk; positions run 0, 1, 2, ... over the mixed rows (paper, section 2).
+// "Expand": the decoder's input as rows, in the order of the prompt. A row is a token, or a chunk row: a
+// projected chunk, or a vector given from outside. Positions run 0, 1, 2, ... over the mixed rows (paper,
+// section 2).
 #pragma once
 
 #include <cstdint>
 #include <span>
-#include <string>
 #include <vector>
 
 #include "refrag/chunker.h"
@@ -12,15 +12,17 @@
 namespace refrag {
 
 struct DecoderInput {
-    std::vector<int32_t> source;          // a token id, or -1 - i for slot i (Llama::forward)
-    std::vector<int32_t> slot_chunk;      // slot i stands for this chunk, counted over all passages
-    std::vector<int32_t> chunk_position;  // first row of each chunk
-    std::vector<int32_t> chunk_rows;      // rows it takes: 1 when compressed, its tokens when expanded
-    size_t plain_tokens = 0;              // rows if everything were expanded
+    std::vector<int32_t> source;             // a token id, or -1 - i for chunk row i (Llama::forward)
+    std::vector<int32_t> row_chunk;          // chunk of chunk row i, counted over all passages; -1: of none
+    std::vector<int32_t> chunk_position;     // first row of each chunk
+    std::vector<int32_t> chunk_n_positions;  // rows it takes: 1 when compressed, its tokens when expanded
+    size_t plain_tokens = 0;                 // rows if everything were expanded
 
     void add_token(int32_t id);
     void add_tokens(std::span<const int32_t> ids);
     void add_chunk(const Chunk& chunk, bool expanded);
+    // A chunk row that is no chunk of a passage.
+    void add_row();
 };
 
 }  // namespace refrag

@@ -14,7 +14,14 @@ namespace {
 // character.
 class BorderWalk {
   public:
-    explicit BorderWalk(std::string_view text) : text_(text) {}
+    // `from`: no position asked for lies before it.
+    BorderWalk(std::string_view text, size_t from) : text_(text), border_(from) {
+        // A byte that begins a character is a border. Behind three that continue one, so is any byte.
+        const auto continues = [&](size_t at) {
+            return at < text.size() && (static_cast<unsigned char>(text[at]) & 0xc0) == 0x80;
+        };
+        while (border_ > 0 && from - border_ < 3 && continues(border_)) --border_;
+    }
     size_t at_or_after(size_t position) {
         while (border_ < position) border_ += decode_utf8(text_, border_).bytes;
         return border_;
@@ -22,7 +29,7 @@ class BorderWalk {
 
   private:
     std::string_view text_;
-    size_t border_ = 0;
+    size_t border_;
 };
 
 }  // namespace
@@ -31,7 +38,7 @@ std::vector<Chunk> cut_chunks(std::string_view text, std::span<const Token> toke
                               const EncoderVocabulary& vocabulary) {
     REFRAG_CHECK(chunk_len >= 1, Status::usage, "chunk length: expected at least 1 token, found ", chunk_len);
     std::vector<Chunk> chunks;
-    BorderWalk walk(text);
+    BorderWalk walk(text, tokens.empty() ? 0 : tokens.front().begin);
     const size_t step = static_cast<size_t>(chunk_len);
     for (size_t first = 0; first < tokens.size(); first += step) {
         const std::span<const Token> part = tokens.subspan(first, std::min(step, tokens.size() - first));

@@ -28,7 +28,7 @@ struct EncoderVocabulary {
 
 // `tokens` are the decoder's tokens of `text`, whose spans tile it; chunk_len >= 1. With an own vocabulary a
 // chunk's encoder text is the characters whose first byte lies in its span, so that no character is lost or
-// read twice.
+// read twice. The tokens may be a part of the text's: those of a window.
 std::vector<Chunk> cut_chunks(std::string_view text, std::span<const Token> tokens, int32_t chunk_len,
                               const EncoderVocabulary& vocabulary);
 

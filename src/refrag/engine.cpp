@@ -6,7 +6,8 @@
 #include <utility>
 
 #include "refrag/memory_plan.h"
-#include "refrag/prompt.h"
+#include "refrag/prompt_work.h"
+#include "refrag/scoring.h"
 #include "refrag/stop.h"
 #include "refrag/timer.h"
 
@@ -200,11 +201,14 @@ void Engine::admit() {
 
 void Engine::begin(std::unique_ptr<Running>& running) {
     Running& r = *running;
-    std::vector<ContextPassage*> passages;
-    for (const auto& passage : r.request.passages) passages.push_back(passage.get());
-    Prompt prompt = make_prompt(*backend_, model_, passages, r.request.question, r.request.options,
-                                max_context(), arena_, r.answer, r.request.history);
-    r.request.passages.clear();
+    Prompt prompt;
+    {
+        PromptWork work(model_, std::move(r.request.segments), r.request.options, max_context(), r.answer);
+        int64_t used_rows = 0;
+        while (!work.advance(*backend_, arena_, kPrefillRows, used_rows)) {
+        }
+        prompt = work.take();
+    }
     std::vector<int32_t> said;
     for (const int32_t row : prompt.input.source) {
         if (row >= 0) said.push_back(row);
@@ -212,7 +216,7 @@ void Engine::begin(std::unique_ptr<Running>& running) {
     r.sampler.read_prompt(said);
     r.prompted_ms = now_ms();
     const int32_t slot = generator_.start(
-        std::move(prompt.input.source), std::move(prompt.slots),
+        std::move(prompt.input.source), std::move(prompt.chunk_rows),
         [&r](const Logits& logits, double logits_ms) { return r.next(logits, logits_ms); },
         r.request.options.logprobs ? 0 : r.sampler.needed(),
         [&r]() -> std::optional<TokenDraw> {

@@ -12,18 +12,16 @@
 #include <vector>
 
 #include "refrag/answer.h"
-#include "refrag/context.h"
 #include "refrag/generator.h"
 #include "refrag/model.h"
+#include "refrag/segment.h"
 
 namespace refrag {
 
 struct Request {
-    // Tokenised and encoded as far as needed, which they keep; requests may share them. Let go of once they
-    // are in the decoder.
-    std::vector<std::shared_ptr<ContextPassage>> passages;
-    std::vector<Turn> history;  // oldest first; read as tokens before the question
-    std::string question;
+    // Requests may share passages, which are cut and encoded once for all; they are let go of when the prompt
+    // is made.
+    std::vector<Segment> segments;
     AnswerOptions options;
     TextSink sink;  // may be empty; what it throws ends its request
 };

@@ -63,6 +63,30 @@ void check_same_tokenizer(const std::string& encoder_dir, const std::string& dec
     }
 }
 
+// The files that say how a text becomes ids, and an encoder's config.
+void add_text_files(Sha256& hash, const std::string& dir) {
+    constexpr uint64_t kMaxBytes = 256u << 20;
+    for (const char* name : {"config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
+                             "merges.txt", "special_tokens_map.json", "added_tokens.json"}) {
+        const std::string path = path_join(dir, name);
+        hash.add_field(is_file(path) ? name : "").add_field(is_file(path) ? read_file(path, kMaxBytes) : "");
+    }
+}
+
+// The same of a tokenizer that lies in no file.
+void add_pieces(Sha256& hash, const Tokenizer& tokenizer) {
+    for (int64_t id = 0; id < tokenizer.vocab_size(); ++id)
+        hash.add_field(tokenizer.piece(static_cast<int32_t>(id)));
+}
+
+// How the encoder's output becomes a chunk embedding.
+void add_reading(Sha256& hash, const Roberta& encoder, const RefragConfig& config) {
+    hash.add(encoder.weights_digest().view());
+    hash.add_field(str("refrag passage 1; pooling ", static_cast<int>(config.pooling), "; normalize ",
+                       config.normalize, "; shared ", config.shared_vocabulary, "; special tokens ",
+                       config.encoder_special_tokens));
+}
+
 // Adds up what the networks read, against the sizes of the directory's weight files. Those may hold tensors
 // that no network reads, so that the end is announced by finish().
 class LoadCounter {
@@ -127,6 +151,11 @@ Model::Model(Device& device, const std::string& dir, const LoadProgress& progres
     policy_ = std::make_unique<Policy>(device, dir, config_.policy, d_enc(), loaded);
     counter.finish();
     bos_id_ = find_bos(decoder_dir, tokenizer_, decoder_->config());
+    Sha256 maker;
+    add_reading(maker, *encoder_, config_);
+    add_text_files(maker, encoder_dir);
+    add_text_files(maker, decoder_dir);
+    maker_ = maker.digest();
     // Known before the first chunk is cut only for a shared vocabulary; with its own, each chunk is checked.
     const int64_t longest =
         static_cast<int64_t>(config_.chunk_len) + (config_.encoder_special_tokens ? 2 : 0);
@@ -144,7 +173,19 @@ Model::Model(Device& device, ModelParts parts, WeightSource& weights)
       encoder_(std::make_unique<Roberta>(parts.encoder, config_.pooling, config_.normalize, weights)),
       projector_(std::make_unique<Projector>(d_enc(), decoder_->config().dim, weights)),
       policy_(std::make_unique<Policy>(config_.policy, d_enc(), weights)),
-      bos_id_(parts.bos_id) {}
+      bos_id_(parts.bos_id) {
+    Sha256 maker;
+    add_reading(maker, *encoder_, config_);
+    const RobertaConfig& c = encoder_->config();
+    maker.add_field(str(c.n_heads, " ", c.norm_eps, " ", c.bos_id, " ", c.pad_id, " ", c.eos_id));
+    add_pieces(maker, tokenizer_);
+    if (encoder_tokenizer_) add_pieces(maker, *encoder_tokenizer_);
+    maker_ = maker.digest();
+}
+
+Sha256Digest Model::passage_maker(int32_t chunk_len) const {
+    return Sha256().add(maker_.view()).add_field(str("k ", chunk_len)).digest();
+}
 
 int32_t Model::first_id() const {
     return bos_id_ ? *bos_id_ : end_id();

@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "base/sha256.h"
 #include "models/llama.h"
 #include "models/policy.h"
 #include "models/projector.h"
@@ -64,6 +65,11 @@ class Model {
     EncoderVocabulary encoder_vocabulary() const;
     int32_t d_enc() const { return encoder_->config().dim; }
 
+    // Names what this model makes of passages cut into chunks of chunk_len: format, encoder weights, all
+    // files of tokenizers and encoder config, pooling, normalisation, special tokens. The device is not part
+    // of it: a name holds for one device's memory, or for what is rounded alike everywhere.
+    Sha256Digest passage_maker(int32_t chunk_len) const;
+
     uint64_t parameters() const;
     uint64_t weight_bytes() const;  // in the device's memory
 
@@ -78,6 +84,7 @@ class Model {
     std::unique_ptr<Projector> projector_;
     std::unique_ptr<Policy> policy_;
     std::optional<int32_t> bos_id_;
+    Sha256Digest maker_;  // of passages, but for the chunk length
 };
 
 }  // namespace refrag

@@ -37,6 +37,27 @@ Tensor prefill(Backend& backend, const Llama& decoder, std::span<const int32_t> 
     return result;
 }
 
+std::vector<float> prompt_nll(Backend& backend, const Llama& decoder, std::span<const int32_t> source,
+                              Tensor chunk_rows, std::span<const ScoredRow> scores, KvCache& kv, int32_t slot,
+                              Arena& arena) {
+    if (scores.empty()) return {};
+    const ArenaScope scratch(arena);
+    const int64_t n_last = std::ssize(source) - scores.front().row;
+    const Tensor last = prefill(backend, decoder, source, chunk_rows, kv, slot, n_last, arena);
+    std::vector<int32_t> targets;
+    std::vector<int32_t> index;
+    for (const ScoredRow& score : scores) {
+        targets.push_back(score.target);
+        index.push_back(static_cast<int32_t>(score.row - scores.front().row));
+    }
+    Tensor hidden = last;
+    if (std::ssize(scores) != n_last) {
+        hidden = arena.tensor(std::ssize(scores), last.cols);
+        backend.gather_rows(hidden, last, upload_vector(backend, arena, index));
+    }
+    return target_nll(backend, decoder, hidden, targets, arena);
+}
+
 std::vector<float> target_nll(Backend& backend, const Llama& decoder, Tensor hidden,
                               std::span<const int32_t> targets, Arena& arena) {
     REFRAG_DCHECK(hidden.rows == std::ssize(targets));

@@ -19,6 +19,18 @@ inline constexpr int64_t kPrefillRows = 2048;
 Tensor prefill(Backend& backend, const Llama& decoder, std::span<const int32_t> source, Tensor slots,
                KvCache& kv, int32_t slot, int64_t n_last, Arena& arena);
 
+// An id whose negative log-likelihood after a row is wanted.
+struct ScoredRow {
+    int64_t row = 0;
+    int32_t target = 0;
+};
+
+// Runs `source` through `slot` of `kv` (as prefill does); the negative log-likelihoods in nats of the targets
+// of `scores`, whose rows rise.
+std::vector<float> prompt_nll(Backend& backend, const Llama& decoder, std::span<const int32_t> source,
+                              Tensor chunk_rows, std::span<const ScoredRow> scores, KvCache& kv, int32_t slot,
+                              Arena& arena);
+
 // Negative log-likelihood in nats of targets[i] under the logits of hidden row i.
 std::vector<float> target_nll(Backend& backend, const Llama& decoder, Tensor hidden,
                               std::span<const int32_t> targets, Arena& arena);

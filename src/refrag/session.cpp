@@ -1,19 +1,25 @@
 // See session.h.
 #include "refrag/session.h"
 
+#include <utility>
+
 namespace refrag {
 
-Session::Session(const Model& model, int64_t max_context) : engine_(model, 1, max_context) {}
+Session::Session(const Model& model, int64_t max_context, std::shared_ptr<PassageCache> cache)
+    : model_(model),
+      cache_(cache ? std::move(cache) : std::make_shared<PassageCache>()),
+      engine_(model, 1, max_context) {}
 
-Answer Session::answer(std::span<ContextPassage> passages, std::string_view question,
+Answer Session::answer(std::span<const Passage> passages, std::string_view question,
                        const AnswerOptions& options, const TextSink& sink, std::span<const Turn> history) {
+    check_answer_options(options);
+    const auto shared = share_passages(model_, passages, *cache_, options.chunk_len);
+    return answer(make_segments(model_, history, shared, question, options.chunk_len), options, sink);
+}
+
+Answer Session::answer(std::vector<Segment> segments, const AnswerOptions& options, const TextSink& sink) {
     Request request;
-    for (ContextPassage& passage : passages) {
-        // The caller owns them and waits for the answer.
-        request.passages.emplace_back(std::shared_ptr<void>(), &passage);
-    }
-    request.history.assign(history.begin(), history.end());
-    request.question = question;
+    request.segments = std::move(segments);
     request.options = options;
     request.sink = sink;
     // Whatever is thrown, the engine is empty afterwards.

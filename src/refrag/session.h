@@ -1,35 +1,43 @@
 // One question after another over passages that stay encoded between them: an Engine with one slot. One
-// thread drives it at a time, and several sessions can share a Model.
+// thread drives it at a time, and several sessions can share a Model, and a cache of passages.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "refrag/answer.h"
-#include "refrag/context.h"
 #include "refrag/engine.h"
 #include "refrag/model.h"
+#include "refrag/segment.h"
 
 namespace refrag {
 
 class Session {
   public:
     // max_context: decoder positions, prompt and answer together; 0 for the decoder's own window.
-    // Status::usage when it is beyond that window.
-    explicit Session(const Model& model, int64_t max_context = 0);
+    // Status::usage when it is beyond that window. cache: of passages; null: one of its own.
+    explicit Session(const Model& model, int64_t max_context = 0,
+                     std::shared_ptr<PassageCache> cache = nullptr);
 
-    // Answers a question over passages, `history` being earlier ones, oldest first. Passages are tokenised
-    // and encoded as far as needed and keep the result. Status::usage for options that make no sense;
-    // Status::runtime when the prompt does not fit, with both numbers. After an error the session is as
-    // before.
-    Answer answer(std::span<ContextPassage> passages, std::string_view question, const AnswerOptions& options,
+    // Answers a request. Status::usage for options or segments that make no sense; Status::runtime when the
+    // prompt does not fit, with both numbers. After an error the session is as before.
+    Answer answer(std::vector<Segment> segments, const AnswerOptions& options, const TextSink& sink = {});
+    // The same for a question over passages, `history` being earlier ones, oldest first, in the model's
+    // template (make_segments).
+    Answer answer(std::span<const Passage> passages, std::string_view question, const AnswerOptions& options,
                   const TextSink& sink = {}, std::span<const Turn> history = {});
 
+    const Model& model() const { return model_; }
+    PassageCache& cache() { return *cache_; }
     int64_t max_context() const { return engine_.max_context(); }
     size_t kv_bytes() const { return engine_.kv_bytes(); }
 
   private:
+    const Model& model_;
+    std::shared_ptr<PassageCache> cache_;
     Engine engine_;
 };
 

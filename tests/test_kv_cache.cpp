@@ -4,6 +4,7 @@
 #include <array>
 #include <random>
 
+#include "failing.h"
 #include "golden.h"
 #include "models/kv_cache.h"
 
@@ -312,4 +313,68 @@ TEST_CASE("kv cache: blocks that are held outlive their slot and begin another")
     kv.drop_block(first);
     kv.drop_block(second);
     CHECK(kv.free_blocks() == 6);
+}
+
+TEST_CASE("kv cache: the page table is as wide as the longest sequence needed, not as the window") {
+    constexpr int64_t kWindow = 131072;  // 4096 pages
+    KvCache kv(cpu(), 4, kLayers, kKvHeads, kHeadDim, kWindow, DType::f32, 40);
+    append(kv, 0, range(0, 200));
+    append(kv, 1, range(300, 340));
+    const void* const table = kv.view().page_table;
+    const int32_t width = kv.view().max_pages;
+    CHECK(width <= 16);
+    append(kv, 0, range(200, width * kPageEntries));  // the last that fits
+    CHECK(kv.view().max_pages == width);
+    CHECK(kv.view().page_table == table);
+    kv.reserve(0, 1);
+    CHECK(kv.view().max_pages == 2 * width);
+    // Every slot is found in the new table, also those that nothing has changed in.
+    CHECK(stamps_of(kv, 1) == range(300, 340));
+    CHECK(stamps_of(kv, 0) == range(0, width * kPageEntries));
+    CHECK(stamps_of(kv, 2).empty());
+    kv.truncate(1, 0);
+    const auto long_one = static_cast<int32_t>(kv.n_pages() / kHeads) * kPageEntries;
+    append(kv, 0, range(width * kPageEntries, long_one));
+    CHECK(kv.view().max_pages == 40);  // no wider than the pool
+    CHECK(stamps_of(kv, 0) == range(0, long_one));
+    CHECK(kv.free_pages() == 0);
+    kv.truncate(0, 0);
+    append(kv, 3, range(0, 70));
+    CHECK(kv.view().max_pages == 40);  // stays
+    CHECK(stamps_of(kv, 3) == range(0, 70));
+}
+
+TEST_CASE("kv cache: a reserve that finds no memory for a wider table changes nothing") {
+    bool failed_once = false;
+    bool done = false;
+    for (int64_t n = 1; !done; ++n) {
+        KvCache kv(cpu(), 2, kLayers, kKvHeads, kHeadDim, 4096, DType::f32, 64);
+        append(kv, 0, range(0, 40));
+        append(kv, 1, range(300, 310));
+        const int32_t width = kv.view().max_pages;
+        const int64_t free = kv.free_pages();
+        bool out_of_memory = false;
+        FailingMemory memory(n);
+        try {
+            kv.reserve(0, (width + 4) * kPageEntries);
+        } catch (const Error& error) {
+            out_of_memory = error.status() == Status::out_of_memory;
+        } catch (const std::bad_alloc&) {
+            out_of_memory = true;
+        }
+        memory.disarm();
+        done = memory.asked() < n;
+        CAPTURE(n);
+        REQUIRE(out_of_memory == memory.failed());
+        if (out_of_memory) {
+            failed_once = true;
+            REQUIRE(kv.free_pages() == free);
+            REQUIRE(kv.length(0) == 40);
+        }
+        REQUIRE(stamps_of(kv, 0) == range(0, 40));
+        REQUIRE(stamps_of(kv, 1) == range(300, 310));
+        append(kv, 0, range(40, 1200));
+        REQUIRE(stamps_of(kv, 0) == range(0, 1200));
+    }
+    CHECK(failed_once);
 }

@@ -5,6 +5,12 @@
 #include <algorithm>
 
 namespace refrag {
+namespace {
+
+// Pages of a head that the table has room for at first: 512 entries.
+constexpr int64_t kFirstTablePages = 16;
+
+}  // namespace
 
 KvCache::KvCache(Backend& backend, int32_t n_slots, int32_t n_layers, int32_t n_kv_heads, int32_t head_dim,
                  int64_t max_entries, DType dtype, int64_t n_blocks)
@@ -18,6 +24,8 @@ KvCache::KvCache(Backend& backend, int32_t n_slots, int32_t n_layers, int32_t n_
                  " entries, found ", n_slots, " slots of ", max_entries);
     REFRAG_CHECK(n_blocks >= 0, Status::usage, "KV cache: expected 0 or more blocks, found ", n_blocks);
     if (n_blocks == 0) n_blocks = int64_t{n_slots} * max_pages_;
+    // A slot's pages are all different, so no row of the table is longer than the pool.
+    max_pages_ = static_cast<int32_t>(std::min<int64_t>(max_pages_, n_blocks));
     int64_t n_pages = 0;
     REFRAG_CHECK(!__builtin_mul_overflow(n_blocks, heads_, &n_pages) && n_pages <= INT32_MAX,
                  Status::out_of_memory, "KV cache: ", n_blocks, " blocks of ", heads_,
@@ -32,19 +40,13 @@ KvCache::KvCache(Backend& backend, int32_t n_slots, int32_t n_layers, int32_t n_
     for (int64_t i = 0; i < n_pages; ++i) {
         free_[static_cast<size_t>(i)] = static_cast<int32_t>(n_pages - 1 - i);
     }
-    staged_.resize(static_cast<size_t>(heads_) * static_cast<size_t>(max_pages_));
     pages_ = Buffer(backend_, static_cast<size_t>(n_pages) * page_bytes);
     length_device_ = Buffer(backend_, n_heads * sizeof(int32_t));
-    page_table_device_ = Buffer(backend_, n_heads * static_cast<size_t>(max_pages_) * sizeof(int32_t));
     backend_.upload(length_device_.data(), length_.data(), length_device_.bytes());
-    view_ = {pages_.data(),
-             dtype,
-             static_cast<int32_t*>(length_device_.data()),
-             static_cast<const int32_t*>(page_table_device_.data()),
-             n_layers,
-             n_kv_heads,
-             head_dim,
-             max_pages_};
+    view_ = {pages_.data(), dtype,    static_cast<int32_t*>(length_device_.data()),
+             nullptr,       n_layers, n_kv_heads,
+             head_dim,      0};
+    widen_table(std::min<int64_t>(kFirstTablePages, max_pages_));
 }
 
 int32_t KvCache::take_page() {
@@ -73,12 +75,31 @@ void KvCache::set_length(int32_t slot, int32_t n) noexcept {
     changed_[static_cast<size_t>(slot)] = true;
 }
 
+void KvCache::widen_table(int64_t n_pages) {
+    if (n_pages <= view_.max_pages) return;
+    const int64_t doubled = std::max<int64_t>(n_pages, int64_t{2} * view_.max_pages);
+    const auto width = static_cast<size_t>(std::min<int64_t>(doubled, max_pages_));
+    // Of all slots at once, in memory of its own: work under way reads the old table, and an error here
+    // leaves the cache as it was.
+    std::vector<int32_t> table(table_.size() * width, -1);
+    for (size_t row = 0; row < table_.size(); ++row) {
+        std::copy(table_[row].begin(), table_[row].end(),
+                  table.begin() + static_cast<std::ptrdiff_t>(row * width));
+    }
+    Buffer device(backend_, table.size() * sizeof(int32_t));
+    backend_.upload(device.data(), table.data(), device.bytes());
+    staged_.resize(static_cast<size_t>(heads_) * width);
+    page_table_device_ = std::move(device);
+    view_.page_table = static_cast<const int32_t*>(page_table_device_.data());
+    view_.max_pages = static_cast<int32_t>(width);
+}
+
 void KvCache::upload_slot(int32_t slot) {
-    // The columns that the longest head uses: what lies behind them is never read.
-    size_t n_used = 0;
+    // A slot's rows lie side by side, so that one upload brings them: every 32 entries of its life.
+    size_t n_used = 0;  // of the longest head: what lies behind it is never read
     for (int32_t h = 0; h < heads_; ++h) n_used = std::max(n_used, pages_of(slot, h).size());
     auto* const table = static_cast<int32_t*>(page_table_device_.data());
-    const auto row = static_cast<size_t>(max_pages_);
+    const auto row = static_cast<size_t>(view_.max_pages);
     std::fill(staged_.begin(), staged_.end(), -1);
     for (int32_t h = 0; h < heads_; ++h) {
         const std::vector<int32_t>& pages = pages_of(slot, h);
@@ -109,8 +130,10 @@ void KvCache::reserve(int32_t slot, int32_t n) {
     }
     REFRAG_CHECK(need <= free_pages(), Status::out_of_memory, "KV cache: ", need, " pages needed, ",
                  free_pages(), " free of ", n_pages());
+    widen_table(static_cast<int64_t>(wanted));
     if (need > 0) {
-        for (int32_t h = 0; h < heads_; ++h) pages_of(slot, h).reserve(wanted);
+        // As far as the table goes, so that growing within it allocates nothing.
+        for (int32_t h = 0; h < heads_; ++h) pages_of(slot, h).reserve(static_cast<size_t>(view_.max_pages));
         changed_[static_cast<size_t>(slot)] = true;
         for (int32_t h = 0; h < heads_; ++h) {
             std::vector<int32_t>& pages = pages_of(slot, h);

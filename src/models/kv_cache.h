@@ -20,10 +20,10 @@ using KvBlock = std::vector<int32_t>;
 class KvCache {
   public:
     // n_slots sequences of at most max_entries entries each, over a pool of n_blocks blocks; 0: as many as
-    // all slots can take. The pool and the table are allocated here, and stay in place. Bytes: n_blocks *
-    // n_layers * n_kv_heads * 2 * 32 * head_dim * sizeof(dtype), and 4 bytes for each page that a slot could
-    // have: n_slots * n_layers * n_kv_heads * ceil(max_entries / 32). Status::usage for sizes that make no
-    // sense, Status::out_of_memory beyond 2^31 - 1 pages.
+    // all slots can take. The pool is allocated here and stays in place. Bytes: n_blocks * n_layers *
+    // n_kv_heads * 2 * 32 * head_dim * sizeof(dtype). The page table grows with the longest sequence that
+    // there was: 4 bytes * n_slots * n_layers * n_kv_heads * view().max_pages. Status::usage for sizes that
+    // make no sense, Status::out_of_memory beyond 2^31 - 1 pages.
     KvCache(Backend& backend, int32_t n_slots, int32_t n_layers, int32_t n_kv_heads, int32_t head_dim,
             int64_t max_entries, DType dtype = DType::f32, int64_t n_blocks = 0);
 
@@ -46,7 +46,8 @@ class KvCache {
     // Makes sure that `slot` can take n more entries: takes pages, and copies a shared page that would be
     // written. Whatever changed in the slot since the last call is then in device memory; call it before ops
     // read or write the slot. Status::runtime with both numbers when the sequence would pass max_entries,
-    // Status::out_of_memory when the pool has too few pages. Nothing changes on these errors.
+    // Status::out_of_memory when the pool has too few pages or the table cannot grow. Nothing changes on
+    // these errors.
     void reserve(int32_t slot, int32_t n);
     // The ops have appended n entries to every head of `slot` (kv_append raises the lengths in device
     // memory).
@@ -65,6 +66,8 @@ class KvCache {
     // Whether someone besides one holder has the block.
     bool is_shared(const KvBlock& block) const { return references_[static_cast<size_t>(block[0])] > 1; }
 
+    // As it is now: a reserve() that makes the page table wider moves the table. That happens a few times in
+    // a cache's life, since the width doubles, and recorded work that names the old table is then stale.
     const KvView& view() const { return view_; }
 
   private:
@@ -77,12 +80,13 @@ class KvCache {
     void put_page(int32_t number) noexcept;
     void copy_page(int32_t from, int32_t to);
     void set_length(int32_t slot, int32_t n) noexcept;
+    void widen_table(int64_t n_pages);
     void upload_slot(int32_t slot);
 
     Backend& backend_;
     int32_t n_slots_;
     int32_t heads_;
-    int32_t max_pages_;  // of one slot's head
+    int32_t max_pages_;  // that one slot's head can ever have; view_.max_pages: what the table has room for
     int64_t max_entries_;
     std::vector<int32_t> length_;              // [n_slots, heads]
     std::vector<std::vector<int32_t>> table_;  // [n_slots, heads]: page numbers
@@ -92,7 +96,7 @@ class KvCache {
     std::vector<int32_t> staged_;              // one slot's table, kept for its memory
     Buffer pages_;
     Buffer length_device_;      // [n_slots, heads]
-    Buffer page_table_device_;  // [n_slots, heads, max_pages]
+    Buffer page_table_device_;  // [n_slots, heads, view_.max_pages]
     KvView view_;
 };
 

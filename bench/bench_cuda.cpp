@@ -130,12 +130,12 @@ class Bench {
         const double one = took / static_cast<double>(trial);
         const int64_t calls =
             std::clamp<int64_t>(static_cast<int64_t>(std::ceil(kBatchSeconds / one)), 1, most_calls);
-        const std::array<uint64_t, 1> key = {++key_};
+        const auto recording = b.make_recording();
         const auto replay = [&] {
             prepare();
             b.download(nullptr, nullptr, 0);
             const double began = now();
-            b.repeat(key, [&] {
+            b.replay(*recording, 0, [&] {
                 for (int64_t i = 0; i < calls; ++i) call(i);
             });
             b.download(nullptr, nullptr, 0);
@@ -163,7 +163,6 @@ class Bench {
 
     int repeats_;
     uint64_t draws_ = 0;
-    uint64_t key_ = 0;
 };
 
 struct Heads {

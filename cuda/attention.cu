@@ -153,7 +153,7 @@ void CudaBackend::attention(Tensor out, Tensor q, Tensor k, Tensor v, const Atte
     }
     if (decodes && (batch.max_rows == 1 || batch.n_seq > 1)) {
         auto* const partial = static_cast<float*>(
-            scratch(partial_, static_cast<size_t>(decode_scratch_floats(a)) * sizeof(float)));
+            scratch(ScratchUse::partial, static_cast<size_t>(decode_scratch_floats(a)) * sizeof(float)));
         attention_decode(a, kv->dtype, partial, stream());
     }
 }

@@ -2,6 +2,7 @@
 // family, and weight matrices.
 #pragma once
 
+#include <array>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -104,6 +105,40 @@ class CudaDevice : public Device {
     std::optional<Staging> staging_;
 };
 
+// Scratch of one purpose keeps its memory until more is asked for, and counts how often it has moved.
+enum class ScratchUse { rounded, widened, partial, top };
+inline constexpr size_t kScratchUses = 4;
+
+struct CudaScratch {
+    Buffer memory;
+    uint64_t moves = 0;
+};
+
+// Work by its key. A key's first call runs as it is, so that all scratch is there; its second is recorded.
+class CudaRecording : public Recording {
+  public:
+    CudaRecording(const CudaDevice& device, cudaStream_t stream) : device_(device), stream_(stream) {}
+    ~CudaRecording() override { forget(); }
+    void forget() noexcept override;
+
+  private:
+    friend class CudaBackend;
+    struct Entry {
+        cudaGraphExec_t graph = nullptr;
+        uint64_t used = 0;
+        // Where scratch was that the graph names; uses it does not name are 0.
+        std::array<uint64_t, kScratchUses> scratch_moves{};
+    };
+    static constexpr size_t kMostEntries = 64;
+    // Ends a graph, which must not run while it goes.
+    void drop(Entry& entry) noexcept;
+
+    const CudaDevice& device_;
+    cudaStream_t stream_;
+    std::map<uint64_t, Entry> entries_;
+    uint64_t uses_ = 0;
+};
+
 class CudaBackend : public Backend {
   public:
     // kept: the device, where the queue owns it; else null.
@@ -118,7 +153,8 @@ class CudaBackend : public Backend {
     void download(void* dst, const void* src, size_t bytes) override;
     void copy(Tensor out, Tensor x) override;
     void wait() override;
-    void repeat(std::span<const uint64_t> key, FunctionRef<void()> enqueue) override;
+    std::unique_ptr<Recording> make_recording() override;
+    void replay(Recording& recording, uint64_t key, FunctionRef<void()> enqueue) override;
 
     // gemm.cu
     void linear(Tensor out, Tensor x, const Matrix& w, Tensor bias) override;
@@ -163,8 +199,8 @@ class CudaBackend : public Backend {
     // The n largest of each row, in scratch that goes on for `more_bytes` behind them. See reduce.cu.
     void* top_candidates(Tensor logits, int32_t n, size_t more_bytes);
 
-    // Scratch of one purpose keeps its memory, until more is asked for.
-    void* scratch(Buffer& held, size_t bytes);
+    // At least `bytes` of scratch, this queue's, until its next op of the same use.
+    void* scratch(ScratchUse use, size_t bytes);
 
     // See gemm.cu. add: out += instead of out =.
     void multiply(Tensor out, const CudaMatrix& w, Tensor bias, bool add, const void* rounded_x);
@@ -186,22 +222,10 @@ class CudaBackend : public Backend {
     std::optional<Staging> staging_;
     Buffer workspace_;
     std::optional<Cublas> cublas_;
-    Buffer rounded_;
-    Buffer widened_;
-    Buffer partial_;
-    Buffer top_;
-
-    // Recorded work by its key. A key's first call runs as it is, so that all scratch is there; its second is
-    // recorded.
-    struct Recorded {
-        cudaGraphExec_t graph = nullptr;
-        uint64_t used = 0;
-    };
-    static constexpr size_t kMaxRecorded = 64;
-    void forget_recorded() noexcept;
-    std::map<std::vector<uint64_t>, Recorded> recorded_;
-    uint64_t uses_ = 0;
+    std::array<CudaScratch, kScratchUses> scratch_;
+    // While work is recorded: which scratch it names.
     bool recording_ = false;
+    std::array<bool, kScratchUses> named_{};
 };
 
 }  // namespace refrag::REFRAG_CUDA

@@ -224,8 +224,7 @@ CudaBackend::CudaBackend(CudaDevice& device, std::unique_ptr<CudaDevice> kept)
 CudaBackend::~CudaBackend() {
     device_.try_make_current();
     cudaStreamSynchronize(stream_);
-    forget_recorded();
-    for (Buffer* held : {&rounded_, &widened_, &partial_, &top_}) *held = Buffer{};
+    for (CudaScratch& scratch : scratch_) scratch.memory = Buffer{};
     cublas_.reset();
     workspace_ = Buffer{};
     staging_.reset();
@@ -238,17 +237,19 @@ void* CudaBackend::allocate(size_t bytes) {
 }
 
 void CudaBackend::release(void* data) noexcept {
-    if (data == nullptr) return;
-    forget_recorded();  // recorded work may name this memory
     device_.release_on(stream_, data);
 }
 
-void* CudaBackend::scratch(Buffer& held, size_t bytes) {
-    if (bytes <= held.bytes()) return held.data();
+void* CudaBackend::scratch(ScratchUse use, size_t bytes) {
+    const auto index = static_cast<size_t>(use);
+    CudaScratch& held = scratch_[index];
+    if (recording_) named_[index] = true;
+    if (bytes <= held.memory.bytes()) return held.memory.data();
     REFRAG_CHECK(!recording_, Status::runtime, "GPU memory taken while work is recorded");
-    held = Buffer{};
-    held = Buffer(*this, bytes + bytes / 4);
-    return held.data();
+    ++held.moves;  // what is recorded with it is not done again (replay)
+    held.memory = Buffer{};
+    held.memory = Buffer(*this, bytes + bytes / 4);
+    return held.memory.data();
 }
 
 void CudaBackend::upload(void* dst, const void* src, size_t bytes) {
@@ -276,36 +277,57 @@ void CudaBackend::copy(Tensor out, Tensor x) {
 
 // ---- recorded work --------------------------------------------------------------------------------------
 
-void CudaBackend::forget_recorded() noexcept {
+void CudaRecording::drop(Entry& entry) noexcept {
+    if (entry.graph == nullptr) return;
     device_.try_make_current();
-    const auto is_graph = [](const auto& recorded) { return recorded.second.graph != nullptr; };
-    // None may be destroyed while it runs.
-    if (std::any_of(recorded_.begin(), recorded_.end(), is_graph)) cudaStreamSynchronize(stream_);
-    for (const auto& [key, recorded] : recorded_) {
-        if (recorded.graph != nullptr) cudaGraphExecDestroy(recorded.graph);
-    }
-    recorded_.clear();
+    cudaStreamSynchronize(stream_);
+    cudaGraphExecDestroy(entry.graph);
+    entry.graph = nullptr;
 }
 
-void CudaBackend::repeat(std::span<const uint64_t> key, FunctionRef<void()> enqueue) {
-    const std::vector<uint64_t> name(key.begin(), key.end());
-    auto at = recorded_.find(name);
-    if (at == recorded_.end()) {
-        enqueue();
-        if (recorded_.size() >= kMaxRecorded) {
-            const auto oldest = std::min_element(recorded_.begin(), recorded_.end(), [](auto& a, auto& b) {
-                return a.second.used < b.second.used;
-            });
-            CUDA_CHECK(cudaStreamSynchronize(stream()));  // it may still run
-            if (oldest->second.graph != nullptr) cudaGraphExecDestroy(oldest->second.graph);
-            recorded_.erase(oldest);
+void CudaRecording::forget() noexcept {
+    for (auto& [key, entry] : entries_) drop(entry);
+    entries_.clear();
+}
+
+std::unique_ptr<Recording> CudaBackend::make_recording() {
+    return std::make_unique<CudaRecording>(device_, stream_);
+}
+
+void CudaBackend::replay(Recording& recording, uint64_t key, FunctionRef<void()> enqueue) {
+    auto& r = static_cast<CudaRecording&>(recording);  // NOLINT: made by make_recording
+    auto at = r.entries_.find(key);
+    // A graph that names scratch which has moved since is as if it had never been.
+    const auto moved = [&](const CudaRecording::Entry& entry) {
+        for (size_t i = 0; i < kScratchUses; ++i) {
+            if (entry.scratch_moves[i] != 0 && entry.scratch_moves[i] != scratch_[i].moves) return true;
         }
-        recorded_.emplace(name, Recorded{nullptr, ++uses_});
+        return false;
+    };
+    if (at != r.entries_.end() && moved(at->second)) {
+        r.drop(at->second);
+        r.entries_.erase(at);
+        at = r.entries_.end();
+    }
+    if (at == r.entries_.end()) {
+        ++r.counts_.run;
+        enqueue();
+        if (r.entries_.size() >= CudaRecording::kMostEntries) {
+            const auto oldest =
+                std::min_element(r.entries_.begin(), r.entries_.end(),
+                                 [](const auto& a, const auto& b) { return a.second.used < b.second.used; });
+            r.drop(oldest->second);
+            r.entries_.erase(oldest);
+        }
+        r.entries_.emplace(key, CudaRecording::Entry{nullptr, ++r.uses_, {}});
         return;
     }
-    at->second.used = ++uses_;
-    if (at->second.graph == nullptr) {
+    CudaRecording::Entry& entry = at->second;
+    entry.used = ++r.uses_;
+    if (entry.graph == nullptr) {
+        ++r.counts_.recorded;
         cudaGraph_t graph = nullptr;
+        named_ = {};
         CUDA_CHECK(cudaStreamBeginCapture(stream(), cudaStreamCaptureModeThreadLocal));
         recording_ = true;
         try {
@@ -319,11 +341,14 @@ void CudaBackend::repeat(std::span<const uint64_t> key, FunctionRef<void()> enqu
         }
         recording_ = false;
         CUDA_CHECK(cudaStreamEndCapture(stream_, &graph));
-        const cudaError_t error = cudaGraphInstantiate(&at->second.graph, graph, 0);
+        const cudaError_t error = cudaGraphInstantiate(&entry.graph, graph, 0);
         cudaGraphDestroy(graph);
         CUDA_CHECK(error);
+        for (size_t i = 0; i < kScratchUses; ++i) entry.scratch_moves[i] = named_[i] ? scratch_[i].moves : 0;
+    } else {
+        ++r.counts_.replayed;
     }
-    CUDA_CHECK(cudaGraphLaunch(at->second.graph, stream()));
+    CUDA_CHECK(cudaGraphLaunch(entry.graph, stream()));
 }
 
 }  // namespace refrag::REFRAG_CUDA

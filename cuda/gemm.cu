@@ -354,7 +354,7 @@ bool of_one_dtype(std::span<const Product> products) {
 
 const void* CudaBackend::rounded(Tensor x, DType dtype) {
     if (dtype == DType::f32) return x.data;
-    auto* const out = static_cast<uint16_t*>(scratch(rounded_, static_cast<size_t>(x.size()) * 2));
+    auto* const out = static_cast<uint16_t*>(scratch(ScratchUse::rounded, static_cast<size_t>(x.size()) * 2));
     const auto kernel = dtype == DType::f16 ? round_kernel<F16> : round_kernel<Bf16>;
     CUDA_CHECK(launch(kernel, blocks_for(x.size()), dim3(kThreads), 0, stream(), out,
                       static_cast<const float*>(x.f32()), x.size()));
@@ -370,7 +370,8 @@ void CudaBackend::multiply(Tensor out, const CudaMatrix& w, Tensor bias, bool ad
     if (w.dtype() == DType::i8) {
         // In pieces of whole rows of W, which are columns of out.
         const int64_t piece = std::clamp<int64_t>(kWidenedBytes / (2 * in_dim), 1, out_dim);
-        auto* const wide = static_cast<uint16_t*>(scratch(widened_, static_cast<size_t>(piece * in_dim) * 2));
+        auto* const wide =
+            static_cast<uint16_t*>(scratch(ScratchUse::widened, static_cast<size_t>(piece * in_dim) * 2));
         for (int64_t n = 0; n < out_dim; n += piece) {
             const int64_t size = std::min(piece, out_dim - n);
             CUDA_CHECK(launch(widen_int8_kernel, blocks_for(size * in_dim), dim3(kThreads), 0, stream(), wide,

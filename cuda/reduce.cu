@@ -269,7 +269,8 @@ void* CudaBackend::top_candidates(Tensor logits, int32_t n, size_t more_bytes) {
     const int64_t rows = logits.rows, n_pieces = ceil_div(logits.cols, kPieceColumns);
     const size_t of_firsts = static_cast<size_t>(rows * n) * sizeof(Candidate);
     auto* const firsts = static_cast<Candidate*>(
-        scratch(top_, of_firsts + more_bytes + static_cast<size_t>(rows * n_pieces * n) * sizeof(Candidate)));
+        scratch(ScratchUse::top,
+                of_firsts + more_bytes + static_cast<size_t>(rows * n_pieces * n) * sizeof(Candidate)));
     auto* const pieces =
         reinterpret_cast<Candidate*>(reinterpret_cast<std::byte*>(firsts) + of_firsts + more_bytes);
     const float* const from = logits.f32();

@@ -77,23 +77,45 @@ TEST_CASE("pipeline: an engine that does not fit the device's memory is refused 
     const LlamaConfig& shape = roomy.decoder().config();
     const int32_t per_position = shape.n_layers * 2 * shape.n_kv_heads * shape.head_dim * 2;  // k and v, bf16
     CHECK(plan.kv_bytes == uint64_t{2048} * static_cast<uint64_t>(per_position));
+    CHECK(plan.request_bytes == plan.kv_bytes);
+    CHECK(plan.kv_blocks == 64);
     CHECK(plan.weight_bytes == roomy.weight_bytes());
     CHECK(plan.available_bytes == large->device().available_bytes());
     const Engine engine(roomy, 1);
+    CHECK(engine.kv_bytes() == plan.kv_bytes);
     // Beside the weights, room for half of the difference between the two.
     const uint64_t used = kLarge - plan.available_bytes;
     const auto small = open(
         used + (plan.kv_bytes + plan.workspace_bytes + short_plan.kv_bytes + short_plan.workspace_bytes) / 2);
     const Model tight(small->device(), repo_path("weights_tools/refrag-nano"));
     try {
-        const Engine refused(tight, 1);
+        const Engine refused(tight, 1, 2048);
         CHECK(false);
     } catch (const Error& error) {
         CHECK(error.status() == Status::out_of_memory);
         CHECK(contains(error.message(), str("GPU memory: ", plan.kv_bytes + plan.workspace_bytes,
                                             " bytes needed beside the weights (KV cache ", plan.kv_bytes,
-                                            " for 1 sequence of ")));
+                                            " for one request of 2048 positions")));
         CHECK(contains(error.message(), str(small->device().available_bytes(), " available")));
     }
     const Engine shorter(tight, 1, 64);
+    // Where no context was asked for, the pool is what fits, and says what it holds when a request is longer.
+    const MemoryPlan fitting = plan_memory(tight, 1, 2048);
+    CHECK_FALSE(fitting.fits());
+    CHECK(fitting.kv_bytes + fitting.workspace_bytes <= fitting.available_bytes);
+    CHECK(fitting.kv_blocks >= 1);
+    CHECK(fitting.kv_blocks < 64);
+    Engine pooled(tight, 1);
+    CHECK(pooled.kv_bytes() == fitting.kv_bytes);
+    Request request;
+    request.segments = {TokenSegment{std::vector<int32_t>(40, 5)}};
+    request.options.max_new_tokens = -1;
+    pooled.submit(std::move(request));
+    while (!pooled.idle()) pooled.step();
+    const std::vector<Result> results = pooled.take_finished();
+    REQUIRE(results.size() == 1);
+    REQUIRE(results[0].error);
+    CHECK(contains(results[0].error->message(), str("the prompt takes 40 decoder positions, which with the "
+                                                    "tokens that may follow are more than the ",
+                                                    fitting.kv_blocks * 32)));
 }

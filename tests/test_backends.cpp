@@ -552,18 +552,19 @@ TEST_CASE("backends: no rows are no work") {
     }
 }
 
-TEST_CASE("backends: repeated work is done with what memory holds then") {
+TEST_CASE("backends: recorded work is done with what memory holds then, and survives what else happens") {
     for (const auto& backend : every_backend()) {
         CAPTURE(backend->device().description());
+        const bool records = backend->device().is_remote();
         On on(*backend);
         const Tensor x = on.empty(3, 40), y = on.empty(3, 40);
+        const std::unique_ptr<refrag::Recording> recording = on.b.make_recording();
         int enqueued = 0;
         uint32_t seed = 50;
-        for (const uint64_t other : {0, 0, 0, 1, 0}) {
+        const auto check = [&](uint64_t key) {
             const Floats values = random_floats(120, seed++);
             on.b.upload(x.data, values.data(), x.bytes());
-            const std::array key = {uint64_t{7}, other};
-            on.b.repeat(key, [&] {
+            on.b.replay(*recording, key, [&] {
                 ++enqueued;
                 on.b.copy(y, x);
                 on.b.add(y, x);
@@ -571,10 +572,48 @@ TEST_CASE("backends: repeated work is done with what memory holds then") {
             Floats twice = values;
             for (float& v : twice) v += v;
             CHECK(same_bits(on.get(y), twice));
-        }
+        };
+        for (const uint64_t key : {0, 0, 0, 1, 0}) check(key);
         // A GPU's first call of a key runs, its second is recorded, and then it is replayed.
-        CHECK(enqueued == (backend->device().description().starts_with("cuda") ? 3 : 5));
+        CHECK(enqueued == (records ? 3 : 5));
+        { const Buffer other(on.b, 1 << 20); }
+        on.b.make_recording();
+        check(0);
+        CHECK(enqueued == (records ? 3 : 6));
+        CHECK(recording->counts().run == (records ? 2 : 6));
+        CHECK(recording->counts().recorded == (records ? 1 : 0));
+        CHECK(recording->counts().replayed == (records ? 3 : 0));
+        recording->forget();
+        check(0);
+        CHECK(enqueued == (records ? 4 : 7));
     }
+}
+
+TEST_CASE("backends: recorded work whose scratch has moved is recorded anew, other work is not") {
+    const auto backend = refrag_on_host::open_backend();
+    On on(*backend);
+    const auto w = matrix(on.b, DType::bf16, 24, 40, 9);
+    // Ten rows go through cuBLAS, x rounded in scratch; two do not.
+    const Floats values = random_floats(400, 3);
+    const Tensor x = on.put(values, 10, 40), out = on.empty(10, 24), few = on.empty(2, 24);
+    const std::unique_ptr<refrag::Recording> recording = on.b.make_recording();
+    const auto many_rows = [&] { on.b.linear(out, x, *w, Tensor{}); };
+    const auto few_rows = [&] { on.b.linear(few, x.row_slice(0, 2), *w, Tensor{}); };
+    for (int i = 0; i < 3; ++i) {
+        on.b.replay(*recording, 10, many_rows);
+        on.b.replay(*recording, 2, few_rows);
+    }
+    CHECK(recording->counts().replayed == 2);
+    const Floats expected = on.get(out), expected_few = on.get(few);
+    const Tensor large = on.empty(64, 40), large_out = on.empty(64, 24);
+    on.b.linear(large_out, large, *w, Tensor{});  // more scratch than there was
+    on.b.replay(*recording, 10, many_rows);
+    on.b.replay(*recording, 2, few_rows);
+    CHECK(recording->counts().run == 3);
+    CHECK(recording->counts().recorded == 2);
+    CHECK(recording->counts().replayed == 3);
+    CHECK(same_bits(on.get(out), expected));
+    CHECK(same_bits(on.get(few), expected_few));
 }
 
 TEST_CASE("backends: memory that is not there is an error with both numbers") {

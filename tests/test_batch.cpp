@@ -140,7 +140,10 @@ TEST_CASE_FIXTURE(Fixture, "a batch's answers are those of its requests alone, b
         std::vector<std::string> streamed(list.size());
         for (size_t i = 0; i < list.size(); ++i) {
             Request request = request_of(model, list[i], passages);
-            request.sink = [&streamed, i](std::string_view piece) { streamed[i] += piece; };
+            request.sink = [&streamed, i](std::string_view piece) {
+                streamed[i] += piece;
+                return true;
+            };
             CHECK(engine.submit(std::move(request)) == i);
         }
         CHECK(engine.n_waiting() == list.size());
@@ -193,10 +196,11 @@ TEST_CASE_FIXTURE(Fixture, "a request that fails leaves the others alone") {
     int pieces = 0;
     broken.sink = [&](std::string_view) {
         if (++pieces == 3) fail(Status::runtime, "the client has gone");
+        return true;
     };
     const uint64_t broken_id = engine.submit(std::move(broken));
     Request no_memory = request_of(model, list[4], passages);
-    no_memory.sink = [](std::string_view) { throw std::bad_alloc(); };
+    no_memory.sink = [](std::string_view) -> bool { throw std::bad_alloc(); };
     const uint64_t no_memory_id = engine.submit(std::move(no_memory));
     const uint64_t last_id = engine.submit(request_of(model, list[1], passages));
     const std::map<uint64_t, Result> results = run_all(engine);

@@ -305,12 +305,3 @@ TEST_CASE("run --batch: the whole file is checked before the model is loaded, ea
     const Ran zero = refrag_run(dir, "run -m nowhere -np 0 --batch '" + dir.file("good") + "'");
     CHECK(zero.code == 2);
 }
-
-TEST_CASE("as many sequences run in parallel as the budget of the cache holds") {
-    CHECK(sequences_that_fit(8, 100, 1000) == 8);
-    CHECK(sequences_that_fit(8, 100, 800) == 8);
-    CHECK(sequences_that_fit(8, 100, 799) == 7);
-    CHECK(sequences_that_fit(8, 100, 99) == 0);
-    CHECK(sequences_that_fit(8, UINT64_MAX, UINT64_MAX) == 1);
-    CHECK(sequences_that_fit(8, 0, 0) == 8);
-}

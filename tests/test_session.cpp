@@ -229,8 +229,10 @@ TEST_CASE_FIXTURE(Fixture, "streamed text is the answer, with one leading space 
     std::string streamed;
     AnswerOptions options = options_with(SelectPolicy::model, 0.3);
     options.max_new_tokens = 20;
-    const Answer answer =
-        session.answer(passages, "Why?", options, [&](std::string_view piece) { streamed += piece; });
+    const Answer answer = session.answer(passages, "Why?", options, [&](std::string_view piece) {
+        streamed += piece;
+        return true;
+    });
     CHECK(streamed == answer.text);
     std::string whole = model.tokenizer().decode(answer.ids, true);
     if (!whole.empty() && whole[0] == ' ') whole.erase(0, 1);
@@ -316,8 +318,10 @@ TEST_CASE_FIXTURE(Fixture, "a stop string ends the answer before it, whatever to
             CAPTURE(stop);
             options.stop = {"never to be seen", stop};
             std::string streamed;
-            const Answer answer =
-                session.answer(passages, "Why?", options, [&](std::string_view piece) { streamed += piece; });
+            const Answer answer = session.answer(passages, "Why?", options, [&](std::string_view piece) {
+                streamed += piece;
+                return true;
+            });
             CHECK(answer.finish == FinishReason::stop_string);
             CHECK(answer.stop == stop);
             CHECK(answer.text == whole.text.substr(0, whole.text.find(stop)));

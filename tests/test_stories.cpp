@@ -316,7 +316,10 @@ TEST_CASE("stories260K as the decoder of a whole model directory tells the same 
     AnswerOptions options;
     options.max_new_tokens = kDocumentedTokens;
     std::string streamed;
-    const Answer answer = session.answer({}, "", options, [&](std::string_view piece) { streamed += piece; });
+    const Answer answer = session.answer({}, "", options, [&](std::string_view piece) {
+        streamed += piece;
+        return true;
+    });
     CHECK(answer.positions == 1);  // BOS alone
     CHECK(answer.text + "\n" == kDocumented);
     CHECK(streamed == answer.text);

@@ -82,7 +82,12 @@ class Group {
         int64_t most = 0;
         for (const Case& c : cases_) most = std::max(most, c.fits ? c.positions : 0);
         std::optional<Engine> engine;
-        if (most > 0) engine.emplace(model_, batch_, most + options_.output_tokens);
+        if (most > 0) {
+            // Every round does the whole work anew.
+            engine.emplace(model_, EngineOptions{.n_slots = batch_,
+                                                 .max_context = most + options_.output_tokens,
+                                                 .prefix_cache = false});
+        }
         for (int32_t round = 0; round <= options_.repeats; ++round) {
             for (Case& c : cases_) {
                 // Text first: what it leaves behind is what the other finds held.

@@ -47,6 +47,7 @@ void write_answer(JsonWriter& json, const Tokenizer& tokenizer, std::string_view
     json.key("n_expanded").integer(static_cast<int64_t>(answer.n_expanded));
     json.key("n_cached").integer(static_cast<int64_t>(answer.n_cached));
     json.key("positions").integer(static_cast<int64_t>(answer.positions));
+    json.key("n_reused").integer(static_cast<int64_t>(answer.n_reused));
     json.key("plain_tokens").integer(static_cast<int64_t>(answer.plain_tokens));
     json.key("new_tokens").integer(std::ssize(answer.ids));
     json.key("ttft_ms").number(answer.ttft_ms);

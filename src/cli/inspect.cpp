@@ -53,7 +53,7 @@ std::string join(const std::vector<int32_t>& numbers) {
 // Weights, cache and workspace of one request over the whole window, against what there is.
 std::string shown(const MemoryPlan& plan) {
     return str("weights ", plan.weight_bytes, " bytes; for a request over the whole window KV cache ",
-               plan.kv_bytes, " and workspace ", plan.workspace_bytes,
+               plan.request_bytes, " and workspace ", plan.workspace_bytes,
                plan.fits() ? ", of " : ", MORE THAN the ", plan.available_bytes,
                plan.fits() ? " available" : " that are available");
 }
@@ -124,7 +124,7 @@ std::string as_json(const Model& model, const std::string& choice) {
     const MemoryPlan plan = plan_memory(model, 1, d.max_seq_len);
     json.key("memory").begin_object();
     json.key("weight_bytes").integer(static_cast<int64_t>(plan.weight_bytes));
-    json.key("kv_bytes").integer(static_cast<int64_t>(plan.kv_bytes));
+    json.key("kv_bytes").integer(static_cast<int64_t>(plan.request_bytes));
     json.key("workspace_bytes").integer(static_cast<int64_t>(plan.workspace_bytes));
     json.key("available_bytes").integer(static_cast<int64_t>(plan.available_bytes));
     json.key("fits").boolean(plan.fits());

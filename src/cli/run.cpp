@@ -51,7 +51,8 @@ void run_questions(const RunOptions& options) {
     const std::unique_ptr<Device> device = make_device(options.device);
     const std::unique_ptr<Model> model = load_model(*device, options.model_dir, options.device);
     warn_chunk_len(*model, options.chunk_len);
-    Session session(*model, options.context);
+    Session session(*model,
+                    EngineOptions{.max_context = options.context, .prefix_cache = options.prefix_cache});
     JsonWriter explain(1);
     const bool several = options.questions.size() > 1;
     if (several) explain.begin_array();
@@ -61,6 +62,7 @@ void run_questions(const RunOptions& options) {
             sink = [](std::string_view text) {
                 write_stdout(text);
                 flush_stdout();
+                return true;
             };
         }
         const std::vector<Segment> segments =
@@ -163,6 +165,9 @@ void add_generation_options(CLI::App& sub, RunOptions& options, CLI::Option* bat
         ->group(group);
     sub.add_flag("--ignore-eos", options.answer.ignore_eos, "Never sample an end token: go on to -n or -c")
         ->group(group);
+    sub.add_flag("!--no-prefix-cache", options.prefix_cache,
+                 "Read every prompt whole: do not take over the positions of an earlier one that began alike")
+        ->group(group);
     sub.add_option("--parallel", options.parallel,
                    "Requests of --batch that run at a time; may be written -np")
         ->needs(batch)
@@ -204,9 +209,10 @@ void add_output_options(CLI::App& sub, RunOptions& options, CLI::Option* batch) 
                    "the N most likely, 0 to 20")
         ->group(group)
         ->type_name("N");
-    sub.add_option("--explain", options.explain,
-                   "Write a JSON file: every chunk with document, byte span, logit, expanded or not, slots; "
-                   "stage times")
+    sub.add_option(
+           "--explain", options.explain,
+           "Write a JSON file: every chunk with document, byte span, logit, expanded or not, positions; "
+           "stage times")
         ->group(group)
         ->type_name("FILE");
     sub.add_option("-o,--output", options.output,

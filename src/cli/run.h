@@ -27,6 +27,7 @@ struct RunOptions {
     std::string batch;  // "": no batch
     std::string output;
     int32_t parallel = 8;
+    bool prefix_cache = true;
 };
 
 // The options of every request, checked. Status::usage.
@@ -37,8 +38,5 @@ void warn_chunk_len(const Model& model, int32_t chunk_len);
 
 // Answers the requests of options.batch. Status::runtime at the end when some could not be answered.
 void run_batch(const RunOptions& options);
-
-// How many of `wanted` parallel sequences a cache of at most budget_bytes holds; 0 if not one.
-int32_t sequences_that_fit(int32_t wanted, uint64_t bytes_each, uint64_t budget_bytes);
 
 }  // namespace refrag

@@ -1,7 +1,5 @@
 // `refrag run --batch`: every request of a file through one Engine, results as JSON Lines in the file's
 // order. A request that cannot be answered gives a line with "error"; the others are answered.
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <map>
@@ -68,34 +66,6 @@ int64_t needed_context(const Model& model, const std::vector<Job>& jobs, Passage
     return needed;
 }
 
-uint64_t physical_memory_bytes() {
-    const long pages = sysconf(_SC_PHYS_PAGES);
-    const long page_bytes = sysconf(_SC_PAGESIZE);
-    if (pages <= 0 || page_bytes <= 0) return UINT64_MAX;  // unknown
-    return static_cast<uint64_t>(pages) * static_cast<uint64_t>(page_bytes);
-}
-
-// Fewer parallel requests, with a warning, where their KV cache would take more than half of the machine's
-// memory: they are for speed alone.
-int32_t affordable_parallel(const Model& model, int32_t wanted, int64_t context) {
-    const uint64_t each =
-        Generator::cache_bytes(model.decoder().config(), model.decoder().kv_dtype(), 1, context);
-    const uint64_t memory = physical_memory_bytes();
-    const auto mib = [](uint64_t bytes) { return bytes >> 20; };
-    REFRAG_CHECK(each <= memory, Status::out_of_memory, "the KV cache of one request of ", context,
-                 " positions takes ", mib(each), " MiB, this machine has ", mib(memory), ": lower -c");
-    const int32_t n = std::max(1, sequences_that_fit(wanted, each, memory / 2));
-    if (n < wanted) {
-        std::fprintf(stderr, "%s\n",
-                     str("refrag: warning: --parallel ", wanted, ": the KV cache of ", wanted,
-                         " requests of ", context, " positions takes ",
-                         mib(each * static_cast<uint64_t>(wanted)), " MiB, half of this machine's memory is ",
-                         mib(memory / 2), ": running ", n, " at a time (a lower -c allows more)")
-                         .c_str());
-    }
-    return n;
-}
-
 // Lines in the order of the requests, whatever the order in which they come.
 class OrderedOutput {
   public:
@@ -152,11 +122,6 @@ double median(std::vector<double> values) {
 
 }  // namespace
 
-int32_t sequences_that_fit(int32_t wanted, uint64_t bytes_each, uint64_t budget_bytes) {
-    const uint64_t fit = bytes_each == 0 ? UINT64_MAX : budget_bytes / bytes_each;
-    return static_cast<int32_t>(std::min<uint64_t>(fit, static_cast<uint64_t>(wanted)));
-}
-
 void run_batch(const RunOptions& options) {
     // Everything that can be refused without the model is refused before it is loaded.
     const AnswerOptions answer_options = checked_answer_options(options);
@@ -177,7 +142,7 @@ void run_batch(const RunOptions& options) {
     const int64_t context = needed_context(*model, jobs, cache, answer_options, limit);
     const auto wanted =
         static_cast<int32_t>(std::min<size_t>(jobs.size(), static_cast<size_t>(options.parallel)));
-    Engine engine(*model, affordable_parallel(*model, wanted, context), context);
+    Engine engine(*model, {.n_slots = wanted, .max_context = context, .prefix_cache = options.prefix_cache});
     OrderedOutput output(options.output);
     Progress progress("answering");
     size_t submitted = 0;
@@ -187,8 +152,8 @@ void run_batch(const RunOptions& options) {
     std::vector<double> ttft_ms;
     while (done < jobs.size()) {
         // Just enough to fill the slots: what waits holds no prompt, but there may be many.
-        while (submitted < jobs.size() &&
-               engine.n_running() + engine.n_waiting() < static_cast<size_t>(engine.n_slots())) {
+        while (submitted < jobs.size() && engine.n_running() + engine.n_preparing() + engine.n_waiting() <
+                                              static_cast<size_t>(engine.n_slots())) {
             Request request;
             request.segments = segments_of(*model, jobs[submitted], cache, options.chunk_len);
             jobs[submitted].passages.reset();

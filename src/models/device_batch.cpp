@@ -30,16 +30,34 @@ void BatchPlan::clear() {
     max_entries_ = 0;
 }
 
+BatchArrays::BatchArrays(Arena& arena, int64_t n_seq, int64_t n_rows) {
+    const auto integers = [&](int64_t n) {
+        return static_cast<int32_t*>(arena.allocate(static_cast<size_t>(n) * sizeof(int32_t)));
+    };
+    row_begin = integers(n_seq + 1);
+    start = integers(n_seq);
+    slot = integers(n_seq);
+    position = arena.tensor(1, n_rows).f32();
+}
+
 Batch BatchPlan::upload(Backend& backend, Arena& arena) const {
+    return upload(backend, BatchArrays(arena, n_seq(), n_rows()));
+}
+
+Batch BatchPlan::upload(Backend& backend, const BatchArrays& arrays) const {
+    upload_vector(backend, arrays.row_begin, row_begin_);
+    upload_vector(backend, arrays.start, start_);
+    upload_vector(backend, arrays.slot, slot_);
+    upload_vector(backend, arrays.position, position_);
     Batch batch;
     batch.n_seq = n_seq();
     batch.n_rows = n_rows();
     batch.max_rows = max_rows_;
     batch.max_entries = max_entries_;
-    batch.row_begin = upload_vector(backend, arena, row_begin_);
-    batch.start = upload_vector(backend, arena, start_);
-    batch.slot = upload_vector(backend, arena, slot_);
-    batch.position = upload_vector(backend, arena, position_);
+    batch.row_begin = arrays.row_begin;
+    batch.start = arrays.start;
+    batch.slot = arrays.slot;
+    batch.position = arrays.position;
     batch.n_uncached = static_cast<int32_t>(std::count(slot_.begin(), slot_.end(), -1));
     return batch;
 }

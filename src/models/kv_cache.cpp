@@ -113,6 +113,11 @@ void KvCache::upload_slot(int32_t slot) {
     changed_[static_cast<size_t>(slot)] = false;
 }
 
+void KvCache::expect(int32_t slot, int64_t n_entries) {
+    const auto n = static_cast<size_t>(std::min<int64_t>(blocks_for(n_entries), max_pages_));
+    for (int32_t h = 0; h < heads_; ++h) pages_of(slot, h).reserve(n);
+}
+
 void KvCache::reserve(int32_t slot, int32_t n) {
     const int32_t held = length(slot);
     REFRAG_CHECK(held + static_cast<int64_t>(n) <= max_entries_, Status::runtime, "KV cache: slot ", slot,

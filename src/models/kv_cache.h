@@ -43,6 +43,8 @@ class KvCache {
         return length_[head_row(slot, layer * view_.n_kv_heads + kv_head)];
     }
 
+    // Takes the host's memory for a slot of so many entries, so that growing up to them allocates nothing.
+    void expect(int32_t slot, int64_t n_entries);
     // Makes sure that `slot` can take n more entries: takes pages, and copies a shared page that would be
     // written. Whatever changed in the slot since the last call is then in device memory; call it before ops
     // read or write the slot. Status::runtime with both numbers when the sequence would pass max_entries,

@@ -86,80 +86,111 @@ uint64_t Llama::step_bytes() const {
     return sum;
 }
 
-Tensor Llama::forward(Backend& b, const BatchPlan& plan, const std::vector<int32_t>& source, Tensor slots,
-                      KvCache& kv, Arena& arena) const {
-    const LlamaConfig& c = config_;
-    const int64_t rows = plan.n_rows();
-    const AttentionShape shape{c.n_heads, c.n_kv_heads, c.head_dim,
-                               1.0f / std::sqrt(static_cast<float>(c.head_dim)), layers_[0].k->dtype()};
+LlamaActivations::LlamaActivations(Arena& arena, const LlamaConfig& c, int64_t rows) {
     const int64_t q_dim = static_cast<int64_t>(c.n_heads) * c.head_dim;
     const int64_t kv_dim = static_cast<int64_t>(c.n_kv_heads) * c.head_dim;
+    x = arena.tensor(rows, c.dim);
+    q = arena.tensor(rows, q_dim);
+    k = arena.tensor(rows, kv_dim);
+    v = arena.tensor(rows, kv_dim);
+    attn = arena.tensor(rows, q_dim);
+    y = arena.tensor(rows, c.dim);
+    gate = arena.tensor(rows, c.hidden_dim);
+    up = arena.tensor(rows, c.hidden_dim);
+    cos_sin = arena.tensor(rows, c.head_dim);
+}
 
-    const Tensor x = arena.tensor(rows, c.dim);  // the residual stream
-    const Tensor h = arena.tensor(rows, c.dim);  // a block's normed input; the result at the end
-    const ArenaScope scratch(arena);
-    Batch batch = plan.upload(b, arena);
-    const Tensor q = arena.tensor(rows, q_dim);
-    const Tensor k = arena.tensor(rows, kv_dim);
-    const Tensor v = arena.tensor(rows, kv_dim);
-    const Tensor attn = arena.tensor(rows, q_dim);
-    const Tensor y = arena.tensor(rows, c.dim);  // a block's output
-    const Tensor gate = arena.tensor(rows, c.hidden_dim);
-    const Tensor up = arena.tensor(rows, c.hidden_dim);
-    const Tensor cos_sin = arena.tensor(rows, c.head_dim);
-    const int32_t* const rows_of = upload_vector(b, arena, source);
-
-    const auto enqueue = [&] {
-        b.embed(x, *embedding_, rows_of, slots);
-        b.rope_table(cos_sin, batch.position, inv_freq_.view());
-        b.rms_norm(h, x, layers_[0].input_norm.view(), c.norm_eps);
-        for (int32_t i = 0; i < c.n_layers; ++i) {
-            const Layer& layer = layers_[static_cast<size_t>(i)];
-            const std::array qkv = {Product{q, layer.q.get(), layer.q_bias.view()},
-                                    Product{k, layer.k.get(), layer.k_bias.view()},
-                                    Product{v, layer.v.get(), layer.v_bias.view()}};
-            b.linears_rope_kv_append(kv.view(), i, h, qkv, cos_sin, batch);
-            b.attention(attn, q, k, v, shape, &kv.view(), i, batch);
-            b.linear_add(x, attn, {y, layer.o.get(), layer.o_bias.view()});
-            b.rms_norm(h, x, layer.ffn_norm.view(), c.norm_eps);
-
-            b.linear_silu_mul(h, {gate, layer.gate.get(), layer.gate_bias.view()},
-                              {up, layer.up.get(), layer.up_bias.view()});
-            b.linear_add(x, gate, {y, layer.down.get(), layer.down_bias.view()});
-            const bool last = i + 1 == c.n_layers;
-            const DeviceVector& next = last ? norm_ : layers_[static_cast<size_t>(i) + 1].input_norm;
-            b.rms_norm(h, x, next.view(), c.norm_eps);
-        }
-    };
-    if (plan.max_rows() > 1) {
-        enqueue();
-        return h;
+LlamaActivations LlamaActivations::first(int64_t n) const {
+    LlamaActivations a = *this;
+    for (Tensor* t : {&a.x, &a.q, &a.k, &a.v, &a.attn, &a.y, &a.gate, &a.up, &a.cos_sin}) {
+        *t = t->row_slice(0, n);
     }
-    // A decode step: the same work again and again, but for what lies in device memory.
-    batch.max_entries = (batch.max_entries + kStepEntries - 1) / kStepEntries * kStepEntries;
-    const KvView& view = kv.view();
-    const auto at = [](const void* data) { return static_cast<uint64_t>(reinterpret_cast<uintptr_t>(data)); };
-    const auto n = [](int64_t number) { return static_cast<uint64_t>(number); };
-    const std::array key = {at(this),           at(view.pages),      at(view.length), at(view.page_table),
-                            n(view.max_pages),  at(batch.row_begin), at(batch.start), at(batch.slot),
-                            at(batch.position), n(batch.n_seq),      n(rows),         n(batch.max_entries),
-                            at(rows_of),        at(slots.data),      n(slots.rows),   at(x.data),
-                            at(h.data),         at(q.data),          at(k.data),      at(v.data),
-                            at(attn.data),      at(y.data),          at(gate.data),   at(up.data),
-                            at(cos_sin.data)};
-    b.repeat(key, enqueue);
+    return a;
+}
+
+void Llama::run(Backend& b, const LlamaActivations& a, Tensor h, const int32_t* source, Tensor slots,
+                const KvView& kv, const Batch& batch) const {
+    const LlamaConfig& c = config_;
+    const AttentionShape shape{c.n_heads, c.n_kv_heads, c.head_dim,
+                               1.0f / std::sqrt(static_cast<float>(c.head_dim)), layers_[0].k->dtype()};
+    b.embed(a.x, *embedding_, source, slots);
+    b.rope_table(a.cos_sin, batch.position, inv_freq_.view());
+    b.rms_norm(h, a.x, layers_[0].input_norm.view(), c.norm_eps);
+    for (int32_t i = 0; i < c.n_layers; ++i) {
+        const Layer& layer = layers_[static_cast<size_t>(i)];
+        const std::array qkv = {Product{a.q, layer.q.get(), layer.q_bias.view()},
+                                Product{a.k, layer.k.get(), layer.k_bias.view()},
+                                Product{a.v, layer.v.get(), layer.v_bias.view()}};
+        b.linears_rope_kv_append(kv, i, h, qkv, a.cos_sin, batch);
+        b.attention(a.attn, a.q, a.k, a.v, shape, &kv, i, batch);
+        b.linear_add(a.x, a.attn, {a.y, layer.o.get(), layer.o_bias.view()});
+        b.rms_norm(h, a.x, layer.ffn_norm.view(), c.norm_eps);
+
+        b.linear_silu_mul(h, {a.gate, layer.gate.get(), layer.gate_bias.view()},
+                          {a.up, layer.up.get(), layer.up_bias.view()});
+        b.linear_add(a.x, a.gate, {a.y, layer.down.get(), layer.down_bias.view()});
+        const bool last = i + 1 == c.n_layers;
+        const DeviceVector& next = last ? norm_ : layers_[static_cast<size_t>(i) + 1].input_norm;
+        b.rms_norm(h, a.x, next.view(), c.norm_eps);
+    }
+}
+
+Tensor Llama::forward(Backend& backend, const BatchPlan& plan, const std::vector<int32_t>& source,
+                      Tensor slots, KvCache& kv, Arena& arena) const {
+    const Tensor h = arena.tensor(plan.n_rows(), config_.dim);
+    const ArenaScope scratch(arena);
+    const Batch batch = plan.upload(backend, arena);
+    const LlamaActivations activations(arena, config_, plan.n_rows());
+    run(backend, activations, h, upload_vector(backend, arena, source), slots, kv.view(), batch);
     return h;
+}
+
+DecodeWorkspace::DecodeWorkspace(const Llama& llama, Backend& backend, int32_t n_sequences)
+    : llama_(&llama),
+      memory_(backend),
+      activations_(memory_, llama.config(), n_sequences),
+      h_(memory_.tensor(n_sequences, llama.config().dim)),
+      logits_(memory_.tensor(n_sequences, llama.config().vocab_size)),
+      batch_(memory_, n_sequences, n_sequences),
+      tokens_(static_cast<int32_t*>(memory_.tensor(1, n_sequences, DType::i32).data)),
+      recording_(backend.make_recording()) {}
+
+Tensor Llama::decode(Backend& backend, DecodeWorkspace& workspace, const BatchPlan& plan,
+                     const std::vector<int32_t>& tokens, KvCache& kv) const {
+    DecodeWorkspace& w = workspace;
+    const int64_t rows = plan.n_rows();
+    REFRAG_DCHECK(w.llama_ == this && plan.max_rows() == 1 && plan.n_seq() == rows);
+    REFRAG_DCHECK(rows <= w.n_sequences() && std::ssize(tokens) == rows);
+    if (!(w.kv_ == kv.view())) {
+        w.recording_->forget();
+        w.kv_ = kv.view();
+    }
+    Batch batch = plan.upload(backend, w.batch_);
+    upload_vector(backend, w.tokens_, tokens);
+    // Launch sizes alone depend on it, so that a step is the same work until it has grown by as much.
+    batch.max_entries = (batch.max_entries + kStepEntries - 1) / kStepEntries * kStepEntries;
+    const Tensor h = w.h_.row_slice(0, rows), logits = w.logits_.row_slice(0, rows);
+    const uint64_t key = static_cast<uint64_t>(rows) << 32 | static_cast<uint32_t>(batch.max_entries);
+    backend.replay(*w.recording_, key, [&] {
+        run(backend, w.activations_.first(rows), h, w.tokens_, Tensor{}, w.kv_, batch);
+        head(backend, logits, h);
+    });
+    return logits;
+}
+
+void Llama::head(Backend& backend, Tensor logits, Tensor hidden) const {
+    backend.linear(logits, hidden, head_ ? *head_ : *embedding_, Tensor{});
 }
 
 Tensor Llama::logits(Backend& backend, Tensor hidden, Arena& arena) const {
     const Tensor out = arena.tensor(hidden.rows, config_.vocab_size);
-    backend.linear(out, hidden, head_ ? *head_ : *embedding_, Tensor{});
+    head(backend, out, hidden);
     return out;
 }
 
-KvCache Llama::make_kv_cache(Backend& backend, int32_t n_slots, int64_t max_entries) const {
+KvCache Llama::make_kv_cache(Backend& backend, int32_t n_slots, int64_t max_entries, int64_t n_blocks) const {
     return KvCache(backend, n_slots, config_.n_layers, config_.n_kv_heads, config_.head_dim, max_entries,
-                   kv_dtype());
+                   kv_dtype(), n_blocks);
 }
 
 DType Llama::kv_dtype() const {

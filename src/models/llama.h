@@ -15,6 +15,47 @@
 
 namespace refrag {
 
+class Llama;
+
+// What the layers write while rows pass, [rows, ...] F32; h, their result, is apart.
+struct LlamaActivations {
+    LlamaActivations(Arena& arena, const LlamaConfig& config, int64_t rows);
+    // Those of the first n rows.
+    LlamaActivations first(int64_t n) const;
+    Tensor x;        // [rows, dim] the residual stream
+    Tensor q;        // [rows, n_heads * head_dim]
+    Tensor k;        // [rows, n_kv_heads * head_dim]
+    Tensor v;        // [rows, n_kv_heads * head_dim]
+    Tensor attn;     // [rows, n_heads * head_dim]
+    Tensor y;        // [rows, dim] a block's output
+    Tensor gate;     // [rows, hidden_dim]
+    Tensor up;       // [rows, hidden_dim]
+    Tensor cos_sin;  // [rows, head_dim]
+};
+
+// What decode steps of up to n_sequences sequences work in: memory that stays where it is, so that a backend
+// may record a step and do it again, whatever requests come and go. One engine's, and ends before its queue.
+class DecodeWorkspace {
+  public:
+    int64_t n_sequences() const { return h_.rows; }
+    size_t device_bytes() const { return memory_.held_bytes(); }
+    const Recording::Counts& counts() const { return recording_->counts(); }
+
+  private:
+    friend class Llama;
+    DecodeWorkspace(const Llama& llama, Backend& backend, int32_t n_sequences);
+
+    const Llama* llama_;
+    Arena memory_;  // of all that follows; never given back
+    LlamaActivations activations_;
+    Tensor h_;       // [n_sequences, dim]
+    Tensor logits_;  // [n_sequences, vocab_size]
+    BatchArrays batch_;
+    int32_t* tokens_;  // [n_sequences]
+    KvView kv_;        // that recorded steps name
+    std::unique_ptr<Recording> recording_;
+};
+
 class Llama {
   public:
     // Loads DIR/config.json and DIR/model*.safetensors.
@@ -38,10 +79,21 @@ class Llama {
     Tensor forward(Backend& backend, const BatchPlan& plan, const std::vector<int32_t>& source, Tensor slots,
                    KvCache& kv, Arena& arena) const;
 
+    DecodeWorkspace make_decode_workspace(Backend& backend, int32_t n_sequences) const {
+        return DecodeWorkspace(*this, backend, n_sequences);
+    }
+    // The same for a step in which each of up to workspace.n_sequences() sequences brings one row, a token:
+    // tokens [n_rows]. Returns their logits [n_rows, vocab_size], in the workspace and valid until the next
+    // call. `backend` made the workspace. Steps of the same number of sequences are recorded and replayed
+    // where the backend can, anew where `kv` is another or has moved.
+    Tensor decode(Backend& backend, DecodeWorkspace& workspace, const BatchPlan& plan,
+                  const std::vector<int32_t>& tokens, KvCache& kv) const;
+
     // Logits [hidden.rows, vocab_size] in `arena`.
     Tensor logits(Backend& backend, Tensor hidden, Arena& arena) const;
 
-    KvCache make_kv_cache(Backend& backend, int32_t n_slots, int64_t max_entries) const;
+    // n_blocks: of its pool (KvCache).
+    KvCache make_kv_cache(Backend& backend, int32_t n_slots, int64_t max_entries, int64_t n_blocks = 0) const;
     DType kv_dtype() const;  // of the caches it makes
     Device& device() const { return device_; }
 
@@ -61,6 +113,10 @@ class Llama {
     };
     void load(WeightSource& weights);
     Layer load_layer(WeightSource& weights, int32_t index) const;
+    // Enqueues the whole network: h [n_rows, dim] becomes the normed hidden states.
+    void run(Backend& backend, const LlamaActivations& a, Tensor h, const int32_t* source, Tensor slots,
+             const KvView& kv, const Batch& batch) const;
+    void head(Backend& backend, Tensor logits, Tensor hidden) const;
 
     Device& device_;
     LlamaConfig config_;

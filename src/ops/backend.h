@@ -84,6 +84,7 @@ struct KvView {
     int32_t head_dim = 0;
     int32_t max_pages = 0;  // per (slot, layer, KV head)
 
+    bool operator==(const KvView&) const = default;
     int64_t head_index(int32_t slot, int32_t layer, int32_t kv_head) const {
         return (static_cast<int64_t>(slot) * n_layers + layer) * n_kv_heads + kv_head;
     }
@@ -114,6 +115,29 @@ struct TokenDraw {
     float top_p;        // (0, 1]
     float min_p;        // [0, 1]
     int32_t top_k;      // below kMaxTopLogits; 0: all
+};
+
+// Work that a queue may have recorded to do it again (Backend::replay), and how often it did what. Made by a
+// queue, for that queue; ends before it.
+class Recording {
+  public:
+    struct Counts {
+        int64_t run = 0;       // the work was enqueued op by op
+        int64_t recorded = 0;  // the same, and recorded on the way
+        int64_t replayed = 0;  // what had been recorded was done again
+    };
+
+    Recording() = default;
+    virtual ~Recording() = default;
+    Recording(const Recording&) = delete;
+    Recording& operator=(const Recording&) = delete;
+    // Nothing recorded so far is done again: memory that it names is about to go.
+    virtual void forget() noexcept {}
+    const Counts& counts() const { return counts_; }
+
+  protected:
+    friend class Backend;
+    Counts counts_;
 };
 
 class Backend;
@@ -164,10 +188,17 @@ class Backend : public MemorySource {
     // Returns when all enqueued work has ended.
     virtual void wait() = 0;
 
-    // Calls `enqueue`, which calls ops and nothing else: no upload, no download, no allocation. A backend may
-    // record the work, and in later calls with the same key do it again without calling `enqueue`: the key
-    // names all that the ops are given (addresses, sizes), whereas what lies in device memory may change.
-    virtual void repeat(std::span<const uint64_t> /*key*/, FunctionRef<void()> enqueue) { enqueue(); }
+    // ---- work done again and again --------------------------------------------------------------------
+    virtual std::unique_ptr<Recording> make_recording() { return std::make_unique<Recording>(); }
+    // Does the work that `enqueue` enqueues: ops and nothing else, no upload, no download, no allocation. A
+    // backend may record it, and in later calls with the same recording and key do it again without calling
+    // `enqueue`. So ops must be given the same addresses and sizes whenever both are the same, and the memory
+    // must stay until forget() or the recording's end; what lies in it may change. What else the queue does,
+    // takes and releases in between does not matter.
+    virtual void replay(Recording& recording, uint64_t /*key*/, FunctionRef<void()> enqueue) {
+        ++recording.counts_.run;
+        enqueue();
+    }
 
     // ---- embedding ------------------------------------------------------------------------------------
     // out[r, :] = source[r] >= 0 ? table[source[r], :] : slots[-1 - source[r], :], widened to F32.

@@ -55,8 +55,15 @@ struct ChunkReport {
     int32_t n_positions = 0;  // that it takes: 1 compressed, n_tokens expanded
 };
 
-enum class FinishReason { end_token, stop_string, max_tokens, context_full };
-const char* finish_reason_name(FinishReason reason);  // "end", "stop", "length", "context"
+enum class FinishReason {
+    end_token,
+    stop_string,
+    max_tokens,
+    context_full,
+    cancelled  // its sink wanted no more
+};
+// "end", "stop", "length", "context", "cancelled"
+const char* finish_reason_name(FinishReason reason);
 
 struct Answer {
     std::string text;          // without the one leading space that answers are trained with
@@ -69,6 +76,7 @@ struct Answer {
     size_t n_expanded = 0;
     size_t n_cached = 0;
     size_t positions = 0;       // decoder positions of the prompt
+    size_t n_reused = 0;        // of those, taken over from an earlier prompt that began alike
     size_t plain_tokens = 0;    // what the same prompt takes as tokens
     double ttft_ms = 0.0;       // from the start of this request's own work
     double tokens_per_s = 0.0;  // of the tokens after the first; 0 if there is none
@@ -76,7 +84,8 @@ struct Answer {
     std::vector<ChunkReport> chunks;
 };
 
-// Text as it is generated; called on the thread that drives the generation.
-using TextSink = std::function<void(std::string_view)>;
+// Text as it is generated; called on the thread that drives the generation. Returns whether to go on: after
+// false the answer ends with FinishReason::cancelled.
+using TextSink = std::function<bool(std::string_view)>;
 
 }  // namespace refrag

@@ -1,4 +1,4 @@
-// See engine.h. Running is one request from its prompt to its answer's end.
+// See engine.h. A Job is one request from the making of its prompt to its answer's end.
 #include "refrag/engine.h"
 
 #include <algorithm>
@@ -46,6 +46,8 @@ const char* finish_reason_name(FinishReason reason) {
             return "length";
         case FinishReason::context_full:
             return "context";
+        case FinishReason::cancelled:
+            return "cancelled";
     }
     return "?";
 }
@@ -61,8 +63,8 @@ void check_answer_options(const AnswerOptions& options) {
                  max_top_logprobs, " alternatives, found ", n_top);
 }
 
-struct Engine::Running {
-    Running(const Model& model_, Waiting&& from)
+struct Engine::Job {
+    Job(const Model& model_, Waiting&& from)
         : model(model_),
           id(from.id),
           request(std::move(from.request)),
@@ -92,7 +94,7 @@ struct Engine::Running {
             answer.logprobs.push_back(token_logprobs(logits.values, token, *request.options.logprobs));
         answer.ids.push_back(token);
         emit(stops.push(stream.push(token)));
-        if (stops.found()) return std::nullopt;
+        if (stops.found() || stopped) return std::nullopt;
         if (std::ssize(answer.ids) == request.options.max_new_tokens) {
             answer.finish = FinishReason::max_tokens;
             return std::nullopt;
@@ -102,9 +104,13 @@ struct Engine::Running {
 
     // What was held back, and the sums.
     void end() {
-        emit(stops.push(stream.flush()));
-        if (!stops.found()) emit(stops.flush());
-        if (stops.found()) {
+        if (!stopped) {
+            emit(stops.push(stream.flush()));
+            if (!stops.found()) emit(stops.flush());
+        }
+        if (stopped) {
+            answer.finish = FinishReason::cancelled;
+        } else if (stops.found()) {
             answer.finish = FinishReason::stop_string;
             answer.stop = stops.found();
         }
@@ -123,7 +129,8 @@ struct Engine::Running {
         }
         if (piece.empty()) return;
         answer.text += piece;
-        if (request.sink) request.sink(piece);
+        if (request.sink && !request.sink(piece)) stopped = true;
+        if (cancelled) stopped = true;
     }
 
     const Model& model;
@@ -133,7 +140,11 @@ struct Engine::Running {
     StreamDecoder stream;
     StopFilter stops;
     Answer answer;
+    std::unique_ptr<PromptWork> work;  // until the prompt is made
+    Generator::Start start;            // then, until there is room
     bool at_start = true;
+    bool stopped = false;    // its sink wants no more
+    bool cancelled = false;  // gives no result
     double started_ms = now_ms();
     double prompted_ms = 0.0;     // when its prompt was made
     double first_token_ms = 0.0;  // 0: none yet
@@ -141,29 +152,36 @@ struct Engine::Running {
 
 namespace {
 
-// The context that is meant by `max_context`.
-int64_t context_of(const Model& model, int64_t max_context) {
-    return max_context == 0 ? model.decoder().config().max_seq_len : max_context;
+int64_t context_of(const Model& model, const EngineOptions& options) {
+    return options.max_context == 0 ? model.decoder().config().max_seq_len : options.max_context;
 }
 
-// A queue, when there is memory for an engine. Asked before the queue takes its own.
-std::unique_ptr<Backend> planned_backend(const Model& model, int32_t n_slots, int64_t max_context) {
-    const int64_t window = model.decoder().config().max_seq_len;
+// Options with the pool's size filled in, when there is memory for an engine. Asked before its queue takes
+// any.
+EngineOptions planned(const Model& model, EngineOptions options) {
+    REFRAG_CHECK(options.step_rows >= 1 && options.kv_entries >= 0, Status::usage,
+                 "engine: expected at least 1 row a step and 0 or more KV entries, found ", options.step_rows,
+                 " and ", options.kv_entries);
+    const int64_t window = model.decoder().config().max_seq_len, context = context_of(model, options);
     // Numbers that make no sense are the generator's to refuse.
-    if (n_slots >= 1 && n_slots <= max_parallel && max_context >= 1 && max_context <= window) {
-        check_memory_plan(model, n_slots, max_context);
-    }
-    return model.device().make_backend();
+    if (options.n_slots < 1 || options.n_slots > max_parallel || context < 1 || context > window)
+        return options;
+    const MemoryPlan plan = plan_memory(model, options.n_slots, context, options.kv_entries);
+    check_memory_plan(plan, options.max_context != 0);
+    options.kv_entries = plan.kv_blocks * kPageEntries;
+    return options;
 }
 
 }  // namespace
 
-Engine::Engine(const Model& model, int32_t n_slots, int64_t max_context)
+Engine::Engine(const Model& model, const EngineOptions& options)
     : model_(model),
-      backend_(planned_backend(model, n_slots, context_of(model, max_context))),
-      generator_(*backend_, model.decoder(), n_slots, context_of(model, max_context)),
+      options_(planned(model, options)),
+      backend_(model.device().make_backend()),
+      generator_(*backend_, model.decoder(), options.n_slots, context_of(model, options),
+                 options_.kv_entries / kPageEntries),
       arena_(*backend_),
-      running_(static_cast<size_t>(n_slots)) {}
+      running_(static_cast<size_t>(options.n_slots)) {}
 
 Engine::~Engine() = default;
 
@@ -175,77 +193,139 @@ uint64_t Engine::submit(Request request) {
 
 void Engine::cancel(uint64_t id) noexcept {
     std::erase_if(waiting_, [&](const Waiting& waiting) { return waiting.id == id; });
+    for (const auto& job : preparing_) {
+        if (job->id == id) job->cancelled = true;
+    }
+    for (const auto& job : running_) {
+        if (job && job->id == id) job->cancelled = true;
+    }
+    if (!in_step_) drop_cancelled();
+}
+
+void Engine::drop_cancelled() noexcept {
+    std::erase_if(preparing_, [](const std::unique_ptr<Job>& job) { return job->cancelled; });
     for (size_t slot = 0; slot < running_.size(); ++slot) {
-        if (!running_[slot] || running_[slot]->id != id) continue;
+        if (!running_[slot] || !running_[slot]->cancelled) continue;
         generator_.stop(static_cast<int32_t>(slot));
         running_[slot].reset();
     }
 }
 
-void Engine::admit() {
-    while (!waiting_.empty() && generator_.has_free_slot()) {
-        finished_.reserve(finished_.size() + 1);
-        Waiting waiting = std::move(waiting_.front());
-        waiting_.pop_front();
-        const uint64_t id = waiting.id;
-        std::unique_ptr<Running> running;
-        try {
-            running = std::make_unique<Running>(model_, std::move(waiting));
-            begin(running);
-        } catch (...) {
-            finished_.push_back(
-                {id, running ? std::move(running->answer) : Answer{}, error_from(std::current_exception())});
-        }
-    }
-}
-
-void Engine::begin(std::unique_ptr<Running>& running) {
-    Running& r = *running;
-    Prompt prompt;
-    {
-        PromptWork work(model_, std::move(r.request.segments), r.request.options, max_context(), r.answer);
-        int64_t used_rows = 0;
-        while (!work.advance(*backend_, arena_, kPrefillRows, used_rows)) {
-        }
-        prompt = work.take();
-    }
+void Engine::make_ready(Job& job) {
+    Prompt prompt = job.work->take();
+    job.work.reset();
+    const std::vector<int32_t>& source = prompt.input.source;
     std::vector<int32_t> said;
-    for (const int32_t row : prompt.input.source) {
+    for (const int32_t row : source) {
         if (row >= 0) said.push_back(row);
     }
-    r.sampler.read_prompt(said);
-    r.prompted_ms = now_ms();
-    const int32_t slot = generator_.start(
-        std::move(prompt.input.source), std::move(prompt.chunk_rows),
-        [&r](const Logits& logits, double logits_ms) { return r.next(logits, logits_ms); },
-        r.request.options.logprobs ? 0 : r.sampler.needed(),
-        [&r]() -> std::optional<TokenDraw> {
-            if (r.request.options.logprobs) return std::nullopt;
-            return r.sampler.draw_elsewhere();
-        });
-    running_[static_cast<size_t>(slot)] = std::move(running);
+    job.sampler.read_prompt(said);
+    const AnswerOptions& options = job.request.options;
+    Generator::Start& start = job.start;
+    if (options_.prefix_cache) {
+        start.names.reserve(source.size());
+        for (const int32_t row : source) {
+            const auto chunk_row = static_cast<size_t>(-1 - row);
+            start.names.push_back(
+                row >= 0 ? token_row_name(row)
+                         : chunk_row_name(prompt.row_keys[chunk_row].of, prompt.row_keys[chunk_row].index));
+        }
+    }
+    const auto n_rows = std::ssize(source);
+    REFRAG_CHECK(generator_.can_hold(n_rows, options.max_new_tokens), Status::runtime, "the prompt takes ",
+                 n_rows, " decoder positions, which with the tokens that may follow are more than the ",
+                 generator_.pool_entries(), " that the KV cache has memory for: give fewer passages, expand ",
+                 "less, or generate fewer tokens");
+    start.source = std::move(prompt.input.source);
+    start.chunk_rows = std::move(prompt.chunk_rows);
+    start.max_new = options.max_new_tokens;
+    start.next = [&job](const Logits& logits, double logits_ms) { return job.next(logits, logits_ms); };
+    start.n_logits = options.logprobs ? 0 : job.sampler.needed();
+    start.draw = [&job]() -> std::optional<TokenDraw> {
+        if (job.request.options.logprobs) return std::nullopt;
+        return job.sampler.draw_elsewhere();
+    };
+    job.prompted_ms = now_ms();
 }
 
-void Engine::finish(std::unique_ptr<Running> running, const Generator::Ended& ended) {
-    Result result{running->id, {}, {}};
-    if (ended.context_full) running->answer.finish = FinishReason::context_full;
+int64_t Engine::prepare(int64_t max_rows) {
+    const auto n_slots = static_cast<size_t>(generator_.n_slots());
+    while (!waiting_.empty() && preparing_.size() + generator_.n_running() < n_slots) {
+        finished_.reserve(finished_.size() + 1);
+        const uint64_t id = waiting_.front().id;
+        try {
+            auto job = std::make_unique<Job>(model_, std::move(waiting_.front()));
+            waiting_.pop_front();
+            job->work = std::make_unique<PromptWork>(model_, std::move(job->request.segments),
+                                                     job->request.options, max_context(), job->answer);
+            preparing_.push_back(std::move(job));
+        } catch (...) {
+            if (!waiting_.empty() && waiting_.front().id == id) waiting_.pop_front();
+            finished_.push_back({id, Answer{}, error_from(std::current_exception())});
+        }
+    }
+    int64_t used = 0;
+    while (!preparing_.empty()) {
+        Job& job = *preparing_.front();
+        finished_.reserve(finished_.size() + 1);
+        try {
+            if (job.work) {
+                if (used >= max_rows) return used;
+                int64_t rows = 0;
+                const bool made = job.work->advance(*backend_, arena_, max_rows - used, rows);
+                used += rows;
+                if (!made) {
+                    if (rows == 0) return used;
+                    continue;
+                }
+                make_ready(job);
+            }
+            const std::optional<int32_t> slot = generator_.start(job.start);
+            if (!slot) return used;  // it is the first to get what becomes free
+            job.answer.n_reused = static_cast<size_t>(generator_.n_reused(*slot));
+            running_[static_cast<size_t>(*slot)] = std::move(preparing_.front());
+        } catch (...) {
+            finished_.push_back({job.id, std::move(job.answer), error_from(std::current_exception())});
+        }
+        preparing_.pop_front();
+    }
+    return used;
+}
+
+void Engine::finish(std::unique_ptr<Job> job, const Generator::Ended& ended) {
+    if (job->cancelled) return;
+    Result result{job->id, {}, {}};
+    if (ended.context_full) job->answer.finish = FinishReason::context_full;
     if (ended.error) {
         result.error = error_from(ended.error);
     } else {
         try {
-            running->end();
+            job->end();
         } catch (...) {  // of the sink
             result.error = error_from(std::current_exception());
         }
     }
-    result.answer = std::move(running->answer);
+    if (job->cancelled) return;
+    result.answer = std::move(job->answer);
     finished_.push_back(std::move(result));
 }
 
 void Engine::step() {
-    admit();
+    struct InStep {
+        Engine& engine;
+        explicit InStep(Engine& e) : engine(e) { engine.in_step_ = true; }
+        ~InStep() {
+            engine.in_step_ = false;
+            engine.drop_cancelled();
+        }
+    } in_step(*this);
+    const auto n_generating = static_cast<int64_t>(generator_.n_generating());
+    const int64_t prepared =
+        prepare(options_.step_rows - std::min(options_.step_rows, generator_.n_unread()));
     finished_.reserve(finished_.size() + running_.size());
-    for (const Generator::Ended& ended : generator_.step()) {
+    // What making prompts left of the step is for reading them.
+    const int64_t for_prompts = std::max<int64_t>(0, options_.step_rows - prepared);
+    for (const Generator::Ended& ended : generator_.step(n_generating + for_prompts)) {
         finish(std::move(running_[static_cast<size_t>(ended.slot)]), ended);
     }
 }

@@ -2,9 +2,12 @@
 // every step feeds all of them as one ragged batch. A sequence is rows in, logits out; its owner says what
 // comes next. Knows neither passages nor text. One thread drives it.
 //
-// A step takes at most kPrefillRows rows: one for each sequence that generates, and what is left for prompts,
-// in the order of their start; so a long prompt goes through in parts while others go on, and the memory of
+// A step takes at most so many rows: one for each sequence that generates, and what is left for prompts, in
+// the order of their start; so a long prompt goes through in parts while others go on, and the memory of
 // activations is bounded.
+//
+// A sequence begins when the pool has pages for all that it may ever hold, so it never runs out of them. A
+// prompt that begins like one read before takes over its pages (prefix_cache.h).
 #pragma once
 
 #include <cstdint>
@@ -17,6 +20,7 @@
 #include "base/arena.h"
 #include "models/llama.h"
 #include "refrag/logits.h"
+#include "refrag/prefix_cache.h"
 
 namespace refrag {
 
@@ -38,36 +42,72 @@ class Generator {
     // `backend` (a queue of the decoder's device, this generator's thread's) and `decoder` must outlive it.
     // max_context: positions of each sequence. Status::usage unless 1 <= n_slots <= max_parallel and 1 <=
     // max_context <= the decoder's window.
-    Generator(Backend& backend, const Llama& decoder, int32_t n_slots, int64_t max_context);
+    // kv_blocks: of the pool, each for kPageEntries positions; 0: as many as all slots can take.
+    Generator(Backend& backend, const Llama& decoder, int32_t n_slots, int64_t max_context,
+              int64_t kv_blocks = 0);
 
-    // What the cache of such a generator takes, `kv` being the decoder's kv_dtype(); no argument is checked.
+    // What the pool of such a generator takes, `kv` being the decoder's kv_dtype(); no argument is checked.
     static uint64_t cache_bytes(const LlamaConfig& config, DType kv, int32_t n_slots, int64_t max_context);
+    static uint64_t block_bytes(const LlamaConfig& config, DType kv);
 
-    // Begins a sequence in a free slot and returns the slot. source: the prompt's rows (Llama::forward), 1 to
-    // max_context of them; slot rows are numbered 0, 1, ... in the order of the prompt. slots: their values
-    // [n, dim] F32. n_logits: how many of the largest logits `next` needs; 0: all. draw: asked before each
-    // call of `next`; where it gives something, the token may have been drawn when `next` is called.
     using Draw = std::function<std::optional<TokenDraw>()>;
-    int32_t start(std::vector<int32_t> source, Buffer slots, NextToken next, int32_t n_logits = 0,
+    struct Start {
+        // The prompt's rows (Llama::forward), 1 to max_context of them; chunk rows are numbered 0, 1, ... in
+        // the order of the prompt.
+        std::vector<int32_t> source;
+        Buffer chunk_rows;           // their values [n, dim] F32
+        std::vector<RowName> names;  // of all rows; empty: nothing is shared with other sequences
+        int64_t max_new = -1;        // ids that `next` gives at most; -1: until max_context
+        NextToken next;
+        int32_t n_logits = 0;  // how many of the largest logits `next` needs; 0: all
+        // Asked before each call of `next`; where it gives something, the token may have been drawn when
+        // `next` is called.
+        Draw draw;
+    };
+    // Whether the pool could hold such a sequence if there were no other.
+    bool can_hold(int64_t n_rows, int64_t max_new) const {
+        return blocks_of(n_rows, max_new) * kv_.n_heads() <= kv_.n_pages();
+    }
+    // Positions that the pool holds.
+    int64_t pool_entries() const { return kv_.n_pages() / kv_.n_heads() * kPageEntries; }
+    // Begins a sequence and returns its slot; nothing, and `start` unchanged, where there is now no free slot
+    // or too few pages for all rows and max_new more.
+    std::optional<int32_t> start(Start& start);
+    // The same where there must be room: Status::out_of_memory otherwise.
+    int32_t start(std::vector<int32_t> source, Buffer chunk_rows, NextToken next, int32_t n_logits = 0,
                   Draw draw = {});
-    // Drops a sequence; its slot is free at once.
+    // Rows of a sequence's prompt that it took over from an earlier one.
+    int32_t n_reused(int32_t slot) const { return sequences_[static_cast<size_t>(slot)].n_reused; }
+    // Drops a sequence; its slot and its pages are free at once.
     void stop(int32_t slot) noexcept;
-    // One batch. Returns the sequences that ended in it, until the next step; their slots are free again.
-    // Where all sequences generate it allocates nothing, once it has been called so before.
-    const std::vector<Ended>& step();
+    // One batch of about max_rows rows: fewer sequences than max_rows generate in any case. Returns the
+    // sequences that ended in it, until the next step; their slots are free again. Where all sequences
+    // generate it allocates nothing, once it has been called so before.
+    const std::vector<Ended>& step(int64_t max_rows = kStepRows);
+    static constexpr int64_t kStepRows = 2048;
 
     bool has_free_slot() const { return order_.size() < sequences_.size(); }
     size_t n_running() const { return order_.size(); }
+    size_t n_generating() const;
+    // Rows of prompts that have not been read.
+    int64_t n_unread() const;
+    // Blocks that a further sequence could take now.
+    int64_t available_blocks() const { return kv_.free_blocks() + prefixes_.n_idle() - n_promised(); }
     int32_t n_slots() const { return kv_.n_slots(); }
     int64_t max_context() const { return kv_.max_entries(); }
     size_t kv_bytes() const { return kv_.device_bytes(); }
+    // Of steps in which all sequences generated.
+    const Recording::Counts& decode_counts() const { return decode_workspace_.counts(); }
 
   private:
     struct Sequence {
         std::vector<int32_t> source;  // the prompt, or the one token to feed
         size_t fed = 0;               // rows of it that the decoder has read
-        Buffer slots;
-        int64_t slots_fed = 0;
+        Buffer chunk_rows;
+        int64_t chunk_rows_fed = 0;
+        std::vector<RowName> names;  // of what the slot will hold; empty: not shared
+        int64_t n_blocks = 0;        // promised to it
+        int32_t n_reused = 0;
         bool generating = false;  // the prompt has been read
         NextToken next;
         int32_t n_logits = 0;
@@ -78,12 +118,20 @@ class Generator {
         int32_t n;  // rows of this step
     };
     Sequence& at(int32_t slot) { return sequences_[static_cast<size_t>(slot)]; }
-    // What one projected prompt's rows of a step name: the next n of the slots of `slot`.
-    struct SlotRows {
+    // The chunk rows of a step: the next n of the sequence in `slot`.
+    struct ChunkRows {
         int32_t slot;
         int64_t n;
     };
-    void plan_rows();
+    int64_t blocks_of(int64_t n_rows, int64_t max_new) const;
+    // Blocks that running sequences may still take.
+    int64_t n_promised() const;
+    void plan_rows(int64_t max_rows);
+    // Keeps what the slot holds for others that begin alike.
+    void keep_prefix(int32_t slot) noexcept;
+    // The decoder's pass over parts_; the logits of outputs_, in memory that arena_'s scope holds, and when
+    // they were begun.
+    Tensor feed_decoder(double& logits_began_ms);
     // Feeds parts_; logits_ become those of outputs_, [outputs_.size(), n_logits_], and ids_ their tokens.
     void feed();
     // How many logits of each of outputs_ are brought: all, or the largest.
@@ -95,6 +143,8 @@ class Generator {
     Backend& backend_;
     const Llama& decoder_;
     KvCache kv_;
+    PrefixCache prefixes_{kv_};
+    DecodeWorkspace decode_workspace_;
     Arena arena_;
     std::vector<Sequence> sequences_;  // by slot
     std::vector<int32_t> order_;       // slots in use, in the order of their start
@@ -102,7 +152,7 @@ class Generator {
     std::vector<Part> parts_;
     BatchPlan plan_;
     std::vector<int32_t> source_;
-    std::vector<SlotRows> slot_rows_;
+    std::vector<ChunkRows> chunk_rows_;
     std::vector<int32_t> outputs_;    // slots whose rows have all been read
     std::vector<int32_t> last_rows_;  // of outputs_
     std::vector<Ended> ended_;

@@ -43,32 +43,44 @@ uint64_t workspace_bytes(const LlamaConfig& decoder, const RobertaConfig& encode
     return static_cast<uint64_t>(floats * static_cast<int64_t>(sizeof(float)) + kSlack);
 }
 
-MemoryPlan plan_memory(const Model& model, int32_t n_slots, int64_t max_context) {
+MemoryPlan plan_memory(const Model& model, int32_t n_slots, int64_t max_context, int64_t kv_entries) {
     const LlamaConfig& decoder = model.decoder().config();
     const int32_t chunk_len = std::max(1, model.config().chunk_len);
     const int64_t n_chunks = (max_context + chunk_len - 1) / chunk_len;
     MemoryPlan plan;
+    plan.max_context = max_context;
+    plan.is_remote = model.device().is_remote();
     plan.weight_bytes = model.weight_bytes();
-    plan.kv_bytes = Generator::cache_bytes(decoder, model.decoder().kv_dtype(), n_slots, max_context);
+    plan.available_bytes = model.device().available_bytes();
+    plan.request_blocks = KvCache::blocks_for(max_context);
     plan.workspace_bytes = workspace_bytes(decoder, model.encoder().config(), model.config().policy, n_slots,
                                            max_context, n_chunks * n_slots);
-    if (model.device().is_remote()) {
-        plan.workspace_bytes += device_scratch_bytes(decoder, n_slots, max_context);
-    }
-    plan.available_bytes = model.device().available_bytes();
+    plan.workspace_bytes += static_cast<uint64_t>(n_slots) * static_cast<uint64_t>(plan.request_blocks) *
+                            static_cast<uint64_t>(decoder.n_layers) *
+                            static_cast<uint64_t>(decoder.n_kv_heads) * sizeof(int32_t);
+    if (plan.is_remote) plan.workspace_bytes += device_scratch_bytes(decoder, n_slots, max_context);
+    const uint64_t block_bytes = Generator::block_bytes(decoder, model.decoder().kv_dtype());
+    plan.request_bytes = static_cast<uint64_t>(plan.request_blocks) * block_bytes;
+
+    int64_t wanted = plan.request_blocks * n_slots;
+    if (kv_entries > 0) wanted = std::min(wanted, KvCache::blocks_for(kv_entries));
+    uint64_t room = plan.available_bytes - std::min(plan.available_bytes, plan.workspace_bytes);
+    if (!plan.is_remote) room /= 2;
+    const uint64_t affordable = std::max<uint64_t>(1, room / block_bytes);
+    plan.kv_blocks = static_cast<int64_t>(std::min(static_cast<uint64_t>(wanted), affordable));
+    plan.kv_bytes = static_cast<uint64_t>(plan.kv_blocks) * block_bytes;
     return plan;
 }
 
-void check_memory_plan(const Model& model, int32_t n_slots, int64_t max_context) {
-    if (!model.device().is_remote()) return;
-    const MemoryPlan plan = plan_memory(model, n_slots, max_context);
-    REFRAG_CHECK(
-        plan.fits(), Status::out_of_memory, "GPU memory: ", plan.kv_bytes + plan.workspace_bytes,
-        " bytes needed beside the weights (KV cache ", plan.kv_bytes, " for ", n_slots,
-        n_slots == 1 ? " sequence of " : " sequences of ", max_context, " positions, workspace ",
-        plan.workspace_bytes, "), ", plan.available_bytes,
-        " available: choose a smaller context, fewer parallel sequences or a larger fraction of the GPU's "
-        "memory");
+void check_memory_plan(const MemoryPlan& plan, bool whole) {
+    const uint64_t least = whole ? plan.request_bytes : std::min(plan.request_bytes, plan.kv_bytes);
+    if (!plan.is_remote || least + plan.workspace_bytes <= plan.available_bytes) return;
+    fail(Status::out_of_memory, "GPU memory: ", least + plan.workspace_bytes,
+         " bytes needed beside the weights (KV cache ", least,
+         whole ? " for one request of " : " of at most ", plan.max_context, " positions, workspace ",
+         plan.workspace_bytes, "), ", plan.available_bytes,
+         " available: choose a smaller context, fewer parallel sequences or a larger fraction of the GPU's "
+         "memory");
 }
 
 }  // namespace refrag

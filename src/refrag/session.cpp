@@ -6,9 +6,13 @@
 namespace refrag {
 
 Session::Session(const Model& model, int64_t max_context, std::shared_ptr<PassageCache> cache)
-    : model_(model),
-      cache_(cache ? std::move(cache) : std::make_shared<PassageCache>()),
-      engine_(model, 1, max_context) {}
+    : Session(model, EngineOptions{.n_slots = 1, .max_context = max_context}, std::move(cache)) {}
+
+Session::Session(const Model& model, EngineOptions options, std::shared_ptr<PassageCache> cache)
+    : model_(model), cache_(cache ? std::move(cache) : std::make_shared<PassageCache>()), engine_(model, [&] {
+          options.n_slots = 1;
+          return options;
+      }()) {}
 
 Answer Session::answer(std::span<const Passage> passages, std::string_view question,
                        const AnswerOptions& options, const TextSink& sink, std::span<const Turn> history) {

@@ -21,6 +21,8 @@ class Session {
     // Status::usage when it is beyond that window. cache: of passages; null: one of its own.
     explicit Session(const Model& model, int64_t max_context = 0,
                      std::shared_ptr<PassageCache> cache = nullptr);
+    // The same with all of an engine's options; n_slots is 1.
+    Session(const Model& model, EngineOptions options, std::shared_ptr<PassageCache> cache = nullptr);
 
     // Answers a request. Status::usage for options or segments that make no sense; Status::runtime when the
     // prompt does not fit, with both numbers. After an error the session is as before.

@@ -352,6 +352,7 @@ using cudaMemPool_t = MemPool*;
 struct Device {
     std::atomic<size_t> total_bytes = size_t{1} << 32;
     std::atomic<size_t> used_bytes = 0;
+    std::atomic<uint64_t> n_allocated = 0;
     std::atomic<bool> present = true;
 };
 Device& device();

@@ -30,4 +30,8 @@ uint64_t kernels_launched() {
     return launches();
 }
 
+uint64_t allocations_made() {
+    return device().n_allocated;
+}
+
 }  // namespace refrag_on_host

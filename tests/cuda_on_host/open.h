@@ -19,5 +19,7 @@ std::unique_ptr<refrag::Device> open_device(const OpenOptions& options = {});
 std::unique_ptr<refrag::Backend> open_backend(const OpenOptions& options = {});
 // Kernels launched so far by this thread.
 uint64_t kernels_launched();
+// Allocations of device memory so far, of all threads.
+uint64_t allocations_made();
 
 }  // namespace refrag_on_host

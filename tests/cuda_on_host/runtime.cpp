@@ -33,6 +33,7 @@ cudaError_t cudaMallocAsync(void** data, size_t bytes, cudaStream_t) {
     if (posix_memalign(data, 256, bytes) != 0) return cudaErrorMemoryAllocation;
     std::memset(*data, 0xff, bytes);
     d.used_bytes += bytes;
+    ++d.n_allocated;
     memory().allocations[*data] = bytes;
     return cudaSuccess;
 }

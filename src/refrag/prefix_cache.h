@@ -1,0 +1,71 @@
+// Beginnings of prompts whose K and V are kept: a tree of blocks (32 rows each) over a KvCache's pages. Two
+// prompts share a block where they are equal row for row from the first row on: token ids, and for compressed
+// chunks what they are made of. Which chunks are expanded is part of that, since an expanded chunk is tokens.
+// K and V of a row depend on the rows before it alone, so equal prefixes have equal pages.
+//
+// Only whole blocks are kept, so a shared page is never written. One thread, the cache's.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "base/sha256.h"
+#include "models/kv_cache.h"
+
+namespace refrag {
+
+// What a row of a prompt is: equal names, equal rows. Of a token its id; of a chunk row 128 bits of the
+// digest of what it is made of, with its place there.
+struct RowName {
+    uint64_t high = 0;  // 0: a token
+    uint64_t low = 0;
+    bool operator==(const RowName&) const = default;
+};
+RowName token_row_name(int32_t id);
+RowName chunk_row_name(const Sha256Digest& of, int64_t index);
+
+class PrefixCache {
+  public:
+    // `kv` must outlive it.
+    explicit PrefixCache(KvCache& kv) : kv_(kv) {}
+    ~PrefixCache() { clear(); }
+    PrefixCache(const PrefixCache&) = delete;
+    PrefixCache& operator=(const PrefixCache&) = delete;
+
+    // Puts the longest kept prefix of a prompt into an empty slot. The prompt's last row is never among it,
+    // since its logits are wanted. Returns its rows, a multiple of 32.
+    int32_t restore(int32_t slot, std::span<const RowName> rows);
+    // Keeps the whole blocks of what a slot holds; `rows` name all its entries or the first of them.
+    void keep(int32_t slot, std::span<const RowName> rows);
+
+    // Blocks that are kept for nobody: make_room() can give them back.
+    int64_t n_idle() const;
+    // Gives back blocks that no slot uses, the longest unused first, until the pool has n free ones or none
+    // is left.
+    void make_room(int64_t n_blocks) noexcept;
+    void clear() noexcept;
+    int64_t n_blocks() const { return std::ssize(nodes_); }
+
+  private:
+    struct Node {
+        uint64_t id = 0;
+        Node* parent = nullptr;  // null: a prompt's first block
+        std::vector<RowName> rows;
+        KvBlock block;
+        uint64_t used = 0;  // when last
+        int64_t n_children = 0;
+    };
+    using Nodes = std::unordered_multimap<uint64_t, std::unique_ptr<Node>>;
+    static uint64_t hash_of(const Node* parent, std::span<const RowName> rows);
+    Node* find(const Node* parent, std::span<const RowName> rows) const;
+
+    KvCache& kv_;
+    Nodes nodes_;  // by hash_of
+    uint64_t next_id_ = 1;
+    uint64_t clock_ = 0;
+};
+
+}  // namespace refrag

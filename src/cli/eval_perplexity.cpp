@@ -128,7 +128,9 @@ void add_eval_perplexity(CLI::App& eval) {
         ->type_name("LIST");
     add_policy_list_option(sub, options->policies);
     sub.add_option("-s,--seed", p.seed, "Seed of --policy random")->capture_default_str()->type_name("N");
-    sub.add_option("--limit", p.limit, "Windows of a context length at most; 0: all")
+    sub.add_option(
+           "--limit", p.limit,
+           "Target spans at most, the same for every context length; 0: all that fit one after another")
         ->capture_default_str()
         ->check(CLI::NonNegativeNumber)
         ->type_name("N");

@@ -1,5 +1,5 @@
-// The projector phi: chunk embeddings [n, d_enc] to decoder slots [n, d_dec], e = fc2(gelu(fc1(c))) (paper,
-// B.2).
+// The projector phi: chunk embeddings [n, d_enc] to chunk rows of the decoder [n, d_dec], e =
+// fc2(gelu(fc1(c))) (paper, B.2).
 #pragma once
 
 #include <memory>

@@ -36,7 +36,7 @@ uint64_t workspace_bytes(const LlamaConfig& decoder, const RobertaConfig& encode
                              decoder.head_dim);
     floats += int64_t{batch} * 3 * decoder.vocab_size;
     floats += kEncoderRows * (6 * int64_t{encoder.dim} + encoder.hidden_dim);
-    // Chunk embeddings: kept with the passage, gathered, on the device; the policy's rows; the slots.
+    // Chunk embeddings: kept with the passage, gathered, on the device; the policy's rows; the chunk rows.
     floats += n_chunks * 4 * int64_t{encoder.dim};
     floats += n_chunks * (8 * int64_t{policy.dim} + policy.hidden_dim);
     floats += n_chunks * 2 * int64_t{decoder.dim};

@@ -13,7 +13,7 @@ constexpr int64_t kAloneRows = 2048;
 
 }  // namespace
 
-Tensor prefill(Backend& backend, const Llama& decoder, std::span<const int32_t> source, Tensor slots,
+Tensor prefill(Backend& backend, const Llama& decoder, std::span<const int32_t> source, Tensor chunk_rows,
                KvCache& kv, int32_t slot, int64_t n_last, Arena& arena) {
     const int64_t rows = std::ssize(source);
     REFRAG_DCHECK(n_last > 0 && n_last <= rows);
@@ -25,7 +25,7 @@ Tensor prefill(Backend& backend, const Llama& decoder, std::span<const int32_t> 
         plan.add_cached(slot, kv.length(slot), static_cast<int32_t>(n));
         kv.reserve(slot, static_cast<int32_t>(n));
         const std::vector<int32_t> piece(source.begin() + begin, source.begin() + begin + n);
-        const Tensor hidden = decoder.forward(backend, plan, piece, slots, kv, arena);
+        const Tensor hidden = decoder.forward(backend, plan, piece, chunk_rows, kv, arena);
         kv.advance(slot, static_cast<int32_t>(n));
         const int64_t first_kept = std::max(begin, rows - n_last);
         if (first_kept < begin + n) {

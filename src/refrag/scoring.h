@@ -16,7 +16,7 @@ inline constexpr int64_t kPrefillRows = 2048;
 
 // Runs `source` (Llama::forward) through `slot` of `kv`, in pieces, after what the slot holds. Returns the
 // hidden states of the last n_last rows, [n_last, dim] in `arena`.
-Tensor prefill(Backend& backend, const Llama& decoder, std::span<const int32_t> source, Tensor slots,
+Tensor prefill(Backend& backend, const Llama& decoder, std::span<const int32_t> source, Tensor chunk_rows,
                KvCache& kv, int32_t slot, int64_t n_last, Arena& arena);
 
 // An id whose negative log-likelihood after a row is wanted.

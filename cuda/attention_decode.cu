@@ -73,9 +73,10 @@ __device__ __forceinline__ void read(float (&x)[n], const void* from) {
     }
 }
 
-// A block's dynamic shared memory: its queries, fp32 [group, head_dim]; for each warp its powers, fp32
-// [32, group]; for each warp a page of K, with rows of an odd number of 16-byte chunks so that 32 lanes can
-// each read a row of their own, and a page of V as it is. At the end a warp's page gives way to its sums.
+// A block's dynamic shared memory, in this order: its queries, fp32 [group, head_dim]; for each warp its
+// powers, fp32 [32, group]; for each warp a page of K, then a page of V. K's rows take an odd number of
+// 16-byte chunks, so that 32 lanes can each read a row of their own without bank conflicts. V's lie as they
+// are. At the end a warp's page gives way to its sums.
 struct Shared {
     int32_t row_bytes;  // of K and V in memory
     int32_t k_stride;   // bytes
@@ -122,8 +123,9 @@ __device__ __forceinline__ float shift_of(float most) {
 //   over a warp's entries in order; then over the warps.
 // Shared memory bytes: see Shared; 68608 for head_dim 128 in BF16 and a group of 1, 75776 for one of 8.
 // Alignment: pages 16 bytes.
-// Bound by: memory: a warp asks for its first page of K and V at once, and then for the next K while it
-//   computes with V and the other way round; three blocks have about 200 KiB under way on an SM of sm_90.
+// Bound by: memory. A warp asks for its first page of K and V at once. Then it asks for the next K while it
+//   computes with V, and for the next V while it computes with K. Three blocks of a group of 1 fit on an SM
+//   of sm_90.
 template <typename T, int kGroup, int kDims>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, kGroup == kMaxGroup ? 2 : 3)
     decode_kernel(AttentionArgs a, Shared layout, float* scratch, int32_t n_splits) {

@@ -1,12 +1,11 @@
 // Attention of the sequences without a cache: every row sees all rows of its sequence. Made for thousands of
-// sequences of 16 to 64 rows in one launch; right for any length, but long ones would gain from sharing K and
-// V among warps in shared memory, which this does not do.
+// sequences of 16 to 64 rows in one launch. It is right for any length, but slow for long ones: warps do not
+// share K and V in shared memory.
 //
-// A warp is on its own: it takes 16 query rows of a head and reads K and V, 16 entries at a time, straight
-// into mma's fragments. To make that reads of 16 bytes, the fragments' columns stand for other elements than
-// their own number says: which element of a row is summed in which place does not matter to a product, as
-// long as both operands agree; and which element of the output stands in which column, as long as the store
-// knows.
+// A warp is on its own. It takes 16 query rows of a head and reads K and V, 16 entries at a time, straight
+// into mma's fragments, 16 bytes a read. For that, column i of a fragment does not hold element i of a row.
+// A product does not mind in which place an element is summed, as long as both operands agree. And the store
+// knows which element of the output stands in which column.
 //
 // q * scale * log2 e, k, v and the softmax's powers are rounded to 16 bits before they are multiplied, sums
 // are fp32. K and V of rows beyond the sequence's end are not read: they are 0.

@@ -5,18 +5,18 @@
 // multiply V. All sums are fp32. In F16 the product with q fits wherever q does, as scale * log2 e < 1.
 //
 // Row i of a call of `rows` rows sees entries [0, length - rows + i]. A step of 64 entries in which all rows
-// of a block see everything needs no mask. In the others, at most two for each block, the scores of entries
-// that a row does not see become -inf and their powers 0; but 0 * V would still spread a NaN or an infinity
-// of V to rows that do not see it. So each thread looks, in those steps alone, through what it copied of V,
-// and where any of it is not finite all warps of the block leave such elements out of the product, and add p
-// * v for each row that sees them. Entries beyond the last one that the block sees are never read: their K
-// and V are 0.
+// of a block see everything needs no mask. In the other steps, at most two for each block, the scores of
+// entries that a row does not see become -inf and their powers 0.
 //
-// The call's own rows are read from the pages too, not from the fp32 k and v they came in: they lie there
-// rounded already, in half the bytes, and half a page is as contiguous as scratch would be; so there is one
-// path.
+// A power of 0 is not enough: 0 * V would spread a NaN or an infinity of V to rows that do not see it. So in
+// those steps each thread looks through what it copied of V. Where any of it is not finite, all warps of the
+// block leave such elements out of the product, and add p * v for each row that sees them. Entries beyond the
+// last one that the block sees are never read: their K and V are 0.
 //
-// Steps count from entry 0, and one that a row does not see changes no bit of its sums: so prefill in one
+// The call's own rows are read from the pages too, not from the fp32 k and v they came in. In the pages they
+// are rounded already and take half the bytes; and there is one path.
+//
+// Steps count from entry 0, and a step that a row does not see changes no bit of its sums. So prefill in one
 // call and in several give the same bits.
 #include <algorithm>
 #include <type_traits>

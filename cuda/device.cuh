@@ -1,10 +1,11 @@
 // What every kernel of this folder is written with: thin wrappers of the instructions that CUDA C++ has no
 // function for, conversions, sums over a warp, and the one way to launch a kernel.
 //
-// The same .cu files compile as ordinary C++ against tests/cuda_on_host/ (REFRAG_CUDA_ON_HOST), which has its
-// own of everything in the first part below; that is how the kernels are tested where there is no GPU. So a
-// kernel uses these names and CUDA's threadIdx ... gridDim, __syncthreads, __syncwarp and __shfl_*_sync;
-// blocks are whole warps.
+// The same .cu files compile as ordinary C++ against tests/cuda_on_host/ (REFRAG_CUDA_ON_HOST). That is how
+// the kernels are tested where there is no GPU. The executor there brings its own version of everything in
+// the first part below. So a kernel uses these names, and of CUDA itself only threadIdx ... gridDim,
+// __syncthreads,
+// __syncwarp and __shfl_*_sync. Blocks are whole warps.
 #pragma once
 
 #if !defined(REFRAG_CUDA_ON_HOST)

@@ -1,6 +1,6 @@
-// The limits of the GPU, measured by one way of reaching each: matrix products through the library that the
-// backend uses, and plain kernels that read or copy a buffer well past the L2 cache. Plain C++, for whoever
-// judges a measurement by them: take them in the run that they judge. The mirror of cpu/peaks.h.
+// The limits of the GPU, measured: matrix products through the library that the backend uses, and plain
+// kernels that read or copy a buffer well past the L2 cache. Measure them in the run that they judge. The
+// mirror of cpu/peaks.h.
 #pragma once
 
 #include <string>

@@ -1,13 +1,14 @@
 // Runs CUDA kernels, compiled as ordinary C++, on the CPU: the grid's blocks in turn, a block's threads as
 // fibers. It is there to check a kernel's logic, not to be fast.
 //
-// A thread runs until it ends or waits (for the block, or for its warp); then another one of the block runs,
+// A thread runs until it ends or waits (for the block, or for its warp). Then another one of the block runs,
 // in an order that a seed shuffles anew after every wait. So a missing barrier shows as a wrong result: what
 // was to be written before is not there yet, and shared memory begins as NaN in every type. Copies begun with
-// cp.async arrive only when they are waited for. What a GPU would leave undefined ends with an Error that
-// says so: threads that wait for different things for ever, a barrier that an ended thread never reaches,
-// misaligned 16-byte copies, copies that nobody waits for.
-// Addresses beyond an allocation are AddressSanitizer's business: every allocation is one of its own.
+// cp.async arrive only when they are waited for.
+//
+// What a GPU would leave undefined ends with an Error that says so: threads that wait for different things
+// for ever; a barrier that an ended thread never reaches; misaligned 16-byte copies; copies that nobody waits
+// for. Addresses beyond an allocation are AddressSanitizer's business: every allocation is one of its own.
 #pragma once
 
 #include <cstddef>

@@ -4,10 +4,10 @@
 // is its own business.
 //
 // A group is 32 neighbouring weights w of a row (the last one may be shorter). Its scale s is the smallest
-// F16 number with 127 s >= max |w|, so that no weight is cut off; a weight becomes q = w / s, the quotient
-// and then the integer each rounded to nearest, ties to even. A group of zeros has scale 0 and q = 0. So q is
+// F16 number with 127 s >= max |w|, so that no weight is cut off. A weight becomes q = w / s: the quotient,
+// and then the integer, are rounded to nearest, ties to even. A group of zeros has scale 0 and q = 0. So q is
 // in
-// [-127, 127] and |w - q s| is at most s / 2 (and a rounding of the quotient, 127 s / 2^24).
+// [-127, 127], and |w - q s| is at most s / 2 (and a rounding of the quotient, 127 s / 2^24).
 #pragma once
 
 #include <cstddef>

@@ -8,13 +8,13 @@
 //   acc = acc 2^(m - m') + bf16(P) V.
 // m is whole, so the powers 2^(m - m') are exact, and once m covers what is to come nothing is rescaled.
 //
-// Every 1024 entries begin a split with its own m, l and acc, which are then joined in order: so the entries
-// of a decode step can be shared out among threads, and a row has the same bits however that is done. Steps
-// and splits count from entry 0: prefill in one call, in several, and decode give the same bits.
+// Every 1024 entries begin a split with its own m, l and acc. Splits are joined in order, so threads may
+// share the entries of a decode step, and a row has the same bits however they do. Steps and splits count
+// from entry 0: prefill in one call, in several, and decode give the same bits.
 //
-// Products with P = 0 would spread a NaN in V to rows that do not see its entry. So whatever lies behind a
-// sequence's end is replaced by 0, and where V of an entry that only some of the rows see is not finite, each
-// row goes alone with a copy of V that ends where it sees no further.
+// Products with P = 0 would spread a NaN in V to rows that do not see its entry. So what lies behind a
+// sequence's end is replaced by 0. Where an entry that only some of the rows see has a V that is not finite,
+// each row goes alone, with a copy of V that ends at the last entry it sees.
 #include <algorithm>
 #include <cmath>
 #include <cstring>

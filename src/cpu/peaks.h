@@ -1,10 +1,9 @@
-// The machine's own limits, measured: what a figure of this backend can at best be a share of. Each is the
-// best of several short runs on all threads at once, from registers (products) or from a buffer well past the
+// The machine's own limits, measured. A figure of this backend is judged as a share of them. Each is the best
+// of several short runs on all threads at once, from registers (products) or from a buffer well past the
 // caches (reading). On a shared machine they move: measure them in the run that they judge.
 //
 // Products count 2 operations a multiply-add. The best instruction that this CPU has, and that the process
-// may use, is timed and named; where there is none for a type, widening to fp32 is what is left, and the fp32
-// limit stands.
+// may use, is timed and named. A type without one is widened to fp32, and has the fp32 limit.
 #pragma once
 
 #include <cstdint>

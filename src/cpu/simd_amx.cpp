@@ -1,9 +1,9 @@
 // Products of bf16 matrices on AMX tiles. Empty on other processors than x86-64.
 //
 // Four accumulators of 16 x 16 (32 rows x 32 columns) take two tiles of each operand per 32 k. The tile unit
-// needs 64 cycles for them, and the four loads as many at the second cache level's speed; so the right
-// operand is cut into pieces of k that stay in the first level while the rows pass, and the sums wait
-// meanwhile.
+// needs 64 cycles for them. The four loads need as many at the second cache level's speed, which leaves no
+// room. So the right operand is cut into pieces of k that stay in the first level while the rows pass; the
+// sums wait meanwhile.
 #if defined(__x86_64__)
 
 #include <algorithm>

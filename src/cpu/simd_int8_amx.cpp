@@ -1,7 +1,7 @@
-// Products of few rows of bf16 with 8-bit weights on AMX tiles: weights are widened to bf16 while the tiles
-// before them are multiplied, so that the vector units and the tile unit work at the same time; widening is
-// what takes longest. The sums are, bit for bit, those of gemm_bf16 with the weights widened before.
-// Empty on other processors than x86-64.
+// Products of few rows of bf16 with 8-bit weights on AMX tiles. Weights are widened to bf16 while the tiles
+// before them are multiplied, so that the vector units and the tile unit work at the same time. Widening
+// takes longest. The sums are, bit for bit, those of gemm_bf16 with the weights widened before. Empty on
+// other processors than x86-64.
 #if defined(__x86_64__)
 
 #include <algorithm>

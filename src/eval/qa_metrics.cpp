@@ -52,8 +52,8 @@ double token_f1(const std::vector<std::string>& prediction, const std::vector<st
 std::vector<std::string> answer_tokens(std::string_view text) {
     std::string plain = lowercase(text);
     std::erase_if(plain, is_ascii_punctuation);
-    // A token is what lies between white space; a word, which may be an article, ends at any character that
-    // is not a letter or number, and an article leaves a gap behind: "x–a–y" becomes "x–" and "–y".
+    // A token is what lies between white space. A word, which may be an article, ends at any character that
+    // is not a letter or number. An article leaves a gap behind: "x–a–y" becomes "x–" and "–y".
     std::vector<std::string> tokens;
     std::string token;
     size_t word = 0;  // where the current word begins in `token`

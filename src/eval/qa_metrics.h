@@ -18,9 +18,9 @@ std::vector<std::string> answer_tokens(std::string_view text);
 // case, split at every run of characters that are neither a-z nor 0-9.
 std::vector<std::string> rouge_tokens(std::string_view text);
 
-// ROUGE-L of one reference (Lin 2004, section 3.1): with L the length of the longest common subsequence of
-// both texts' tokens, each text being one sequence whatever its sentences, the F-measure with beta = 1 of P =
-// L / tokens of the prediction and R = L / tokens of the reference. 0 where either has no token.
+// ROUGE-L of one reference (Lin 2004, section 3.1). L is the length of the longest common subsequence of both
+// texts' tokens; each text is one sequence, whatever its sentences. P = L / tokens of the prediction, R = L /
+// tokens of the reference; the score is their F-measure with beta = 1. 0 where either text has no token.
 double rouge_l(std::span<const std::string> prediction, std::span<const std::string> reference);
 
 struct QaScore {
@@ -29,12 +29,12 @@ struct QaScore {
     double rouge_l = 0.0;      // 0 to 1
 };
 
-// The best exact match, the best F1 and the best ROUGE-L over the gold answers, each taken by itself. Gold
-// answers of which nothing remains are left out; where none remains the question counts as unanswerable, and
-// its gold answer is the empty string: by SQuAD 2.0's rule a prediction of which nothing remains is right,
-// and ROUGE-L is the exact match there. Where prediction or gold answer has no tokens, F1 is 1 if neither has
-// any and 0 otherwise. `no_answer` is how a model says that there is no answer: a prediction or gold answer
-// with the same tokens counts as the empty one.
+// The best exact match, the best F1 and the best ROUGE-L over the gold answers, each taken by itself.
+// Gold answers without tokens are left out. If none remains, the question counts as unanswerable and its gold
+// answer is the empty string: by SQuAD 2.0's rule a prediction without tokens is right, and ROUGE-L is the
+// exact match there. Where prediction or gold answer has no tokens, F1 is 1 if neither has any and 0
+// otherwise. `no_answer` is how a model says that there is no answer: a prediction or gold answer with the
+// same tokens counts as the empty one.
 QaScore score_answer(std::string_view prediction, std::span<const std::string> gold,
                      std::string_view no_answer = {});
 

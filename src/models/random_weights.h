@@ -1,6 +1,6 @@
 // Random weights instead of a file's, for measuring: a network's speed depends on its shapes, not on what it
 // has learnt. Matrices are BF16 (or made of such), about normal with standard deviation 1 / sqrt(in_dim), so
-// that activations neither grow without bound nor fade; scales of norms are 1, every other vector is 0. The
+// that activations neither grow without bound nor fade. Scales of norms are 1, every other vector is 0. The
 // values depend on the seed, the tensor's name and the row alone. They are made row by row straight into the
 // device's packing: no second copy exists at any time.
 #pragma once

@@ -1,6 +1,6 @@
-// Stop strings: text ends before the first of them. Text comes in pieces with any borders; the outcome is
-// that of reading it byte by byte: the string that is complete first ends the text, the longer one where two
-// end at the same byte. Knows nothing of tokens.
+// Stop strings: text ends before the first of them. Text comes in pieces with any borders, and the outcome is
+// that of reading it byte by byte. The string that is complete first ends the text; where two end at the same
+// byte, the longer one does. Knows nothing of tokens.
 #pragma once
 
 #include <cstddef>

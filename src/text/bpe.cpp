@@ -1,7 +1,7 @@
 // Two ways to the same merges. Words of everyday length: an array of symbols and a scan for the best pair,
-// which beats any queue at that size. Longer words: symbols in a linked list, and the places where a rule may
-// apply queued by rank, in windows that stay in a core's cache, so that a megabyte without a space costs
-// about as much for each byte as a line does.
+// which beats any queue at that size. Longer words: symbols in a linked list, and a queue by rank of the
+// places where a rule may apply. They are merged in windows that stay in a core's cache, so that a megabyte
+// without a space costs about as much for each byte as a line does.
 #include "text/bpe.h"
 
 #include <algorithm>
@@ -226,16 +226,17 @@ class Window {
 
 // Merges long words, in windows that fit a core's cache.
 //
-// Rests on a fact about any set of rules: two or more tokens are the encoding of their text if and only if
-// each neighbouring two of them are the encoding of theirs. (As long as no merge has crossed a border between
-// tokens, what happens inside two of them is what would happen if they stood alone; so the first merge to
-// cross a border would cross it there too.) Hence two encodings of overlapping stretches may be joined at a
-// token that both have, which is to say at two neighbouring borders that both have: what lies between merges
-// to the same.
+// This rests on a fact about any set of rules. Two or more tokens are the encoding of their text if and only
+// if each neighbouring two of them are the encoding of theirs. The reason: as long as no merge has crossed a
+// border between tokens, two neighbours merge as if they stood alone. So the first merge to cross a border
+// would cross it there too.
 //
-// Each window begins with a token of what is done, far enough back that it is likely to come out the same:
-// that is where to join. Where it comes out otherwise no later token agrees either (joined there, the
-// window's encoding would have the old first token), and the window is begun further back.
+// Hence two encodings of overlapping stretches may be joined at a token that both have. (That is two
+// neighbouring borders that both have: the text between them merges to the same token.)
+//
+// Each window begins with a token of what is done, and the join is made there. It begins far enough back that
+// this token is likely to come out the same. If the token comes out differently, no later token agrees
+// either; then the window is begun further back.
 class LongMerger {
   public:
     explicit LongMerger(const Bpe& bpe) : bpe_(bpe) {}
@@ -246,8 +247,8 @@ class LongMerger {
         size_t done = 0;
         tokens_.clear();
         ends_.clear();
-        // Where windows do not join the overlap doubles, at least, so that this happens at most log n times
-        // and rules made for it cost no more than n log n symbols in all.
+        // Where windows do not join, the overlap at least doubles. So this happens at most log n times, and
+        // rules made to cause it cost no more than n log n symbols in all.
         size_t overlap = bpe_.window_overlap;
         size_t advance = std::max(bpe_.window_advance, overlap);
         while (done < word.size()) {

@@ -1,6 +1,6 @@
-// Byte-pair encoding of one word: start from single symbols (bytes or characters), then always merge the
-// neighbouring pair whose rule has the lowest rank, the leftmost of equals first, until no rule applies.
-// Independent of files and of Unicode's tables.
+// Byte-pair encoding of one word. Start from single symbols (bytes or characters). Merge the neighbouring
+// pair whose rule has the lowest rank, the leftmost of equals first, until no rule applies. Independent of
+// files and of Unicode's tables.
 #pragma once
 
 #include <array>

@@ -1,6 +1,6 @@
-// Where the bytes of a rewritten text came from. A rewriting is a list of edits, each a run of equal units (n
-// bytes of the new text that stand for m bytes of the source), with unchanged text between them; so text that
-// is changed in few places, or in many places alike, costs little. Positions count bytes.
+// Where the bytes of a rewritten text came from. A rewriting is a list of edits with unchanged text between
+// them. An edit is a run of equal units: n bytes of the new text that stand for m bytes of the source. So
+// text that is changed in few places, or in many places alike, costs little. Positions count bytes.
 #pragma once
 
 #include <cstddef>

@@ -1,7 +1,7 @@
 """What every stage shares: configuration, devices and processes, optimizer, schedule, checkpoints that resume exactly, the loop.
 
-A stage is bounded by `max_steps` and, if given, by `max_seconds` of training time, whichever comes first; the learning rate follows
-the larger of the two fractions. Batches are a function of (seed, step, part) alone, so position in the data needs no state of its
+A stage is bounded by `max_steps` and, if given, by `max_seconds` of training time and `max_tokens` read, whichever comes first; the learning
+rate follows the largest of the fractions. Batches are a function of (seed, step, part) alone, so position in the data needs no state of its
 own and a step is the same whatever number of processes shares its parts. (Streams of text, stream.py, have a state, which is saved.)
 
 Under `torchrun` every process takes its share of a step's parts. With `sharding = "none"` each holds the whole model and gradients
@@ -81,10 +81,11 @@ class World:
 
 @functools.cache
 def cpu_multiplies_bf16():
-    """Whether products in bf16 are faster on this CPU than in fp32. Without instructions for them they are emulated: an AMD EPYC of
-    2021 (two cores) multiplies [4096, 384] by [384, 1408] at 1.8 GFLOP/s so and at 106 in fp32."""
+    """Whether products in bf16 are faster on this CPU than in fp32. It takes matrix instructions: an AMD EPYC of 2021 (two cores), which has
+    none for bf16, multiplies [4096, 384] by [384, 1408] at 1.8 GFLOP/s so and at 106 in fp32; a Xeon with avx512_bf16 and no AMX (two cores)
+    [1280, 576] by [576, 1536] at 72 and at 110 to 140."""
     info = Path("/proc/cpuinfo")
-    return not info.exists() or not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(info.read_text().split())
+    return not info.exists() or not {"amx_bf16", "bf16"}.isdisjoint(info.read_text().split())
 
 
 def computes_in_bf16(device, run):
@@ -308,12 +309,13 @@ class Log:
             self.writer.flush()
 
 
-def train(cfg, model, loss_of, trainable, world):
+def train(cfg, model, loss_of, trainable, world, evaluate=None):
     """Runs one stage to its end, from its last checkpoint if there is one.
 
     loss_of(rng, fraction, number) -> (loss to descend, tokens read, {name: figure for the progress line}); number counts parts from
     the stage's start; trainable: the networks that learn. A step descends the mean over `parts` such losses. With [run] loaders = N
-    and a loss_of that is Made, N more processes make the batches.
+    and a loss_of that is Made, N more processes make the batches. evaluate() -> {name: figure} is called every [run] evaluate_every
+    steps and at the end. A model with `parameters_changed` is told of every update.
     """
     run, opt = cfg["run"], cfg["optimizer"]
     out = Path(run["out"])
@@ -348,7 +350,9 @@ def train(cfg, model, loss_of, trainable, world):
             for name, stream in world.streams.items():
                 stream.load_state_dict(kept[world.rank][name])
         world.say(f"resumed at step {step}")
-    max_steps, max_seconds, saved_at = run["max_steps"], run.get("max_seconds", math.inf), time.time()
+    max_steps, max_seconds, max_tokens, saved_at = run["max_steps"], run.get("max_seconds", math.inf), run.get("max_tokens", math.inf), time.time()
+    changed = getattr(model, "parameters_changed", lambda: None)
+    changed()
 
     def save():
         extra = {"step": step, "elapsed": elapsed, "tokens": tokens, "means": dict(log.means)}
@@ -359,10 +363,18 @@ def train(cfg, model, loss_of, trainable, world):
     told_to_stop = []
     for kind in (signal.SIGTERM, signal.SIGINT):
         signal.signal(kind, lambda *_: told_to_stop.append(True))
-    session = time.time(), tokens
-    while step < max_steps and elapsed < max_seconds:
+    session, recent = (time.time(), tokens), (time.time(), tokens)
+
+    def measure():
+        model.eval()
+        with torch.no_grad():
+            found = evaluate()
+        model.train()
+        world.say(f"step {step}  {tokens} tokens  held out  " + "  ".join(f"{k} {v:.4f}" for k, v in found.items()))
+
+    while step < max_steps and elapsed < max_seconds and tokens < max_tokens:
         began = time.time()
-        fraction = max(step / max_steps, elapsed / max_seconds)
+        fraction = max(step / max_steps, elapsed / max_seconds, tokens / max_tokens)
         read, gathered = 0, []
         optimizer.zero_grad()
         for part in mine:
@@ -378,19 +390,23 @@ def train(cfg, model, loss_of, trainable, world):
             gathered.append(figures)
         held.reduce_gradients()
         norm = optimizer.step(schedule(fraction, opt))
+        changed()
         # What all processes must agree on: rank 0's clock, and whether anyone was told to stop.
         agreed = world.sum(torch.tensor([time.time() - began if world.rank == 0 else 0.0, read, float(bool(told_to_stop))], dtype=torch.float64))
         step, elapsed, tokens = step + 1, elapsed + agreed[0].item(), tokens + int(agreed[1])
         if step % run.get("print_every", 20) == 0 or step == max_steps:
             scalars = {"rate": schedule(fraction, opt), "norm": float(norm), "tokens": tokens}
-            speed = (tokens - session[1]) / (time.time() - session[0])
-            log_line = f"{elapsed:.0f} s  {fraction:.1%}  {speed:.0f} tokens/s  norm {float(norm):.2f}"
+            speed, lately = ((tokens - since[1]) / max(1e-9, time.time() - since[0]) for since in (session, recent))
+            recent = time.time(), tokens
+            log_line = f"{elapsed:.0f} s  {fraction:.1%}  {tokens} tokens  {speed:.0f} tokens/s, lately {lately:.0f}  norm {float(norm):.2f}"
         else:
             log_line = None
         for figures in gathered:
             log.add({k: float(v) for k, v in figures.items()})
         if log_line:
             log.show(step, log_line, scalars)
+        if evaluate and step % run.get("evaluate_every", max_steps) == 0:
+            measure()
         due = torch.tensor(float(world.rank == 0 and time.time() - saved_at > run.get("save_every_seconds", 180)))
         if agreed[2] or world.sum(due):
             save()
@@ -401,6 +417,8 @@ def train(cfg, model, loss_of, trainable, world):
                 loader.close()
             raise SystemExit(3)
     save()
+    if evaluate:
+        measure()
     held.finish(out)
     if loader:
         loader.close()

@@ -31,7 +31,11 @@ PLACES_ON = "a hill|an island|a lake|a river|a plateau|the coast|a marsh|a cliff
 
 
 def pick(values):
-    return lambda maker, rng: values[rng.integers(len(values))]
+    def value(maker, rng):
+        some = maker.its_part(values)
+        return some[rng.integers(len(some))]
+
+    return value
 
 
 def year(maker, rng):
@@ -137,11 +141,24 @@ INTRO_QUESTION = {
 
 
 class FactMaker:
-    """Makes passages of one split, "train" or "test"; all randomness comes from the generator given to each call."""
+    """Makes passages of one split, "train" or "test"; all randomness comes from the generator given to each call. With `strict` the splits
+    share no value of a list, no sentence and no wording of a question either (but the introduction)."""
 
-    def __init__(self, split, test_percent=10):
+    def __init__(self, split, test_percent=10, strict=False):
         assert split in ("train", "test")
-        self.split, self.test_percent = split, test_percent
+        self.split, self.test_percent, self.strict = split, test_percent, strict
+
+    def its_part(self, values):
+        """What of a list of values belongs to this split."""
+        if not self.strict:
+            return values
+        return [v for v in values if (zlib.crc32(v.encode()) % 4 == 3) == (self.split == "test")]
+
+    def its_forms(self, forms):
+        """What of a list of wordings does: the last one is the test's."""
+        if not self.strict:
+            return forms
+        return forms[-1:] if self.split == "test" else forms[:-1]
 
     def name(self, rng):
         """An invented name of this split."""
@@ -164,6 +181,7 @@ class FactMaker:
         sentences, qas, used = [intro.format(n=name, v=origin)], [(INTRO_QUESTION[kind].format(n=name), origin)], {origin}
         for key in chosen:
             forms, questions, value_of = attributes[key]
+            forms, questions = self.its_forms(forms), self.its_forms(questions)
             value = value_of(self, rng)
             while value in used:
                 value = value_of(self, rng)
@@ -197,10 +215,10 @@ class FactMaker:
         return [passages[i] for i in order], int(np.flatnonzero(order == 0)[0]), gold["qas"]
 
 
-def lines(split, n_passages, seed, kinds=None, turns=False):
+def lines(split, n_passages, seed, kinds=None, turns=False, strict=False):
     """Lines of {"id", "title", "text", "question", "answers"}: every question of n_passages passages whose names differ. With `turns`
     a passage is one line {"id", "title", "text", "turns"}, and all questions but the first say "it" or "this person"."""
-    rng, maker, names = np.random.default_rng(seed), FactMaker(split), set()
+    rng, maker, names = np.random.default_rng(seed), FactMaker(split, strict=strict), set()
     while len(names) < n_passages:
         p = maker.passage(rng, kinds and kinds[rng.integers(len(kinds))])
         if p["name"] in names:
@@ -221,13 +239,14 @@ def main():
     parser.add_argument("--kinds", type=lambda text: text.split(","), help=f"some of {','.join(KINDS)} (default: all)")
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--turns", action="store_true", help="a passage's questions as one conversation")
+    parser.add_argument("--strict", action="store_true", help="values and wordings that the other split has not")
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     for kind in args.kinds or []:
         if kind not in KINDS:
             parser.error(f"--kinds: expected some of {','.join(KINDS)}, found {kind}")
     with open(args.out, "w", encoding="utf-8") as out:
-        for line in lines(args.split, args.passages, args.seed, args.kinds, args.turns):
+        for line in lines(args.split, args.passages, args.seed, args.kinds, args.turns, args.strict):
             out.write(json.dumps(line) + "\n")
 
 

@@ -2,7 +2,7 @@
 
     python -m weights_tools.train.prepare --data DIR --out build/train/data      (DIR defaults to $REFRAG_TEST_DATA)
 
-    OUT/tokenizer.json           one byte-level BPE for decoder and encoder
+    OUT/tokenizer.json           one byte-level BPE for decoder and encoder, or the one given with --tokenizer
     OUT/text/SOURCE.npy          token ids of the training text, uint16
     OUT/tasks/KIND.jsonl         passages with questions for training
     OUT/validation/              text and questions on which settings are chosen
@@ -15,6 +15,7 @@ For a machine without the corpora, `--pack FILE` writes what training reads as o
 import argparse
 import json
 import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -103,6 +104,7 @@ def write_held_out(folder, part, book_size):
 def save_text(tok, out, source, texts):
     """Writes OUT/text/SOURCE.npy; returns its number of tokens."""
     (out / "text").mkdir(parents=True, exist_ok=True)
+    assert tok.get_vocab_size() <= 1 << 16, f"{out}/tokenizer.json: expected at most 65536 ids, found {tok.get_vocab_size()}"
     ids = np.concatenate([np.array(e.ids, dtype=np.uint16) for e in tok.encode_batch([t + "\n" for t in texts], add_special_tokens=False)])
     np.save(out / f"text/{source}.npy", ids)
     return len(ids)
@@ -144,6 +146,7 @@ def main():
     parser.add_argument("--data", default=os.environ.get("REFRAG_TEST_DATA"), help="folder of the corpora")
     parser.add_argument("--out", required=True)
     parser.add_argument("--vocab-size", type=int, default=8192)
+    parser.add_argument("--tokenizer", metavar="FILE", help="tokenizer.json of a decoder that exists; without it one is made of the text")
     parser.add_argument("--pack", metavar="FILE", help="write what is in OUT, as far as training reads it, to one file")
     parser.add_argument("--unpack", metavar="FILE", help="make OUT of such a file")
     args = parser.parse_args()
@@ -171,14 +174,18 @@ def main():
     for turns in (False, True):
         write_jsonl(out / f"test/facts{'-turns' if turns else ''}.jsonl", facts.lines("test", 400, 11, turns=turns))
 
-    maker, rng = FactMaker("train"), np.random.default_rng(7)
-    samples = []
-    for _ in range(3000):
-        p = maker.passage(rng)
-        samples.append(p["title"] + "\n" + p["text"] + "\n" + "\n".join(q + " " + a for q, a in p["qas"]))
-    tok = make_tokenizer(train["text"], samples, args.vocab_size)
-    # Compact JSON: a third of the pretty-printed size, the same tokenizer.
-    (out / "tokenizer.json").write_text(json.dumps(json.loads(tok.to_str()), ensure_ascii=False, separators=(",", ":")) + "\n")
+    write_jsonl(out / "test/facts-strict.jsonl", facts.lines("test", 400, 11, strict=True))
+    if args.tokenizer:
+        shutil.copyfile(args.tokenizer, out / "tokenizer.json")
+    else:
+        maker, rng = FactMaker("train"), np.random.default_rng(7)
+        samples = []
+        for _ in range(3000):
+            p = maker.passage(rng)
+            samples.append(p["title"] + "\n" + p["text"] + "\n" + "\n".join(q + " " + a for q, a in p["qas"]))
+        tok = make_tokenizer(train["text"], samples, args.vocab_size)
+        # Compact JSON: a third of the pretty-printed size, the same tokenizer.
+        (out / "tokenizer.json").write_text(json.dumps(json.loads(tok.to_str()), ensure_ascii=False, separators=(",", ":")) + "\n")
     tok = open_tokenizer(out / "tokenizer.json")
     counts = {"dropped": dropped, "text": {}, "tasks": {k: sum(len(p.get("qas", ())) for p in v) for k, v in train["tasks"].items()}}
     for source, texts in train["text"].items():

@@ -1,0 +1,67 @@
+"""Stage 0: the reader. The adapter learns to answer questions with every passage as tokens; answers are the targets.
+
+    python -m weights_tools.train.smol.reader weights_tools/train/configs/smol/reader.toml
+"""
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..common import parts_of, train
+from ..model import IGNORE, VocabularyLoss
+from .model import begin
+from .questions import Asker, Template, arrays, draw_part, held_out
+
+SHAPES = 2**31  # beside the generators of parts
+
+
+def part_loss(model, rows):
+    """(weighted mean loss, nll [M], labels [M], branch [M], logits' argmax is not made)"""
+    ids, positions, mask, labels, weight, branch = arrays(rows)
+    h = model.decoder.hidden(model.decoder.embeddings(ids), positions, mask).flatten(0, 1)
+    at = labels.flatten() != IGNORE
+    share = weight.flatten()[at]
+    loss, nll = VocabularyLoss.apply(h[at], model.decoder.head, labels.flatten()[at], share / share.sum())
+    return loss, nll
+
+
+@torch.no_grad()
+def measure(model, rows, positions=2048):
+    """{"answer nats a token", "exact": share of the answers of which every token, the end included, is the likeliest}: greedy decoding would give
+    these word for word."""
+    nats, n, right, answers, begin = 0.0, 0, 0, 0, 0
+    while begin < len(rows):
+        end = begin + 1
+        while end < len(rows) and len(rows[end]) * (end + 1 - begin) <= positions:
+            end += 1
+        ids, at, mask, labels, _, branch = arrays(rows[begin:end])
+        h = model.decoder.hidden(model.decoder.embeddings(ids), at, mask).flatten(0, 1)
+        labels, branch = labels.flatten(), branch.flatten()
+        taught = labels != IGNORE
+        logits = model.decoder.logits(h[taught]).float()
+        nats += torch.nn.functional.cross_entropy(logits, labels[taught], reduction="sum").item()
+        n += int(taught.sum())
+        wrong = torch.zeros(int(branch.max()) + 1).index_add_(0, branch[taught], (logits.argmax(1) != labels[taught]).float())
+        right, answers, begin = right + int((wrong == 0).sum()), answers + len(wrong), end
+    return {"nats": nats / n, "exact": right / answers, "answers": answers}
+
+
+def main(config):
+    cfg, world, model = begin(config)
+    data, folder = cfg["data"], Path(cfg["data"]["folder"])
+    template = Template(folder / "tokenizer.json", cfg["template"], model.end)
+    asker = Asker(folder, data["tasks"], data["sizes"], data["unanswerable"], data["others"])
+    watched = held_out(folder / "validation/squad.jsonl", template, 40)
+
+    def loss_of(rng, fraction, number):
+        shape = np.random.default_rng([cfg["run"]["seed"], SHAPES, number // parts_of(cfg["run"])])
+        rows = draw_part(asker, template, rng, data, shape.random())
+        loss, nll = part_loss(model, rows)
+        return loss, sum(map(len, rows)), {"answers": loss.detach(), "rows": float(len(rows)), "questions": float(sum(len(r.branches) for r in rows))}
+
+    train(cfg, model, loss_of, {"decoder"}, world, lambda: measure(model, watched))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 state=${REFRAG_SMOL_STATE:-$HOME/.cache/refrag-train}
 python=${PYTHON:-.venv/bin/python}
 mkdir -p "$state"
-running() { [ -s "$state/pgid" ] && kill -0 -- "-$(cat "$state/pgid")" 2>/dev/null; }
+running() { [ -s "$state/pgid" ] && kill -s 0 -- "-$(cat "$state/pgid")" 2>/dev/null; }
 command=${1:-status}
 [ $# -eq 0 ] || shift
 case $command in
@@ -23,8 +23,8 @@ start|resume)
     ;;
 stop)  # the stage saves first
     running || { echo "does not run"; exit 0; }
-    kill -CONT -- "-$(cat "$state/pgid")"
-    kill -TERM -- "-$(cat "$state/pgid")"
+    kill -s CONT -- "-$(cat "$state/pgid")"
+    kill -s TERM -- "-$(cat "$state/pgid")"
     while running; do sleep 1; done
     echo "stopped; '$0 resume' goes on"
     ;;

@@ -273,7 +273,7 @@ TEST_CASE("eval qa: wrong usage, bad files, and prompts beyond the window, from 
     const std::string base = kCommand;
     refused("eval qa -m weights_tools/refrag-nano", 2, "--data");
     refused(base + "-o xml", 2, "md, json or csv");
-    refused(base + "--modes none,last", 2, "expected none, full or refrag; found \"last\"");
+    refused(base + "--modes none,last", 2, "expected none, full, refrag or replug; found \"last\"");
     refused(base + "--policy best", 2, "policy");
     refused(base + "--policy model,best", 2, "found \"best\"");
     refused(base + "--policy random,model,random", 2, "found \"random\" twice");

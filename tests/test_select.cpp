@@ -92,7 +92,7 @@ TEST_CASE("plan_selections: every policy at every p, none and all once, p = 0 on
     constexpr SelectPolicy all = SelectPolicy::all;
     const auto plan = [](const std::vector<double>& fractions, const std::vector<SelectPolicy>& policies) {
         Pairs pairs;
-        for (const Selection& s : plan_selections(fractions, policies))
+        for (const Selection& s : plan_selections(fractions, policies, std::vector{Unexpanded::compress}))
             pairs.emplace_back(s.expand_fraction, s.policy);
         return pairs;
     };
@@ -107,6 +107,22 @@ TEST_CASE("plan_selections: every policy at every p, none and all once, p = 0 on
     CHECK(contains(error_of([&] { plan({0.1}, {}); }), "at least one"));
     CHECK(contains(error_of([&] { plan({1.5}, {model}); }), "from 0 to 1"));
     CHECK(contains(error_of([&] { plan({0.1}, {all, all}); }), "found \"all\" twice"));
+}
+
+TEST_CASE(
+    "plan_selections: all rows for compress and drop, but that all chunks expanded leave none to drop") {
+    const std::vector<double> fractions{0.0, 0.5};
+    const std::vector<SelectPolicy> policies{SelectPolicy::bm25, SelectPolicy::all};
+    const std::vector<Unexpanded> both{Unexpanded::compress, Unexpanded::drop};
+    std::string rows;
+    for (const Selection& s : plan_selections(fractions, policies, both))
+        rows += str(s.expand_fraction, " ", select_policy_name(s.policy), " ", unexpanded_name(s.unexpanded),
+                    "; ");
+    CHECK(rows == "0 bm25 compress; 1 all compress; 0.5 bm25 compress; 0 bm25 drop; 0.5 bm25 drop; ");
+    CHECK(contains(error_of([&] { plan_selections(fractions, policies, {}); }),
+                   "unexpanded: expected at least"));
+    CHECK(contains(error_of([&] { plan_selections(fractions, policies, std::vector(2, Unexpanded::drop)); }),
+                   "found \"drop\" twice"));
 }
 
 TEST_CASE("policy recent expands the last chunks, without scores") {

@@ -35,12 +35,13 @@ void write_token(JsonWriter& json, const Tokenizer& tokenizer, const TokenLogpro
 }  // namespace
 
 void write_answer(JsonWriter& json, const Tokenizer& tokenizer, std::string_view question,
-                  SelectPolicy policy, const Answer& answer) {
+                  const Answer& answer) {
     json.key("question").string(question);
     json.key("answer").string(answer.text);
     json.key("finish").string(finish_reason_name(answer.finish));
     if (answer.stop) json.key("stop").string(*answer.stop);
-    json.key("policy").string(select_policy_name(policy));
+    json.key("policy").string(select_policy_name(answer.policy));
+    json.key("unexpanded").string(unexpanded_name(answer.unexpanded));
     json.key("k").integer(answer.chunk_len);
     json.key("p").number(answer.expand_fraction);
     json.key("n_chunks").integer(std::ssize(answer.chunks));

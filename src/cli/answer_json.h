@@ -14,7 +14,7 @@ namespace refrag {
 
 // Members of an object that is open and stays open: "question" to "times_ms", and "logprobs" where asked for.
 void write_answer(JsonWriter& json, const Tokenizer& tokenizer, std::string_view question,
-                  SelectPolicy policy, const Answer& answer);
+                  const Answer& answer);
 
 // The member "chunks": every chunk with its document and text. The request's passage segments are those of
 // `passages`, in their order.

@@ -2,10 +2,12 @@
 #include "cli/common.h"
 
 #include <CLI/CLI.hpp>
+#include <cstdio>
 #include <iostream>
 
 #include "base/check.h"
 #include "cpu/cpu_backend.h"
+#include "io/file.h"
 #include "refrag/select.h"
 #if defined(REFRAG_WITH_CUDA)
 #include "cuda/cuda_backend.h"
@@ -35,16 +37,54 @@ std::unique_ptr<Device> make_gpu_device(const DeviceOptions& options) {
 }  // namespace
 
 void add_model_option(CLI::App& app, std::string& model_dir) {
-    app.add_option("-m,--model", model_dir, "Model directory (refrag.json, encoder/, decoder/, heads)")
+    app.add_option("-m,--model", model_dir,
+                   "Model directory (refrag.json, encoder/, decoder/, heads), or a plain Hugging Face LLaMA "
+                   "directory (config.json, *.safetensors, tokenizer.json), which has no encoder: then the "
+                   "defaults are --policy bm25 --unexpanded drop -k 16 -p 0.25")
         ->envname("REFRAG_MODEL")
         ->required()
         ->type_name("DIR");
 }
 
 CLI::Option* add_policy_option(CLI::App& app, std::string& policy) {
-    return app.add_option("--policy", policy, "Which chunks are expanded; none and all overrule -p")
-        ->capture_default_str()
+    return app
+        .add_option(
+            "--policy", policy,
+            "Which chunks are expanded; none and all overrule -p; bm25: those with the question's words; "
+            "recent: the last (default: model, without an encoder bm25)")
         ->type_name(select_policy_names("|"));
+}
+
+CLI::Option* add_unexpanded_option(CLI::App& app, std::string& unexpanded) {
+    return app
+        .add_option(
+            "--unexpanded", unexpanded,
+            "Chunks that are not expanded take one position each, or are left out, and then nothing is "
+            "encoded (default: compress, without an encoder drop)")
+        ->type_name("compress|drop");
+}
+
+void add_chat_options(CLI::App& app, ChatFlags& flags) {
+    app.add_option(
+           "--chat-template", flags.format,
+           "Format of the prompt (default: a model directory's own template; of a plain decoder what its "
+           "chat_template is recognised as, else plain)")
+        ->type_name(chat_format_names("|"));
+    app.add_option_function<std::string>(
+           "--system",
+           [&flags](const std::string& text) {
+               flags.system = text;
+               flags.has_system = true;
+           },
+           "System message, before everything; empty: none, also where the chat template brings its own")
+        ->type_name("TEXT");
+}
+
+ChatOptions chat_options(const ChatFlags& flags) {
+    ChatOptions options;
+    if (!flags.format.empty()) options.format = parse_chat_format(flags.format);
+    if (flags.has_system) options.system = flags.system;
+    return options;
 }
 
 void add_device_options(CLI::App& app, DeviceOptions& options) {
@@ -88,10 +128,18 @@ std::string device_choice(const DeviceOptions& options) {
     return why.empty() ? "a GPU is there" : why;
 }
 
-std::unique_ptr<Model> load_model(Device& device, const std::string& dir, const DeviceOptions& options) {
+std::unique_ptr<Model> load_model(Device& device, const std::string& dir, const DeviceOptions& options,
+                                  const ChatOptions& chat) {
     const WeightFormat format = parse_weight_format("--weights", options.weights);
     Progress progress("loading " + dir, ProgressUnit::bytes);
-    return std::make_unique<Model>(device, dir, progress.sink(), format);
+    auto model = std::make_unique<Model>(device, dir, progress.sink(), format, chat);
+    if (model->chat_source() == ChatSource::unknown) {
+        std::fprintf(stderr,
+                     "refrag: warning: %s: its chat template is of no known format, prompts are plain; "
+                     "--chat-template %s says which it is\n",
+                     printable(dir).c_str(), chat_format_names("|").c_str());
+    }
+    return model;
 }
 
 void write_stdout(std::string_view text) {

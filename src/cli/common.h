@@ -25,10 +25,22 @@ struct DeviceOptions {
     double gpu_memory_fraction = 0.9;
 };
 
+// How prompts are put into words, as the command line says it.
+struct ChatFlags {
+    std::string format;  // "": the model's own
+    std::string system;
+    bool has_system = false;
+};
+
 // -m/--model (required, or REFRAG_MODEL).
 void add_model_option(CLI::App& app, std::string& model_dir);
-// --policy; the caller parses the word.
+// --policy and --unexpanded; the caller parses the words, "" being the model's own.
 CLI::Option* add_policy_option(CLI::App& app, std::string& policy);
+CLI::Option* add_unexpanded_option(CLI::App& app, std::string& unexpanded);
+// --chat-template, --system.
+void add_chat_options(CLI::App& app, ChatFlags& flags);
+// Status::usage for a word that is no format.
+ChatOptions chat_options(const ChatFlags& flags);
 // --device, -t/--threads, --deterministic, --weights.
 void add_device_options(CLI::App& app, DeviceOptions& options);
 
@@ -37,8 +49,10 @@ std::unique_ptr<Device> make_device(const DeviceOptions& options);
 // Why make_device takes the device that it takes, in a few words.
 std::string device_choice(const DeviceOptions& options);
 
-// Loads a model directory, with a progress bar on a terminal.
-std::unique_ptr<Model> load_model(Device& device, const std::string& dir, const DeviceOptions& options);
+// Loads a model directory, with a progress bar on a terminal. A chat template of no known format is said on
+// standard error.
+std::unique_ptr<Model> load_model(Device& device, const std::string& dir, const DeviceOptions& options,
+                                  const ChatOptions& chat = {});
 
 // Writes to standard output and throws Status::runtime when it cannot take it (a full disk, a closed pipe).
 void write_stdout(std::string_view text);

@@ -16,17 +16,33 @@ void add_eval(CLI::App& app) {
     add_eval_qa(eval);
 }
 
-void add_policy_list_option(CLI::App& app, std::vector<std::string>& policies) {
+void add_selection_options(CLI::App& app, SelectionFlags& flags) {
+    app.add_option("-p,--expand-fraction", flags.expand_fractions,
+                   "Comma list of shares of chunks expanded (default: 0; without an encoder 0.25)")
+        ->delimiter(',')
+        ->check(CLI::Range(0.0, 1.0))
+        ->type_name("LIST");
     app.add_option(
-           "--policy", policies,
+           "--policy", flags.policies,
            "Comma list of " + select_policy_names(", ") +
-               ": which chunks are expanded. None and all overrule -p; at -p 0 the first has the only row. "
-               "Rows of further ones are compared with the first's, pair by pair: mean difference, half "
-               "width "
-               "of its 95% interval")
-        ->capture_default_str()
+               ": which chunks are expanded (default: model; without an encoder bm25, or recent where there "
+               "is no "
+               "question). None and all overrule -p; at -p 0 the first has the only row. Rows of further "
+               "ones are "
+               "compared with the first's, pair by pair: mean difference, half width of its 95% interval")
         ->delimiter(',')
         ->type_name("LIST");
+    app.add_option("--unexpanded", flags.unexpanded,
+                   "Comma list of compress, drop: what becomes of the other chunks; rows for each (default: "
+                   "compress; without an encoder drop)")
+        ->delimiter(',')
+        ->type_name("LIST");
+    add_chat_options(app, flags.chat);
+}
+
+std::optional<std::string> unexpanded_cell(std::optional<Unexpanded> unexpanded) {
+    if (!unexpanded) return std::nullopt;
+    return unexpanded_name(*unexpanded);
 }
 
 std::optional<std::string> policy_cell(std::optional<SelectPolicy> policy) {

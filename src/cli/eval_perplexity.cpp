@@ -1,5 +1,6 @@
 // `refrag eval perplexity`: the paper's Table 1 and Figure 3 on any text file.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <memory>
 
 #include "base/check.h"
@@ -20,7 +21,7 @@ struct EvalPerplexityOptions {
     DeviceOptions device;
     std::string text;
     std::vector<std::string> modes{"none", "full", "last", "refrag"};
-    std::vector<std::string> policies{"model"};
+    SelectionFlags selection;
     std::string format = "md";
     std::string windows;
     PerplexityOptions perplexity;
@@ -36,6 +37,7 @@ std::string window_line(const PerplexityRow& row, int64_t output, int64_t window
     json_optional(json, "k", std::optional<int64_t>(row.chunk_len));
     json_optional(json, "p", row.expand_fraction);
     json_optional(json, "policy", policy_cell(row.policy));
+    json_optional(json, "unexpanded", unexpanded_cell(row.unexpanded));
     json.key("window").integer(window);
     json.key("log_perplexity").number(log_perplexity);
     json.end_object();
@@ -46,6 +48,8 @@ ResultTable table_of(const std::vector<PerplexityRow>& rows, const PerplexityOpt
     std::vector<std::string> columns{
         "mode",           "context",        "output",          "k", "p", "policy",
         "log_perplexity", "standard_error", "share_recovered", "n"};
+    const bool drops = options.unexpanded != std::vector{Unexpanded::compress};
+    if (drops) columns.insert(std::find(columns.begin(), columns.end(), "log_perplexity"), "unexpanded");
     const bool compared = options.policies.size() > 1;
     if (compared) columns.insert(columns.end(), {"difference", "ci95"});
     ResultTable table(std::move(columns));
@@ -56,8 +60,9 @@ ResultTable table_of(const std::vector<PerplexityRow>& rows, const PerplexityOpt
             .integer(options.output)
             .integer(row.chunk_len)
             .number(row.expand_fraction)
-            .text(policy_cell(row.policy))
-            .number(row.log_perplexity, 4)
+            .text(policy_cell(row.policy));
+        if (drops) table.text(unexpanded_cell(row.unexpanded));
+        table.number(row.log_perplexity, 4)
             .number(row.standard_error, 4)
             .number(row.share_recovered, 3)
             .integer(row.n);
@@ -70,11 +75,14 @@ void eval_perplexity(EvalPerplexityOptions& options) {
     check_table_format(options.format);
     PerplexityOptions& perplexity = options.perplexity;
     for (const std::string& mode : options.modes) perplexity.modes.push_back(parse_eval_mode(mode));
-    perplexity.policies = parse_select_policies(options.policies);
+    take_selections(options.selection, nullptr, true, perplexity);
+    chat_options(options.selection.chat);  // refuses a word that is no format
     check_perplexity_options(perplexity);
     const std::string text = read_file(options.text, kMaxTextBytes);
     const std::unique_ptr<Device> device = make_device(options.device);
-    const std::unique_ptr<Model> model = load_model(*device, options.model_dir, options.device);
+    const std::unique_ptr<Model> model =
+        load_model(*device, options.model_dir, options.device, chat_options(options.selection.chat));
+    take_selections(options.selection, model.get(), true, perplexity);
     std::vector<PerplexityRow> rows;
     std::string windows;
     WindowSink sink;
@@ -121,12 +129,7 @@ void add_eval_perplexity(CLI::App& eval) {
         ->delimiter(',')
         ->check(CLI::Range(1, 4096))
         ->type_name("LIST");
-    sub.add_option("-p,--expand-fraction", p.expand_fractions, "Comma list of shares of chunks expanded")
-        ->capture_default_str()
-        ->delimiter(',')
-        ->check(CLI::Range(0.0, 1.0))
-        ->type_name("LIST");
-    add_policy_list_option(sub, options->policies);
+    add_selection_options(sub, options->selection);
     sub.add_option("-s,--seed", p.seed, "Seed of --policy random")->capture_default_str()->type_name("N");
     sub.add_option(
            "--limit", p.limit,

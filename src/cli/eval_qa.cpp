@@ -21,7 +21,7 @@ struct EvalQaOptions {
     DeviceOptions device;
     std::string data;
     std::vector<std::string> modes{"none", "full", "refrag"};
-    std::vector<std::string> policies{"model"};
+    SelectionFlags selection;
     std::string format = "md";
     std::string predictions;
     QaOptions qa;
@@ -37,6 +37,7 @@ std::string prediction_line(const QaRow& row, const QaQuestion& question, const 
     json_optional(json, "k", std::optional<int64_t>(row.chunk_len));
     json_optional(json, "p", row.expand_fraction);
     json_optional(json, "policy", policy_cell(row.policy));
+    json_optional(json, "unexpanded", unexpanded_cell(row.unexpanded));
     json_optional(json, "distractors", row.distractors);
     json.key("question").string(question.question);
     json.key("prediction").string(prediction);
@@ -50,8 +51,11 @@ std::string prediction_line(const QaRow& row, const QaQuestion& question, const 
     return json.text() + "\n";
 }
 
-ResultTable table_of(const std::vector<QaRow>& rows, bool has_turns, bool compared) {
+ResultTable table_of(const std::vector<QaRow>& rows, bool has_turns, const QaOptions& options) {
     std::vector<std::string> columns{"mode", "distractors", "k", "p", "policy"};
+    const bool compared = options.policies.size() > 1;
+    const bool drops = options.unexpanded != std::vector{Unexpanded::compress};
+    if (drops) columns.emplace_back("unexpanded");
     if (has_turns) columns.emplace_back("turn");
     columns.insert(columns.end(), {"exact_match", "f1", "rouge_l", "standard_error", "n"});
     if (compared) columns.insert(columns.end(), {"em_difference", "em_ci95", "f1_difference", "f1_ci95"});
@@ -63,6 +67,7 @@ ResultTable table_of(const std::vector<QaRow>& rows, bool has_turns, bool compar
             .integer(row.chunk_len)
             .number(row.expand_fraction)
             .text(policy_cell(row.policy));
+        if (drops) table.text(unexpanded_cell(row.unexpanded));
         if (has_turns) table.integer(row.turn);
         table.number(row.exact_match, 3)
             .number(row.f1, 3)
@@ -81,11 +86,14 @@ ResultTable table_of(const std::vector<QaRow>& rows, bool has_turns, bool compar
 void eval_qa(EvalQaOptions& options) {
     check_table_format(options.format);
     for (const std::string& mode : options.modes) options.qa.modes.push_back(parse_qa_mode(mode));
-    options.qa.policies = parse_select_policies(options.policies);
+    take_selections(options.selection, nullptr, false, options.qa);
+    chat_options(options.selection.chat);  // refuses a word that is no format
     check_qa_options(options.qa);
     const QaData data = read_qa_data(options.data);
     const std::unique_ptr<Device> device = make_device(options.device);
-    const std::unique_ptr<Model> model = load_model(*device, options.model_dir, options.device);
+    const std::unique_ptr<Model> model =
+        load_model(*device, options.model_dir, options.device, chat_options(options.selection.chat));
+    take_selections(options.selection, model.get(), false, options.qa);
     std::vector<QaRow> rows;
     std::string predictions;
     int64_t answers = 0;
@@ -103,7 +111,7 @@ void eval_qa(EvalQaOptions& options) {
     }
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
     if (!options.predictions.empty()) write_file_atomic(options.predictions, predictions);
-    write_stdout(table_of(rows, data.has_turns, options.qa.policies.size() > 1).write(options.format));
+    write_stdout(table_of(rows, data.has_turns, options.qa).write(options.format));
     flush_stdout();
     std::fprintf(stderr, "answers %lld | %.1f s | %.1f answers/s\n", static_cast<long long>(answers), seconds,
                  seconds > 0.0 ? static_cast<double>(answers) / seconds : 0.0);
@@ -140,7 +148,7 @@ void add_eval_qa(CLI::App& eval) {
         ->delimiter(',')
         ->check(CLI::Range(0, 1 << 20))
         ->type_name("LIST");
-    sub.add_option("--modes", options->modes, "Comma list of none, full, refrag")
+    sub.add_option("--modes", options->modes, "Comma list of none, full, refrag, replug")
         ->capture_default_str()
         ->delimiter(',')
         ->type_name("LIST");
@@ -148,13 +156,7 @@ void add_eval_qa(CLI::App& eval) {
         ->delimiter(',')
         ->check(CLI::Range(1, 4096))
         ->type_name("LIST");
-    sub.add_option("-p,--expand-fraction", qa.expand_fractions,
-                   "Comma list of shares of chunks expanded (the model's own share is not the default here)")
-        ->capture_default_str()
-        ->delimiter(',')
-        ->check(CLI::Range(0.0, 1.0))
-        ->type_name("LIST");
-    add_policy_list_option(sub, options->policies);
+    add_selection_options(sub, options->selection);
     sub.add_option("--limit", qa.limit,
                    "Questions at most, drawn by the seed, a line with turns being one question; 0: all")
         ->capture_default_str()

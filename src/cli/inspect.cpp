@@ -16,6 +16,7 @@ namespace {
 struct InspectOptions {
     std::string model_dir;
     DeviceOptions device;
+    ChatFlags chat;
     bool json = false;
 };
 
@@ -58,11 +59,25 @@ std::string shown(const MemoryPlan& plan) {
                plan.fits() ? " available" : " that are available");
 }
 
+const char* chat_source_name(ChatSource source) {
+    switch (source) {
+        case ChatSource::model_directory:
+            return "refrag.json's template";
+        case ChatSource::given:
+            return "given";
+        case ChatSource::recognized:
+            return "recognised";
+        case ChatSource::none:
+            return "no chat template found";
+        case ChatSource::unknown:
+            return "chat template of no known format";
+    }
+    return "?";
+}
+
 std::string as_text(const Model& model, const std::string& choice) {
     const RefragConfig& r = model.config();
     const LlamaConfig& d = model.decoder().config();
-    const RobertaConfig& e = model.encoder().config();
-    const PolicyConfig& p = r.policy;
     std::string out;
     const auto line = [&](const char* name, const std::string& value) {
         char padded[32];
@@ -71,32 +86,49 @@ std::string as_text(const Model& model, const std::string& choice) {
     };
     line("model", model.dir());
     line("device", str(model.device().description(), " (", choice, ")"));
-    line("parameters", str(model.parameters(), " (encoder ", model.encoder().parameters(), ", projector ",
-                           model.projector().parameters(), ", policy ", model.policy().parameters(),
-                           ", decoder ", model.decoder().parameters(), ")"));
-    line("weights", str(model.weight_bytes(), " bytes in memory (encoder ", model.encoder().weight_bytes(),
-                        ", projector ", model.projector().weight_bytes(), ", policy ",
-                        model.policy().weight_bytes(), ", decoder ", model.decoder().weight_bytes(), ")"));
-    line("chunks", str("k = ", r.chunk_len, " decoder tokens (trained for ", join(r.chunk_lens),
-                       "), expand fraction ", r.expand_fraction));
-    line("encoder",
-         str("RoBERTa, dim ", e.dim, ", hidden ", e.hidden_dim, ", ", e.n_layers, " layers, ", e.n_heads,
-             " heads, vocabulary ", e.vocab_size, r.shared_vocabulary ? " (shared)" : " (own)", ", at most ",
-             e.max_seq_len(), " tokens a chunk, pooling ", pooling_name(r.pooling),
-             r.normalize ? ", normalised" : ""));
-    line("projector", str(e.dim, " -> ", d.dim, " -> ", d.dim, ", gelu"));
-    line("policy", str("dim ", p.dim, ", hidden ", p.hidden_dim, ", ", p.n_layers, " layers, ", p.n_heads,
-                       " heads, ", p.sees_question ? "sees the question" : "does not see the question"));
+    const std::string defaults = str("; defaults: --policy ", select_policy_name(model.default_policy()),
+                                     ", --unexpanded ", unexpanded_name(model.default_unexpanded()));
+    if (model.has_encoder()) {
+        const RobertaConfig& e = model.encoder().config();
+        const PolicyConfig& p = r.policy;
+        line("parameters", str(model.parameters(), " (encoder ", model.encoder().parameters(), ", projector ",
+                               model.projector().parameters(), ", policy ", model.policy().parameters(),
+                               ", decoder ", model.decoder().parameters(), ")"));
+        line("weights",
+             str(model.weight_bytes(), " bytes in memory (encoder ", model.encoder().weight_bytes(),
+                 ", projector ", model.projector().weight_bytes(), ", policy ", model.policy().weight_bytes(),
+                 ", decoder ", model.decoder().weight_bytes(), ")"));
+        line("chunks", str("k = ", r.chunk_len, " decoder tokens (trained for ", join(r.chunk_lens),
+                           "), expand fraction ", r.expand_fraction, defaults));
+        line("encoder",
+             str("RoBERTa, dim ", e.dim, ", hidden ", e.hidden_dim, ", ", e.n_layers, " layers, ", e.n_heads,
+                 " heads, vocabulary ", e.vocab_size, r.shared_vocabulary ? " (shared)" : " (own)",
+                 ", at most ", e.max_seq_len(), " tokens a chunk, pooling ", pooling_name(r.pooling),
+                 r.normalize ? ", normalised" : ""));
+        line("projector", str(e.dim, " -> ", d.dim, " -> ", d.dim, ", gelu"));
+        line("policy", str("dim ", p.dim, ", hidden ", p.hidden_dim, ", ", p.n_layers, " layers, ", p.n_heads,
+                           " heads, ", p.sees_question ? "sees the question" : "does not see the question"));
+    } else {
+        line("parameters", str(model.parameters(), " (a plain decoder: no encoder, projector and policy)"));
+        line("weights", str(model.weight_bytes(), " bytes in memory"));
+        line("chunks",
+             str("k = ", r.chunk_len, " decoder tokens, expand fraction ", r.expand_fraction, defaults));
+    }
     line("decoder",
          str("LLaMA, dim ", d.dim, ", hidden ", d.hidden_dim, ", ", d.n_layers, " layers, ", d.n_heads,
              " heads, ", d.n_kv_heads, " KV heads of ", d.head_dim, ", vocabulary ", d.vocab_size,
              ", window ", d.max_seq_len, ", ", d.tied_embeddings ? "tied" : "untied", " head"));
-    line("tokens", str("first ", model.bos_id() ? str(*model.bos_id()) : "none", ", end ", join(d.eos_ids)));
+    line("tokens",
+         str("first ", model.bos_id() ? str(*model.bos_id()) : "none", ", end ", join(model.end_ids())));
+    line("chat", str(chat_format_name(model.chat_format()), " (", chat_source_name(model.chat_source()), ")",
+                     model.system_message().empty() ? "" : "; system message: ",
+                     printable(model.system_message(), 100)));
     line("KV cache", str(kv_bytes_per_position(model.decoder()), " bytes a position, ",
                          kv_bytes_per_position(model.decoder()) * d.max_seq_len, " for the whole window"));
     line("memory", shown(plan_memory(model, 1, d.max_seq_len)));
-    line("unused", str("encoder: ", join(model.encoder().unused_tensors()),
-                       "; decoder: ", join(model.decoder().unused_tensors())));
+    line("unused",
+         str(model.has_encoder() ? str("encoder: ", join(model.encoder().unused_tensors()), "; ") : "",
+             "decoder: ", join(model.decoder().unused_tensors())));
     return out;
 }
 
@@ -112,28 +144,14 @@ void write_ids(JsonWriter& json, const char* key, const std::vector<int32_t>& id
     json.end_array();
 }
 
-std::string as_json(const Model& model, const std::string& choice) {
+// Encoder, projector and policy; null where there are none.
+void write_heads(JsonWriter& json, const Model& model) {
+    if (!model.has_encoder()) {
+        for (const char* name : {"encoder", "projector", "policy"}) json.key(name).null();
+        return;
+    }
     const RefragConfig& r = model.config();
-    const LlamaConfig& d = model.decoder().config();
     const RobertaConfig& e = model.encoder().config();
-    JsonWriter json(1);
-    json.begin_object();
-    json.key("model").string(model.dir());
-    json.key("device").string(model.device().description());
-    json.key("device_choice").string(choice);
-    const MemoryPlan plan = plan_memory(model, 1, d.max_seq_len);
-    json.key("memory").begin_object();
-    json.key("weight_bytes").integer(static_cast<int64_t>(plan.weight_bytes));
-    json.key("kv_bytes").integer(static_cast<int64_t>(plan.request_bytes));
-    json.key("workspace_bytes").integer(static_cast<int64_t>(plan.workspace_bytes));
-    json.key("available_bytes").integer(static_cast<int64_t>(plan.available_bytes));
-    json.key("fits").boolean(plan.fits());
-    json.end_object();
-    json.key("parameters").integer(static_cast<int64_t>(model.parameters()));
-    json.key("weight_bytes").integer(static_cast<int64_t>(model.weight_bytes()));
-    json.key("chunk_len").integer(r.chunk_len);
-    write_ids(json, "chunk_lens", r.chunk_lens);
-    json.key("expand_fraction").number(r.expand_fraction);
     json.key("encoder").begin_object();
     json.key("parameters").integer(static_cast<int64_t>(model.encoder().parameters()));
     json.key("weight_bytes").integer(static_cast<int64_t>(model.encoder().weight_bytes()));
@@ -161,6 +179,35 @@ std::string as_json(const Model& model, const std::string& choice) {
     json.key("n_heads").integer(r.policy.n_heads);
     json.key("sees_question").boolean(r.policy.sees_question);
     json.end_object();
+}
+
+std::string as_json(const Model& model, const std::string& choice) {
+    const RefragConfig& r = model.config();
+    const LlamaConfig& d = model.decoder().config();
+    JsonWriter json(1);
+    json.begin_object();
+    json.key("model").string(model.dir());
+    json.key("device").string(model.device().description());
+    json.key("device_choice").string(choice);
+    const MemoryPlan plan = plan_memory(model, 1, d.max_seq_len);
+    json.key("memory").begin_object();
+    json.key("weight_bytes").integer(static_cast<int64_t>(plan.weight_bytes));
+    json.key("kv_bytes").integer(static_cast<int64_t>(plan.request_bytes));
+    json.key("workspace_bytes").integer(static_cast<int64_t>(plan.workspace_bytes));
+    json.key("available_bytes").integer(static_cast<int64_t>(plan.available_bytes));
+    json.key("fits").boolean(plan.fits());
+    json.end_object();
+    json.key("parameters").integer(static_cast<int64_t>(model.parameters()));
+    json.key("weight_bytes").integer(static_cast<int64_t>(model.weight_bytes()));
+    json.key("chunk_len").integer(r.chunk_len);
+    write_ids(json, "chunk_lens", r.chunk_lens);
+    json.key("expand_fraction").number(r.expand_fraction);
+    json.key("policy_default").string(select_policy_name(model.default_policy()));
+    json.key("unexpanded_default").string(unexpanded_name(model.default_unexpanded()));
+    json.key("chat_template").string(chat_format_name(model.chat_format()));
+    json.key("chat_template_source").string(chat_source_name(model.chat_source()));
+    json.key("system_message").string(model.system_message());
+    write_heads(json, model);
     json.key("decoder").begin_object();
     json.key("parameters").integer(static_cast<int64_t>(model.decoder().parameters()));
     json.key("weight_bytes").integer(static_cast<int64_t>(model.decoder().weight_bytes()));
@@ -179,7 +226,7 @@ std::string as_json(const Model& model, const std::string& choice) {
     } else {
         json.null();
     }
-    write_ids(json, "eos_ids", d.eos_ids);
+    write_ids(json, "eos_ids", model.end_ids());
     json.key("kv_bytes_per_position").integer(kv_bytes_per_position(model.decoder()));
     write_names(json, "unused_tensors", model.decoder().unused_tensors());
     json.end_object();
@@ -189,7 +236,8 @@ std::string as_json(const Model& model, const std::string& choice) {
 
 void inspect(const InspectOptions& options) {
     const std::unique_ptr<Device> device = make_device(options.device);
-    const std::unique_ptr<Model> model = load_model(*device, options.model_dir, options.device);
+    const std::unique_ptr<Model> model =
+        load_model(*device, options.model_dir, options.device, chat_options(options.chat));
     const std::string choice = device_choice(options.device);
     write_stdout(options.json ? as_json(*model, choice) : as_text(*model, choice));
 }
@@ -200,6 +248,7 @@ void add_inspect(CLI::App& app) {
     auto options = std::make_shared<InspectOptions>();
     CLI::App& sub = *app.add_subcommand("inspect", "Loads a model directory and says what is in it");
     add_model_option(sub, options->model_dir);
+    add_chat_options(sub, options->chat);
     add_device_options(sub, options->device);
     sub.add_flag("--json", options->json, "As one JSON object");
     sub.final_callback([options] { inspect(*options); });

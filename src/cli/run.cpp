@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "cli/answer_json.h"
 #include "io/file.h"
+#include "refrag/choice.h"
 #include "refrag/session.h"
 
 namespace refrag {
@@ -49,7 +50,7 @@ void run_questions(const RunOptions& options) {
     const std::vector<Passage> passages = read_passages(options.passages);
 
     const std::unique_ptr<Device> device = make_device(options.device);
-    const std::unique_ptr<Model> model = load_model(*device, options.model_dir, options.device);
+    const std::unique_ptr<Model> model = load_run_model(*device, options, answer_options);
     warn_chunk_len(*model, options.chunk_len);
     Session session(*model,
                     EngineOptions{.max_context = options.context, .prefix_cache = options.prefix_cache});
@@ -72,7 +73,7 @@ void run_questions(const RunOptions& options) {
         if (options.json) {
             JsonWriter line;
             line.begin_object();
-            write_answer(line, model->tokenizer(), question, answer_options.policy, answer);
+            write_answer(line, model->tokenizer(), question, answer);
             line.end_object();
             write_stdout(line.text());
         }
@@ -81,7 +82,7 @@ void run_questions(const RunOptions& options) {
         print_summary(answer);
         if (!options.explain.empty()) {
             explain.begin_object();
-            write_answer(explain, model->tokenizer(), question, answer_options.policy, answer);
+            write_answer(explain, model->tokenizer(), question, answer);
             write_chunks(explain, *model, passages, segments, answer);
             explain.end_object();
         }
@@ -144,6 +145,7 @@ void add_refrag_options(CLI::App& sub, RunOptions& options) {
         ->check(CLI::Range(0.0, 1.0))
         ->type_name("P");
     add_policy_option(sub, options.policy)->group(group);
+    add_unexpanded_option(sub, options.unexpanded)->group(group);
 }
 
 void add_generation_options(CLI::App& sub, RunOptions& options, CLI::Option* batch) {
@@ -227,7 +229,9 @@ void add_output_options(CLI::App& sub, RunOptions& options, CLI::Option* batch) 
 AnswerOptions checked_answer_options(const RunOptions& options) {
     AnswerOptions answer = options.answer;
     answer.chunk_len = options.chunk_len;
-    answer.policy = parse_select_policy(options.policy);
+    if (!options.policy.empty()) answer.policy = parse_select_policy(options.policy);
+    if (!options.unexpanded.empty()) answer.unexpanded = parse_unexpanded(options.unexpanded);
+    chat_options(options.chat);  // refuses a word that is no format
     if (options.expand_fraction != -1.0) {
         n_expand(options.expand_fraction, 1);
         answer.expand_fraction = options.expand_fraction;
@@ -237,7 +241,15 @@ AnswerOptions checked_answer_options(const RunOptions& options) {
     return answer;
 }
 
+std::unique_ptr<Model> load_run_model(Device& device, const RunOptions& options,
+                                      const AnswerOptions& answer) {
+    auto model = load_model(device, options.model_dir, options.device, chat_options(options.chat));
+    check_model_can(*model, answer);
+    return model;
+}
+
 void warn_chunk_len(const Model& model, int32_t chunk_len) {
+    if (!model.has_encoder()) return;  // trained for no chunks at all
     const std::vector<int32_t>& known = model.config().chunk_lens;
     if (chunk_len == 0 || std::find(known.begin(), known.end(), chunk_len) != known.end()) return;
     std::string list;
@@ -255,6 +267,7 @@ void add_run(CLI::App& app) {
     add_generation_options(sub, *options, batch);
     add_sampling_options(sub, options->answer.sampler);
     add_output_options(sub, *options, batch);
+    add_chat_options(sub, options->chat);
     add_device_options(sub, options->device);
     sub.final_callback([options] {
         check_combination(*options);

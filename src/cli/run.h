@@ -19,7 +19,9 @@ struct RunOptions {
     std::string passages;  // "": none given
     int32_t chunk_len = 0;
     double expand_fraction = -1.0;  // -1: the model's
-    std::string policy = "model";
+    std::string policy;             // "": the model's
+    std::string unexpanded;         // "": the model's
+    ChatFlags chat;
     int64_t context = 0;
     AnswerOptions answer;  // what the command line gives directly
     std::string explain;
@@ -35,6 +37,9 @@ AnswerOptions checked_answer_options(const RunOptions& options);
 
 // On standard error, when a chunk length is none that the model was trained for.
 void warn_chunk_len(const Model& model, int32_t chunk_len);
+
+// Loads the model of these options and refuses what it cannot do. Status::usage.
+std::unique_ptr<Model> load_run_model(Device& device, const RunOptions& options, const AnswerOptions& answer);
 
 // Answers the requests of options.batch. Status::runtime at the end when some could not be answered.
 void run_batch(const RunOptions& options);

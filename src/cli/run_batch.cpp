@@ -95,7 +95,7 @@ class OrderedOutput {
     uint64_t next_ = 0;
 };
 
-std::string result_line(const Model& model, const Job& job, SelectPolicy policy, const Result& result) {
+std::string result_line(const Model& model, const Job& job, const Result& result) {
     JsonWriter json;
     json.begin_object();
     json.key("id");
@@ -107,7 +107,7 @@ std::string result_line(const Model& model, const Job& job, SelectPolicy policy,
     if (result.error) {
         json.key("question").string(job.question).key("error").string(result.error->message());
     } else {
-        write_answer(json, model.tokenizer(), job.question, policy, result.answer);
+        write_answer(json, model.tokenizer(), job.question, result.answer);
     }
     json.end_object();
     return json.text();
@@ -130,7 +130,7 @@ void run_batch(const RunOptions& options) {
     std::vector<Job> jobs = read_jobs(options);
 
     const std::unique_ptr<Device> device = make_device(options.device);
-    const std::unique_ptr<Model> model = load_model(*device, options.model_dir, options.device);
+    const std::unique_ptr<Model> model = load_run_model(*device, options, answer_options);
     warn_chunk_len(*model, options.chunk_len);
     const int64_t window = model->decoder().config().max_seq_len;
     REFRAG_CHECK(options.context <= window, Status::usage, "context size: expected at most ", window,
@@ -163,7 +163,7 @@ void run_batch(const RunOptions& options) {
         }
         engine.step();
         for (const Result& result : engine.take_finished()) {
-            output.put(result.id, result_line(*model, jobs[result.id], answer_options.policy, result));
+            output.put(result.id, result_line(*model, jobs[result.id], result));
             progress.update(static_cast<int64_t>(++done), std::ssize(jobs));
             n_failed += result.error ? 1 : 0;
             n_tokens += result.answer.ids.size();

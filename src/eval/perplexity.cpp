@@ -20,7 +20,8 @@ constexpr std::array<std::pair<const char*, EvalMode>, 4> kModes = {{{"none", Ev
 struct PlannedRow {
     PerplexityRow row;
     // What selects; where mode `last` depends on a choice, the first policy of the list that has its p.
-    SelectPolicy policy = SelectPolicy::model;
+    SelectPolicy policy = SelectPolicy::all;
+    Unexpanded unexpanded = Unexpanded::compress;
 };
 
 // The evaluation of one context length's rows: how a window's context becomes decoder rows.
@@ -41,7 +42,8 @@ class WindowScorer {
           cache_(cache) {}
 
     // Decoder positions of a window's context in a row.
-    int64_t context_positions(const PerplexityRow& row) const {
+    int64_t context_positions(const PlannedRow& planned) const {
+        const PerplexityRow& row = planned.row;
         switch (row.mode) {
             case EvalMode::none:
                 return 0;
@@ -55,7 +57,8 @@ class WindowScorer {
         const int64_t k = *row.chunk_len;
         const int64_t n_chunks = (context_ + k - 1) / k;
         const int64_t expanded = n_expand(*row.expand_fraction, n_chunks);
-        return std::min(context_, n_chunks - expanded + expanded * k);
+        const int64_t rest = planned.unexpanded == Unexpanded::compress ? n_chunks - expanded : 0;
+        return std::min(context_, rest + expanded * k);
     }
 
     // Mean negative log-likelihood of the ids of the span that begins at `begin`.
@@ -105,6 +108,7 @@ class WindowScorer {
         AnswerOptions options;
         options.max_new_tokens = 0;
         options.policy = planned.policy;
+        options.unexpanded = planned.unexpanded;
         options.chunk_len = planned.row.chunk_len.value_or(0);
         options.expand_fraction = planned.row.expand_fraction;
         options.sampler.seed = options_.seed + static_cast<uint64_t>(window);
@@ -114,7 +118,7 @@ class WindowScorer {
 
     // How many context positions `refrag` takes in this row and window.
     int64_t refrag_positions(const PlannedRow& planned, int64_t window, std::span<const Token> context) {
-        if (context_ % *planned.row.chunk_len == 0) return context_positions(planned.row);
+        if (context_ % *planned.row.chunk_len == 0) return context_positions(planned);
         Answer report;
         make(planned, window, {compressed(planned.row, context)}, report);
         return static_cast<int64_t>(report.positions);
@@ -160,7 +164,8 @@ std::vector<PlannedRow> plan_rows(const Model& model, const PerplexityOptions& o
         }
         for (const int32_t k : chunk_lens) {
             std::vector<double> fractions;  // of this k, so far
-            for (const Selection& selection : plan_selections(options.expand_fractions, options.policies)) {
+            for (const Selection& selection :
+                 plan_selections(options.expand_fractions, options.policies, options.unexpanded)) {
                 const bool is_new = std::find(fractions.begin(), fractions.end(),
                                               selection.expand_fraction) == fractions.end();
                 fractions.push_back(selection.expand_fraction);
@@ -168,7 +173,11 @@ std::vector<PlannedRow> plan_rows(const Model& model, const PerplexityOptions& o
                 planned.row.chunk_len = k;
                 planned.row.expand_fraction = selection.expand_fraction;
                 planned.policy = selection.policy;
-                if (mode == EvalMode::refrag) planned.row.policy = selection.policy;
+                planned.unexpanded = selection.unexpanded;
+                if (mode == EvalMode::refrag) {
+                    planned.row.policy = selection.policy;
+                    planned.row.unexpanded = selection.unexpanded;
+                }
                 rows.push_back(planned);
             }
         }
@@ -200,7 +209,8 @@ void summarize(std::vector<PlannedRow>& rows, const std::vector<std::vector<doub
         for (size_t base = 0; base < rows.size(); ++base) {
             const PerplexityRow& other = rows[base].row;
             if (other.policy != first_policy || other.chunk_len != row.chunk_len ||
-                other.expand_fraction != row.expand_fraction || scores[base].empty())
+                other.expand_fraction != row.expand_fraction || other.unexpanded != row.unexpanded ||
+                scores[base].empty())
                 continue;
             const PairedDifference paired = paired_difference(scores[i], scores[base]);
             row.difference = paired.mean;
@@ -238,7 +248,8 @@ void check_perplexity_options(const PerplexityOptions& options) {
     REFRAG_CHECK(!options.modes.empty(), Status::usage, "modes: expected at least one");
     for (const int32_t k : options.chunk_lens)
         REFRAG_CHECK(k >= 1, Status::usage, "chunk length: expected at least 1, found ", k);
-    plan_selections(options.expand_fractions, options.policies);  // refuses what makes no sense in them
+    plan_selections(options.expand_fractions, options.policies,
+                    options.unexpanded);  // refuses what makes no sense in them
     for (const SelectPolicy policy : options.policies) {
         REFRAG_CHECK(policy != SelectPolicy::bm25, Status::usage,
                      "policy bm25: a window of text has no question whose words could choose; expected one "
@@ -267,7 +278,7 @@ std::vector<PerplexityRow> evaluate_perplexity(const Model& model, std::string_v
             PerplexityRow& row = rows[r].row;
             row.n = std::ssize(spans);
             // The first token, the context and all targets but the last.
-            const bool fits = 1 + scorer.context_positions(row) + options.output - 1 <=
+            const bool fits = 1 + scorer.context_positions(rows[r]) + options.output - 1 <=
                               model.decoder().config().max_seq_len;
             for (int64_t w = 0; fits && w < row.n; ++w) {
                 scores[r].push_back(scorer.score(rows[r], w, spans[static_cast<size_t>(w)]));

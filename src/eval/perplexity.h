@@ -34,6 +34,7 @@ struct PerplexityOptions {
     std::vector<int32_t> chunk_lens;                          // k; empty: the model's
     std::vector<double> expand_fractions{0.0};                // p; policies none and all overrule it
     std::vector<SelectPolicy> policies{SelectPolicy::model};  // rows by plan_selections; see no question here
+    std::vector<Unexpanded> unexpanded{Unexpanded::compress};  // mode `last` counts positions by the first
     uint64_t seed = 0;  // of SelectPolicy::random: it, the window and the row's k and p make the choice
     int64_t limit = 0;  // spans at most; 0: all that fit one after another
 };
@@ -47,13 +48,15 @@ struct PerplexityRow {
     std::optional<int32_t> chunk_len;       // last and refrag
     std::optional<double> expand_fraction;  // last and refrag
     std::optional<SelectPolicy> policy;     // refrag
+    std::optional<Unexpanded> unexpanded;   // refrag
     std::optional<double>
         log_perplexity;  // mean over all target ids, nats; none: beyond the decoder's window
     std::optional<double> standard_error;   // of that mean, over windows; none with fewer than two
     std::optional<double> share_recovered;  // (none - this) / (none - full) where both were measured
     int64_t n = 0;                          // windows
-    // Of this row's log-perplexity to that of the first policy of the list at the same context, k and p,
-    // window by window (the paper's Figure 3); none for that policy, and where either has no figure.
+    // Of this row's log-perplexity to that of the first policy of the list at the same context, k, p and
+    // unexpanded, window by window (the paper's Figure 3); none for that policy, and where either has no
+    // figure.
     std::optional<double> difference;  // below 0: this row is the better one
     std::optional<double> ci95;        // half width of its 95% interval; none with fewer than two windows
 };

@@ -3,12 +3,14 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
 #include <span>
 #include <utility>
 
 #include "base/check.h"
 #include "eval/qa_draw.h"
 #include "eval/qa_rows.h"
+#include "eval/replug.h"
 #include "io/file.h"
 #include "refrag/prompt_work.h"
 #include "refrag/session.h"
@@ -16,27 +18,32 @@
 namespace refrag {
 namespace {
 
-constexpr std::array<std::pair<const char*, QaMode>, 3> kQaModes = {
-    {{"none", QaMode::none}, {"full", QaMode::full}, {"refrag", QaMode::refrag}}};
+constexpr std::array<std::pair<const char*, QaMode>, 4> kQaModes = {
+    {{"none", QaMode::none}, {"full", QaMode::full}, {"refrag", QaMode::refrag}, {"replug", QaMode::replug}}};
 
 // How many decoder positions prompts take, from token counts alone.
 class PromptSizes {
   public:
     PromptSizes(const Model& model, const QaData& data)
-        : model_(model), data_(data), passage_tokens_(data.passages.size(), -1) {
-        const PromptTemplate& pieces = model.config().prompt;
-        fixed_ = (model.bos_id() ? 1 : 0) + n_template(pieces.before);
-        around_passage_ = n_template(pieces.passage_prefix) + n_template(pieces.passage_suffix);
+        : model_(model), data_(data), passage_tokens_(data.passages.size(), -1) {}
+
+    // Positions of all but the passages in a prompt over n_passages of them.
+    int64_t around(std::span<const Turn> history, std::string_view question, size_t n_passages) const {
+        const std::vector<std::shared_ptr<SharedPassage>> places(n_passages);
+        std::vector<Segment> segments = make_segments(model_, history, places, question);
+        std::erase_if(segments, [](const Segment& s) { return std::holds_alternative<PassageSegment>(s); });
+        return std::ssize(token_ids(model_, segments));
     }
 
-    // The most that a conversation of so many ids over these passages can take in a row, whichever chunks are
-    // expanded.
-    int64_t positions(const QaRow& row, int64_t conversation, std::span<const size_t> passages) {
-        const int64_t around = fixed_ + conversation + around_passage_ * std::ssize(passages);
+    // The most that the passages can take in a row beside that, whichever chunks are expanded. A row of mode
+    // replug reads one of them at a time.
+    int64_t positions(const QaRow& row, std::span<const size_t> passages) {
         if (row.mode != QaMode::refrag) {
             int64_t tokens = 0;
-            for (const size_t passage : passages) tokens += n_tokens(passage);
-            return around + tokens;
+            for (const size_t passage : passages)
+                tokens = row.mode == QaMode::replug ? std::max(tokens, n_tokens(passage))
+                                                    : tokens + n_tokens(passage);
+            return tokens;
         }
         const int64_t k = *row.chunk_len;
         int64_t whole = 0;                 // chunks of k tokens
@@ -47,7 +54,8 @@ class PromptSizes {
         }
         const int64_t n_chunks = whole + std::ssize(last_chunks);
         int64_t expanded = n_expand(*row.expand_fraction, n_chunks);
-        int64_t most = around + n_chunks - expanded + std::min(expanded, whole) * k;
+        const int64_t rest = row.unexpanded == Unexpanded::compress ? n_chunks - expanded : 0;
+        int64_t most = rest + std::min(expanded, whole) * k;
         std::sort(last_chunks.rbegin(), last_chunks.rend());
         expanded -= std::min(expanded, whole);
         for (size_t i = 0; i < static_cast<size_t>(expanded); ++i) most += last_chunks[i];
@@ -55,9 +63,6 @@ class PromptSizes {
     }
 
   private:
-    int64_t n_template(const std::string& piece) const {
-        return piece.empty() ? 0 : std::ssize(model_.tokenizer().encode_ids(piece, /*parse_special=*/true));
-    }
     int64_t n_tokens(size_t passage) {
         int64_t& n = passage_tokens_[passage];
         if (n < 0) n = std::ssize(model_.tokenizer().encode_ids(data_.passages[passage].content()));
@@ -67,8 +72,6 @@ class PromptSizes {
     const Model& model_;
     const QaData& data_;
     std::vector<int64_t> passage_tokens_;  // -1: not counted yet
-    int64_t fixed_ = 0;
-    int64_t around_passage_ = 0;
 };
 
 // One question and what is drawn for it.
@@ -133,20 +136,21 @@ class QaEvaluation {
     // question takes; 0 when none is asked.
     int64_t measure() {
         measured_.assign(rows_.size(), std::vector<QaMeasured>(n_turns_));
-        std::vector<int64_t> conversations;  // [n_tasks] ids
-        conversations.reserve(tasks_.size());
-        for (const Task& task : tasks_)
-            conversations.push_back(std::ssize(token_ids(
-                model_, conversation_segments(model_, history_of(task), question_of(task).question))));
         PromptSizes sizes(model_, data_);
+        std::map<std::pair<size_t, size_t>, int64_t> around;  // by task and number of passages
         const int64_t window = model_.decoder().config().max_seq_len;
         int64_t most = 0;
         for (size_t r = 0; r < rows_.size(); ++r) {
             std::vector<int64_t> turn_most(n_turns_, 0);
             for (size_t i = 0; i < tasks_.size(); ++i) {
+                const std::vector<size_t> passages = passages_of(rows_[r], tasks_[i]);
+                const size_t together = rows_[r].mode == QaMode::replug ? 1 : passages.size();
+                const auto [known, is_new] = around.try_emplace({i, together}, 0);
+                if (is_new)
+                    known->second =
+                        sizes.around(history_of(tasks_[i]), question_of(tasks_[i]).question, together);
                 const int64_t positions =
-                    options_.max_new_tokens +
-                    sizes.positions(rows_[r], conversations[i], passages_of(rows_[r], tasks_[i]));
+                    options_.max_new_tokens + known->second + sizes.positions(rows_[r], passages);
                 int64_t& longest = turn_most[question_of(tasks_[i]).turn - 1];
                 longest = std::max(longest, positions);
                 measured(r, tasks_[i]).n_fit += positions <= window ? 1 : 0;
@@ -191,15 +195,35 @@ class QaEvaluation {
                                                                                : options_.chunk_lens.front());
         options.policy = row.policy.value_or(SelectPolicy::all);
         options.expand_fraction = row.expand_fraction.value_or(1.0);
+        options.unexpanded = row.unexpanded.value_or(Unexpanded::compress);
         std::vector<Passage> passages;
         for (const size_t passage : passages_of(row, task)) passages.push_back(data_.passages[passage]);
+        if (row.mode == QaMode::replug) return ask_replug(session, passages, task, history);
         return session.answer(passages, question_of(task).question, options, {}, history).text;
+    }
+
+    std::string ask_replug(Session& session, std::span<const Passage> passages, const Task& task,
+                           std::span<const Turn> history) {
+        std::vector<std::vector<int32_t>> prompts;
+        for (const auto& passage : share_passages(model_, passages, session.cache())) {
+            const std::vector<std::shared_ptr<SharedPassage>> alone{passage};
+            prompts.push_back(
+                token_ids(model_, make_segments(model_, history, alone, question_of(task).question)));
+        }
+        if (!backend_) backend_ = model_.device().make_backend();
+        Arena arena(*backend_);
+        const std::vector<int32_t> ids = replug(*backend_, model_, prompts, options_.max_new_tokens, arena);
+        // As an engine turns ids into an answer.
+        std::string text = model_.tokenizer().decode(ids, /*skip_special_tokens=*/true);
+        if (text.starts_with(' ')) text.erase(0, 1);
+        return text;
     }
 
     const Model& model_;
     const QaData& data_;
     const QaOptions& options_;
-    std::vector<QaRow> rows_;  // of all turns
+    std::unique_ptr<Backend> backend_;  // of replug; none before it is needed
+    std::vector<QaRow> rows_;           // of all turns
     std::vector<Task> tasks_;
     size_t n_turns_ = 0;                             // of the line with the most
     std::vector<std::vector<QaMeasured>> measured_;  // [n_rows][n_turns]
@@ -211,7 +235,7 @@ QaMode parse_qa_mode(const std::string& name) {
     for (const auto& [word, mode] : kQaModes) {
         if (name == word) return mode;
     }
-    fail(Status::usage, "mode: expected none, full or refrag; found \"", name, "\"");
+    fail(Status::usage, "mode: expected none, full, refrag or replug; found \"", name, "\"");
 }
 
 const char* qa_mode_name(QaMode mode) {
@@ -229,7 +253,8 @@ void check_qa_options(const QaOptions& options) {
                      distractors);
     for (const int32_t k : options.chunk_lens)
         REFRAG_CHECK(k >= 1, Status::usage, "chunk length: expected at least 1, found ", k);
-    plan_selections(options.expand_fractions, options.policies);  // refuses what makes no sense in them
+    plan_selections(options.expand_fractions, options.policies,
+                    options.unexpanded);  // refuses what makes no sense in them
     REFRAG_CHECK(options.limit >= 0, Status::usage, "limit: expected at least 0, found ", options.limit);
     REFRAG_CHECK(options.max_turns >= 1, Status::usage, "turns: expected at least 1, found ",
                  options.max_turns);

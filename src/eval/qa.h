@@ -22,9 +22,10 @@ enum class QaMode {
     none,    // the question alone: what the model knows by heart
     full,    // all passages as tokens
     refrag,  // passages as chunks of k, n_expand(p) of them expanded
+    replug,  // one passage a sequence, as tokens, next-token probabilities averaged (replug.h)
 };
 
-// "none", "full", "refrag"; Status::usage otherwise.
+// "none", "full", "refrag", "replug"; Status::usage otherwise.
 QaMode parse_qa_mode(const std::string& name);
 const char* qa_mode_name(QaMode mode);
 
@@ -34,6 +35,7 @@ struct QaOptions {
     std::vector<int32_t> chunk_lens;                          // k; empty: the model's
     std::vector<double> expand_fractions{0.0};                // p; policies none and all overrule it
     std::vector<SelectPolicy> policies{SelectPolicy::model};  // rows by plan_selections
+    std::vector<Unexpanded> unexpanded{Unexpanded::compress};
     uint64_t seed = 0;  // draws questions, distractors, the gold passage's place, and SelectPolicy::random
     int64_t limit = 0;  // questions at most, a line with turns being one; 0: all
     int64_t max_turns = 6;        // of a line; further ones are not asked
@@ -47,10 +49,11 @@ void check_qa_options(const QaOptions& options);
 
 struct QaRow {
     QaMode mode = QaMode::none;
-    std::optional<int64_t> distractors;     // full and refrag
+    std::optional<int64_t> distractors;     // all but none
     std::optional<int32_t> chunk_len;       // refrag
     std::optional<double> expand_fraction;  // refrag
     std::optional<SelectPolicy> policy;     // refrag
+    std::optional<Unexpanded> unexpanded;   // refrag
     std::optional<int64_t> turn;            // the turns of this number; none: all
     // Means over the questions; none where a question does not fit the decoder's window (below).
     std::optional<double> exact_match;

@@ -36,7 +36,8 @@ std::optional<size_t> base_of(const QaRow& row, std::span<const QaRow> rows, Sel
     if (!row.policy || row.policy == first_policy) return std::nullopt;
     for (size_t i = 0; i < rows.size(); ++i) {
         if (rows[i].policy == first_policy && rows[i].distractors == row.distractors &&
-            rows[i].chunk_len == row.chunk_len && rows[i].expand_fraction == row.expand_fraction)
+            rows[i].chunk_len == row.chunk_len && rows[i].expand_fraction == row.expand_fraction &&
+            rows[i].unexpanded == row.unexpanded)
             return i;
     }
     return std::nullopt;
@@ -66,16 +67,17 @@ std::vector<QaRow> plan_qa_rows(const QaOptions& options, int32_t chunk_len) {
         }
         for (const int64_t distractors : options.distractors) {
             row.distractors = distractors;
-            if (mode == QaMode::full) {
+            if (mode == QaMode::full || mode == QaMode::replug) {
                 rows.push_back(row);
                 continue;
             }
             for (const int32_t k : chunk_lens) {
                 for (const Selection& selection :
-                     plan_selections(options.expand_fractions, options.policies)) {
+                     plan_selections(options.expand_fractions, options.policies, options.unexpanded)) {
                     row.chunk_len = k;
                     row.expand_fraction = selection.expand_fraction;
                     row.policy = selection.policy;
+                    row.unexpanded = selection.unexpanded;
                     rows.push_back(row);
                 }
             }

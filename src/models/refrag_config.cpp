@@ -64,6 +64,17 @@ SegmentOrder read_order(const Json& json) {
 
 }  // namespace
 
+RefragConfig plain_decoder_config() {
+    RefragConfig c;
+    c.chunk_len = 16;
+    c.chunk_lens = {16};
+    c.expand_fraction = 0.25;
+    c.prompt.passage_suffix = "\n";
+    c.prompt.question_prefix = "Question: ";
+    c.prompt.question_suffix = "\nAnswer:";
+    return c;
+}
+
 RefragConfig load_refrag_config(const std::string& dir) {
     const std::string path = path_join(dir, "refrag.json");
     const Json json = Json::parse_file(path, 1u << 20);

@@ -43,6 +43,10 @@ struct RefragConfig {
     SegmentOrder order = SegmentOrder::passages_first;
 };
 
+// What stands in for refrag.json where there is a decoder alone: k = 16, p = 0.25, passages and question in
+// plain words.
+RefragConfig plain_decoder_config();
+
 // Reads DIR/refrag.json.
 RefragConfig load_refrag_config(const std::string& dir);
 

@@ -18,12 +18,13 @@ namespace refrag {
 struct AnswerOptions {
     int32_t chunk_len = 0;                  // k; 0: the model's
     std::optional<double> expand_fraction;  // p; none: the model's
-    SelectPolicy policy = SelectPolicy::model;
-    SamplerOptions sampler;           // its seed also draws SelectPolicy::random
-    int32_t max_new_tokens = 256;     // -1: until an end token comes or the context is full
-    std::vector<std::string> stop;    // stop strings (stop.h), looked for in the text as generated
-    bool ignore_eos = false;          // end tokens are never sampled
-    std::optional<int32_t> logprobs;  // report each token's log-probability and this many alternatives
+    std::optional<SelectPolicy> policy;     // none: the model's
+    std::optional<Unexpanded> unexpanded;   // none: the model's
+    SamplerOptions sampler;                 // its seed also draws SelectPolicy::random
+    int32_t max_new_tokens = 256;           // -1: until an end token comes or the context is full
+    std::vector<std::string> stop;          // stop strings (stop.h), looked for in the text as generated
+    bool ignore_eos = false;                // end tokens are never sampled
+    std::optional<int32_t> logprobs;        // report each token's log-probability and this many alternatives
     bool want_logits = false;  // run the policy network even where its choice is already known (p = 0 or 1)
 };
 
@@ -70,7 +71,9 @@ struct Answer {
     std::vector<int32_t> ids;  // all that were generated but the end token; a stop string's among them
     std::vector<TokenLogprobs> logprobs;  // one for each id, where asked for
     FinishReason finish = FinishReason::end_token;
-    std::optional<std::string> stop;  // the stop string found
+    std::optional<std::string> stop;            // the stop string found
+    SelectPolicy policy = SelectPolicy::model;  // this and the next three: the model's where none was given
+    Unexpanded unexpanded = Unexpanded::compress;
     int32_t chunk_len = 0;
     double expand_fraction = 0.0;
     size_t n_expanded = 0;

@@ -26,6 +26,12 @@ void DecoderInput::add_chunk(const Chunk& chunk, bool expanded) {
     }
 }
 
+void DecoderInput::skip_chunk(const Chunk& chunk) {
+    chunk_position.push_back(static_cast<int32_t>(source.size()));
+    chunk_n_positions.push_back(0);
+    plain_tokens += chunk.ids.size();
+}
+
 void DecoderInput::add_row() {
     source.push_back(-1 - static_cast<int32_t>(row_chunk.size()));
     row_chunk.push_back(-1);

@@ -12,15 +12,18 @@
 namespace refrag {
 
 struct DecoderInput {
-    std::vector<int32_t> source;             // a token id, or -1 - i for chunk row i (Llama::forward)
-    std::vector<int32_t> row_chunk;          // chunk of chunk row i, counted over all passages; -1: of none
-    std::vector<int32_t> chunk_position;     // first row of each chunk
-    std::vector<int32_t> chunk_n_positions;  // rows it takes: 1 when compressed, its tokens when expanded
-    size_t plain_tokens = 0;                 // rows if everything were expanded
+    std::vector<int32_t> source;          // a token id, or -1 - i for chunk row i (Llama::forward)
+    std::vector<int32_t> row_chunk;       // chunk of chunk row i, counted over all passages; -1: of none
+    std::vector<int32_t> chunk_position;  // first row of each chunk
+    std::vector<int32_t>
+        chunk_n_positions;    // rows it takes: 1 when compressed, its tokens when expanded, or 0
+    size_t plain_tokens = 0;  // rows if everything were expanded
 
     void add_token(int32_t id);
     void add_tokens(std::span<const int32_t> ids);
     void add_chunk(const Chunk& chunk, bool expanded);
+    // A chunk that is left out.
+    void skip_chunk(const Chunk& chunk);
     // A chunk row that is no chunk of a passage.
     void add_row();
 };

@@ -69,7 +69,7 @@ struct Engine::Job {
           id(from.id),
           request(std::move(from.request)),
           sampler(request.options.sampler, request.options.ignore_eos
-                                               ? std::span<const int32_t>(model.decoder().config().eos_ids)
+                                               ? std::span<const int32_t>(model.end_ids())
                                                : std::span<const int32_t>{}),
           stream(model.tokenizer()),
           stops(request.options.stop) {

@@ -53,8 +53,9 @@ MemoryPlan plan_memory(const Model& model, int32_t n_slots, int64_t max_context,
     plan.weight_bytes = model.weight_bytes();
     plan.available_bytes = model.device().available_bytes();
     plan.request_blocks = KvCache::blocks_for(max_context);
-    plan.workspace_bytes = workspace_bytes(decoder, model.encoder().config(), model.config().policy, n_slots,
-                                           max_context, n_chunks * n_slots);
+    plan.workspace_bytes =
+        workspace_bytes(decoder, model.has_encoder() ? model.encoder().config() : RobertaConfig{},
+                        model.config().policy, n_slots, max_context, n_chunks * n_slots);
     plan.workspace_bytes += static_cast<uint64_t>(n_slots) * static_cast<uint64_t>(plan.request_blocks) *
                             static_cast<uint64_t>(decoder.n_layers) *
                             static_cast<uint64_t>(decoder.n_kv_heads) * sizeof(int32_t);

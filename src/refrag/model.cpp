@@ -87,6 +87,15 @@ void add_reading(Sha256& hash, const Roberta& encoder, const RefragConfig& confi
                        config.encoder_special_tokens));
 }
 
+// A Hugging Face directory of a decoder alone.
+bool is_plain_decoder(const std::string& dir) {
+    return !is_file(path_join(dir, "refrag.json")) && is_file(path_join(dir, "config.json"));
+}
+
+std::string decoder_dir_of(const std::string& dir) {
+    return is_plain_decoder(dir) ? dir : path_join(dir, "decoder");
+}
+
 // Adds up what the networks read, against the sizes of the directory's weight files. Those may hold tensors
 // that no network reads, so that the end is announced by finish().
 class LoadCounter {
@@ -94,7 +103,7 @@ class LoadCounter {
     LoadCounter(const std::string& dir, const LoadProgress& progress) : progress_(progress) {
         if (!progress_) return;
         for (const char* part : {"decoder", "encoder", "."}) {
-            std::error_code ignored;  // a missing directory is refused by who reads it
+            std::error_code ignored;  // a missing directory is refused by who reads it, or not looked for
             for (const auto& entry : std::filesystem::directory_iterator(path_join(dir, part), ignored)) {
                 if (entry.path().extension() != ".safetensors") continue;
                 const uintmax_t bytes = entry.file_size(ignored);
@@ -122,21 +131,40 @@ class LoadCounter {
 
 }  // namespace
 
-Model::Model(Device& device, const std::string& dir, const LoadProgress& progress, WeightFormat format)
+Model::Model(Device& device, const std::string& dir, const LoadProgress& progress, WeightFormat format,
+             const ChatOptions& chat)
     : device_(device),
       dir_(dir),
-      config_(load_refrag_config(dir)),
-      tokenizer_(Tokenizer::from_file(path_join(dir, "decoder"))) {
-    const std::string encoder_dir = path_join(dir, "encoder");
-    const std::string decoder_dir = path_join(dir, "decoder");
+      config_(is_plain_decoder(dir) ? plain_decoder_config() : load_refrag_config(dir)),
+      tokenizer_(Tokenizer::from_file(decoder_dir_of(dir))) {
+    const std::string decoder_dir = decoder_dir_of(dir);
     LoadCounter counter(dir, progress);
     const LoadedBytes loaded = counter.sink();
     decoder_ = std::make_unique<Llama>(device, decoder_dir, loaded, format);
-    encoder_ =
-        std::make_unique<Roberta>(device, encoder_dir, config_.pooling, config_.normalize, loaded, format);
     check_vocabulary(decoder_dir, tokenizer_, decoder_->config().vocab_size);
-    REFRAG_CHECK(!decoder_->config().eos_ids.empty(), Status::bad_input, printable(decoder_dir),
+    choose_chat(decoder_dir, chat);
+    end_ids_ = decoder_->config().eos_ids;
+    const std::optional<int32_t> turn_end = end_of_turn(chat_.format, tokenizer_);
+    if (turn_end && !is_end(*turn_end)) end_ids_.push_back(*turn_end);
+    REFRAG_CHECK(!end_ids_.empty(), Status::bad_input, printable(decoder_dir),
                  ": neither generation_config.json nor config.json has eos_token_id");
+    if (is_plain_decoder(dir)) {
+        // Nothing is encoded; its passages' names still say which tokenizer cut them.
+        Sha256 maker;
+        maker.add_field("refrag passage 1; no encoder");
+        add_text_files(maker, decoder_dir);
+        maker_ = maker.digest();
+    } else {
+        load_encoder(decoder_dir, loaded, format);
+    }
+    counter.finish();
+    bos_id_ = find_bos(decoder_dir, tokenizer_, decoder_->config());
+}
+
+void Model::load_encoder(const std::string& decoder_dir, const LoadedBytes& loaded, WeightFormat format) {
+    const std::string encoder_dir = path_join(dir_, "encoder");
+    encoder_ =
+        std::make_unique<Roberta>(device_, encoder_dir, config_.pooling, config_.normalize, loaded, format);
     if (config_.shared_vocabulary) {
         check_same_tokenizer(encoder_dir, decoder_dir);
         REFRAG_CHECK(encoder_->config().vocab_size >= tokenizer_.vocab_size(), Status::bad_input,
@@ -147,10 +175,8 @@ Model::Model(Device& device, const std::string& dir, const LoadProgress& progres
         encoder_tokenizer_ = Tokenizer::from_file(encoder_dir);
         check_vocabulary(encoder_dir, *encoder_tokenizer_, encoder_->config().vocab_size);
     }
-    projector_ = std::make_unique<Projector>(device, dir, d_enc(), decoder_->config().dim, loaded);
-    policy_ = std::make_unique<Policy>(device, dir, config_.policy, d_enc(), loaded);
-    counter.finish();
-    bos_id_ = find_bos(decoder_dir, tokenizer_, decoder_->config());
+    projector_ = std::make_unique<Projector>(device_, dir_, d_enc(), decoder_->config().dim, loaded);
+    policy_ = std::make_unique<Policy>(device_, dir_, config_.policy, d_enc(), loaded);
     Sha256 maker;
     add_reading(maker, *encoder_, config_);
     add_text_files(maker, encoder_dir);
@@ -160,8 +186,22 @@ Model::Model(Device& device, const std::string& dir, const LoadProgress& progres
     const int64_t longest =
         static_cast<int64_t>(config_.chunk_len) + (config_.encoder_special_tokens ? 2 : 0);
     REFRAG_CHECK(!config_.shared_vocabulary || longest <= encoder_->config().max_seq_len(), Status::bad_input,
-                 printable(path_join(dir, "refrag.json")), ": chunk_len ", config_.chunk_len, " needs ",
+                 printable(path_join(dir_, "refrag.json")), ": chunk_len ", config_.chunk_len, " needs ",
                  longest, " encoder positions, the encoder has ", encoder_->config().max_seq_len());
+}
+
+void Model::choose_chat(const std::string& decoder_dir, const ChatOptions& chat) {
+    const std::optional<std::string> jinja = read_chat_template(decoder_dir);
+    const std::optional<ChatTemplate> found = jinja ? recognize_chat_template(*jinja) : std::nullopt;
+    if (chat.format) {
+        chat_.format = *chat.format;
+        if (found && found->format == chat_.format) chat_ = *found;
+        chat_source_ = ChatSource::given;
+    } else if (is_plain_decoder(dir_)) {
+        if (found) chat_ = *found;
+        chat_source_ = found ? ChatSource::recognized : jinja ? ChatSource::unknown : ChatSource::none;
+    }
+    if (chat.system) chat_.system = *chat.system;
 }
 
 Model::Model(Device& device, ModelParts parts, WeightSource& weights)
@@ -173,7 +213,8 @@ Model::Model(Device& device, ModelParts parts, WeightSource& weights)
       encoder_(std::make_unique<Roberta>(parts.encoder, config_.pooling, config_.normalize, weights)),
       projector_(std::make_unique<Projector>(d_enc(), decoder_->config().dim, weights)),
       policy_(std::make_unique<Policy>(config_.policy, d_enc(), weights)),
-      bos_id_(parts.bos_id) {
+      bos_id_(parts.bos_id),
+      end_ids_(decoder_->config().eos_ids) {
     Sha256 maker;
     add_reading(maker, *encoder_, config_);
     const RobertaConfig& c = encoder_->config();
@@ -187,31 +228,42 @@ Sha256Digest Model::passage_maker(int32_t chunk_len) const {
     return Sha256().add(maker_.view()).add_field(str("k ", chunk_len)).digest();
 }
 
+void Model::require_encoder() const {
+    REFRAG_CHECK(
+        has_encoder(), Status::usage, printable(dir_),
+        ": a plain decoder has no encoder, projector and policy network (no refrag.json): expected "
+        "--unexpanded drop with --policy bm25, recent, random, perplexity-asc or perplexity-desc; or "
+        "--policy all");
+}
+
 int32_t Model::first_id() const {
     return bos_id_ ? *bos_id_ : end_id();
 }
 
 int32_t Model::end_id() const {
-    return decoder_->config().eos_ids[0];
+    return end_ids_[0];
 }
 
 bool Model::is_end(int32_t id) const {
-    const std::vector<int32_t>& ends = decoder_->config().eos_ids;
-    return std::find(ends.begin(), ends.end(), id) != ends.end();
+    return std::find(end_ids_.begin(), end_ids_.end(), id) != end_ids_.end();
 }
 
 EncoderVocabulary Model::encoder_vocabulary() const {
+    if (!has_encoder()) return {nullptr, false, 0, 0};
     return {encoder_tokenizer_ ? &*encoder_tokenizer_ : nullptr, config_.encoder_special_tokens,
             encoder_->config().bos_id, encoder_->config().eos_id};
 }
 
 uint64_t Model::parameters() const {
-    return encoder_->parameters() + projector_->parameters() + policy_->parameters() + decoder_->parameters();
+    const uint64_t heads =
+        has_encoder() ? encoder_->parameters() + projector_->parameters() + policy_->parameters() : 0;
+    return heads + decoder_->parameters();
 }
 
 uint64_t Model::weight_bytes() const {
-    return encoder_->weight_bytes() + projector_->weight_bytes() + policy_->weight_bytes() +
-           decoder_->weight_bytes();
+    const uint64_t heads =
+        has_encoder() ? encoder_->weight_bytes() + projector_->weight_bytes() + policy_->weight_bytes() : 0;
+    return heads + decoder_->weight_bytes();
 }
 
 }  // namespace refrag

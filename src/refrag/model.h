@@ -1,5 +1,6 @@
-// A loaded model directory: tokenizers, encoder, projector, policy, decoder, and how they fit together.
-// Immutable after loading: any number of engines on any number of threads share it.
+// A loaded model directory: tokenizers, encoder, projector, policy, decoder, and how they fit together; or a
+// plain decoder, a Hugging Face directory without encoder and heads, which chooses chunks and leaves out the
+// others. Immutable after loading: any number of engines on any number of threads share it.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +16,8 @@
 #include "models/refrag_config.h"
 #include "models/roberta.h"
 #include "refrag/chunker.h"
+#include "refrag/select.h"
+#include "text/chat_template.h"
 #include "text/tokenizer.h"
 
 namespace refrag {
@@ -33,15 +36,32 @@ struct ModelParts {
     std::optional<int32_t> bos_id;
 };
 
+// How prompts are put into words. Without a format: a plain decoder's is recognised from its files; a model
+// directory's own template (refrag.json) stands.
+struct ChatOptions {
+    std::optional<ChatFormat> format;
+    std::optional<std::string> system;  // none: what the format says by itself; empty: no system message
+};
+
+// Where a model's chat format comes from.
+enum class ChatSource {
+    model_directory,  // refrag.json has a template
+    given,            // by the caller
+    recognized,       // from the decoder's files
+    none,             // the decoder's files have none: plain
+    unknown,          // they have one of no format we know: plain
+};
+
 class Model {
   public:
     // Loads DIR as the model directory's README describes it; everything is checked against everything else.
     // `device` must outlive the model. Status::bad_input for whatever is wrong in the files.
+    // Without refrag.json DIR is a plain decoder: config.json, safetensors, tokenizer.json.
     // With WeightFormat::int8 the matrices of the decoder's and the encoder's layers and the decoder's head
     // are kept in 8 bits (8.5 with their scales); look-up tables and the two heads, which are small, stay as
     // stored.
     Model(Device& device, const std::string& dir, const LoadProgress& progress = {},
-          WeightFormat format = WeightFormat::as_stored);
+          WeightFormat format = WeightFormat::as_stored, const ChatOptions& chat = {});
     // The networks' tensors are asked of `weights` in the order decoder, encoder, projector, policy.
     Model(Device& device, ModelParts parts, WeightSource& weights);
 
@@ -49,9 +69,13 @@ class Model {
     const std::string& dir() const { return dir_; }
     const RefragConfig& config() const { return config_; }
     const Tokenizer& tokenizer() const { return tokenizer_; }  // the decoder's
-    const Roberta& encoder() const { return *encoder_; }
-    const Projector& projector() const { return *projector_; }
-    const Policy& policy() const { return *policy_; }
+    // False for a plain decoder, which has no encoder, projector and policy: asking for one is Status::usage,
+    // with the options that work without it.
+    bool has_encoder() const { return encoder_ != nullptr; }
+    void require_encoder() const;
+    const Roberta& encoder() const { return part(encoder_); }
+    const Projector& projector() const { return part(projector_); }
+    const Policy& policy() const { return part(policy_); }
     const Llama& decoder() const { return *decoder_; }
 
     // The token that comes first, outside every chunk; none where the decoder was trained without one.
@@ -59,11 +83,23 @@ class Model {
     // BOS, or where there is none the first end token: what evaluation puts before a window of text.
     int32_t first_id() const;
     bool is_end(int32_t id) const;
+    // All tokens that end an answer: the decoder's, and the one that ends a turn of the chat format.
+    const std::vector<int32_t>& end_ids() const { return end_ids_; }
     // The end token that closes an answer in training, and in a prompt's earlier turns: the decoder's first.
     int32_t end_id() const;
 
+    // plain: prompts follow config().prompt; else chat_segments() makes them.
+    ChatFormat chat_format() const { return chat_.format; }
+    ChatSource chat_source() const { return chat_source_; }
+    const std::string& system_message() const { return chat_.system; }  // empty: none
+
+    // What is done where a request does not say.
+    SelectPolicy default_policy() const { return has_encoder() ? SelectPolicy::model : SelectPolicy::bm25; }
+    Unexpanded default_unexpanded() const { return has_encoder() ? Unexpanded::compress : Unexpanded::drop; }
+
+    // Of a plain decoder: chunks without encoder ids of their own.
     EncoderVocabulary encoder_vocabulary() const;
-    int32_t d_enc() const { return encoder_->config().dim; }
+    int32_t d_enc() const { return encoder().config().dim; }
 
     // Names what this model makes of passages cut into chunks of chunk_len: format, encoder weights, all
     // files of tokenizers and encoder config, pooling, normalisation, special tokens. The device is not part
@@ -74,6 +110,14 @@ class Model {
     uint64_t weight_bytes() const;  // in the device's memory
 
   private:
+    template <typename Network>
+    const Network& part(const std::unique_ptr<Network>& network) const {
+        if (!network) require_encoder();
+        return *network;
+    }
+    void load_encoder(const std::string& decoder_dir, const LoadedBytes& loaded, WeightFormat format);
+    void choose_chat(const std::string& decoder_dir, const ChatOptions& chat);
+
     Device& device_;
     std::string dir_;
     RefragConfig config_;
@@ -85,6 +129,9 @@ class Model {
     std::unique_ptr<Policy> policy_;
     std::optional<int32_t> bos_id_;
     Sha256Digest maker_;  // of passages, but for the chunk length
+    ChatTemplate chat_;
+    ChatSource chat_source_ = ChatSource::model_directory;
+    std::vector<int32_t> end_ids_;
 };
 
 }  // namespace refrag

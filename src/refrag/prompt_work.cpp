@@ -13,12 +13,6 @@
 namespace refrag {
 namespace {
 
-double chosen_fraction(const Model& model, const AnswerOptions& options) {
-    if (options.policy == SelectPolicy::none) return 0.0;
-    if (options.policy == SelectPolicy::all) return 1.0;
-    return options.expand_fraction.value_or(model.config().expand_fraction);
-}
-
 bool reads_chunks_alone(SelectPolicy policy) {
     return policy == SelectPolicy::perplexity_asc || policy == SelectPolicy::perplexity_desc;
 }
@@ -30,10 +24,13 @@ PromptWork::PromptWork(const Model& model, std::vector<Segment> segments, const 
     : model_(model),
       segments_(std::move(segments)),
       options_(options),
+      choice_(choice_of(model, options)),
       max_context_(max_context),
       answer_(answer) {
-    answer_.chunk_len = options.chunk_len == 0 ? model.config().chunk_len : options.chunk_len;
-    answer_.expand_fraction = chosen_fraction(model, options);
+    answer_.policy = choice_.policy;
+    answer_.unexpanded = choice_.unexpanded;
+    answer_.chunk_len = choice_.chunk_len;
+    answer_.expand_fraction = choice_.expand_fraction;
     everything_ = answer_.expand_fraction == 1.0;
 }
 
@@ -59,12 +56,12 @@ bool PromptWork::advance(Backend& backend, Arena& arena, int64_t budget_rows, in
                 const int64_t wanted = n_expand(answer_.expand_fraction, n_open);
                 const bool known = wanted == 0 || wanted == n_open;
                 const bool scored = n_open > 0 && (!known || options_.want_logits);
-                if (scored && options_.policy == SelectPolicy::model) {
+                if (scored && choice_.policy == SelectPolicy::model) {
                     phase_ = Phase::encode_open;
-                } else if (scored && reads_chunks_alone(options_.policy)) {
+                } else if (scored && reads_chunks_alone(choice_.policy)) {
                     phase_ = Phase::read_alone;
                 } else {
-                    if (scored && options_.policy == SelectPolicy::bm25) read_words();
+                    if (scored && choice_.policy == SelectPolicy::bm25) read_words();
                     choose();
                 }
                 break;
@@ -100,6 +97,7 @@ bool PromptWork::advance(Backend& backend, Arena& arena, int64_t budget_rows, in
 }
 
 void PromptWork::tokenize() {
+    check_model_can(model_, options_);
     const StageTimer timer(answer_.times.tokenize);
     parts_.reserve(segments_.size());
     for (const Segment& segment : segments_) {
@@ -128,8 +126,12 @@ void PromptWork::add_part(const TextSegment& segment) {
 void PromptWork::add_part(const QuestionSegment& segment) {
     Part part;
     std::vector<Token> tokens = model_.tokenizer().encode(segment.text);
-    part.ids.reserve(tokens.size());
-    for (const Token& token : tokens) part.ids.push_back(token.id);
+    if (segment.ids) {
+        part.ids = *segment.ids;
+    } else {
+        part.ids.reserve(tokens.size());
+        for (const Token& token : tokens) part.ids.push_back(token.id);
+    }
     questions_.emplace_back(segment.text, std::move(tokens));
     parts_.push_back(std::move(part));
 }
@@ -186,7 +188,12 @@ DecoderInput PromptWork::assemble(const std::vector<bool>& open_expanded) const 
         if (part.cut) {
             for (const Chunk& c : part.cut->chunks()) {
                 const bool is_open = open < open_.size() && open_[open] == chunk;
-                input.add_chunk(c, is_open ? open_expanded[open] : answer_.chunks[chunk].expanded);
+                const bool expanded = is_open ? open_expanded[open] : answer_.chunks[chunk].expanded;
+                if (expanded || choice_.unexpanded == Unexpanded::compress) {
+                    input.add_chunk(c, expanded);
+                } else {
+                    input.skip_chunk(c);
+                }
                 open += is_open ? 1 : 0;
                 ++chunk;
             }
@@ -286,7 +293,7 @@ void PromptWork::choose() {
     {
         const StageTimer timer(answer_.times.sense);
         for (size_t i = 0; i < scores_.size(); ++i) answer_.chunks[open_[i]].logit = scores_[i];
-        expanded = select_chunks(options_.policy, scores_, n_open, n_expand(answer_.expand_fraction, n_open),
+        expanded = select_chunks(choice_.policy, scores_, n_open, n_expand(answer_.expand_fraction, n_open),
                                  options_.sampler.seed);
     }
     const StageTimer timer(answer_.times.prefill);
@@ -316,7 +323,7 @@ void PromptWork::choose() {
         const size_t n_chunks = part.cut ? part.cut->chunks().size() : 0;
         for (size_t c = 0; c < n_chunks; ++c, ++chunk) {
             position += answer_.chunks[chunk].n_positions;
-            if (answer_.chunks[chunk].expanded) continue;
+            if (answer_.chunks[chunk].expanded || answer_.chunks[chunk].n_positions == 0) continue;
             rows_.push_back(chunks_[chunk]);
             const auto& passage = std::get<PassageSegment>(*part.segment).passage;
             prompt_.row_keys.push_back({passage->key(), static_cast<int64_t>(c)});
@@ -411,7 +418,8 @@ int64_t most_positions(const Model& model, std::vector<Segment> segments, const 
     const auto positions = std::ssize(work.assemble(std::vector<bool>(work.open_.size(), false)).source);
     std::vector<int64_t> more;  // positions that expanding an open chunk adds
     for (const size_t chunk : work.open_)
-        more.push_back(static_cast<int64_t>(answer.chunks[chunk].n_tokens) - 1);
+        more.push_back(static_cast<int64_t>(answer.chunks[chunk].n_tokens) -
+                       (work.choice_.unexpanded == Unexpanded::compress ? 1 : 0));
     std::sort(more.begin(), more.end(), std::greater<>());
     more.resize(static_cast<size_t>(n_expand(answer.expand_fraction, std::ssize(more))));
     return std::accumulate(more.begin(), more.end(), positions);
@@ -428,7 +436,7 @@ std::vector<int32_t> token_ids(const Model& model, std::span<const Segment> segm
         } else if (const auto* text = std::get_if<TextSegment>(&segment)) {
             add(model.tokenizer().encode_ids(text->text, text->parse_special));
         } else if (const auto* question = std::get_if<QuestionSegment>(&segment)) {
-            add(model.tokenizer().encode_ids(question->text));
+            add(question->ids ? *question->ids : model.tokenizer().encode_ids(question->text));
         } else if (const auto* passage = std::get_if<PassageSegment>(&segment)) {
             for (const Chunk& chunk : passage->passage->cut(model)->chunks()) add(chunk.ids);
         } else {

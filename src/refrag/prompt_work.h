@@ -14,6 +14,7 @@
 
 #include "refrag/answer.h"
 #include "refrag/assemble.h"
+#include "refrag/choice.h"
 #include "refrag/model.h"
 #include "refrag/scoring.h"
 #include "refrag/segment.h"
@@ -106,6 +107,7 @@ class PromptWork {
     const Model& model_;
     const std::vector<Segment> segments_;
     const AnswerOptions& options_;
+    const Choice choice_;
     const int64_t max_context_;
     Answer& answer_;
 

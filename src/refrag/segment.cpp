@@ -31,6 +31,44 @@ PassageSegment compressed_text(const Model& model, std::string text, int32_t chu
     return segment;
 }
 
+void check_choice_used(const Turn& turn, size_t used) {
+    REFRAG_CHECK(!turn.compress || !turn.expanded || used == turn.expanded->size(), Status::usage,
+                 "an earlier turn's choice: expected one for each of its ", used, " chunks, found ",
+                 turn.expanded ? turn.expanded->size() : 0);
+}
+
+// The prompt in the model's chat format. The last stretch of ids, which holds the question, is its segment.
+std::vector<Segment> chat_prompt(const Model& model, std::span<const Turn> history,
+                                 std::span<const std::shared_ptr<SharedPassage>> passages,
+                                 std::string_view question, int32_t chunk_len) {
+    std::vector<ChatTurn> turns;
+    std::vector<PassageSegment> places;
+    for (const auto& passage : passages) places.push_back({passage, {}});
+    for (const Turn& turn : history) {
+        turns.push_back({turn.question, turn.answer, turn.compress});
+        size_t used = 0;
+        for (const std::string* text : {&turn.question, &turn.answer}) {
+            // A turn that is read as text has no use for its place.
+            places.push_back(turn.compress ? compressed_text(model, *text, chunk_len, turn.expanded, used)
+                                           : PassageSegment{});
+        }
+        check_choice_used(turn, used);
+    }
+    const ChatPrompt prompt{model.system_message(), passages.size(), turns, question};
+    std::vector<Segment> segments;
+    for (ChatSegment& part :
+         chat_segments(model.chat_format(), model.tokenizer(), prompt, model.bos_id(), model.end_id())) {
+        if (part.passage) {
+            segments.emplace_back(std::move(places[*part.passage]));
+        } else {
+            segments.emplace_back(TokenSegment{std::move(part.ids)});
+        }
+    }
+    auto& last = std::get<TokenSegment>(segments.back());
+    segments.back() = QuestionSegment{std::string(question), std::move(last.ids)};
+    return segments;
+}
+
 }  // namespace
 
 std::vector<std::shared_ptr<SharedPassage>> share_passages(const Model& model,
@@ -59,9 +97,7 @@ std::vector<Segment> conversation_segments(const Model& model, std::span<const T
         add_tokens(segments, suffix);
         if (turn.compress) {
             segments.emplace_back(compressed_text(model, " " + turn.answer, chunk_len, turn.expanded, used));
-            REFRAG_CHECK(!turn.expanded || used == turn.expanded->size(), Status::usage,
-                         "an earlier turn's choice: expected one for each of its ", used, " chunks, found ",
-                         turn.expanded->size());
+            check_choice_used(turn, used);
         } else {
             segments.emplace_back(TextSegment{" " + turn.answer});
         }
@@ -76,6 +112,8 @@ std::vector<Segment> conversation_segments(const Model& model, std::span<const T
 std::vector<Segment> make_segments(const Model& model, std::span<const Turn> history,
                                    std::span<const std::shared_ptr<SharedPassage>> passages,
                                    std::string_view question, int32_t chunk_len) {
+    if (model.chat_format() != ChatFormat::plain)
+        return chat_prompt(model, history, passages, question, chunk_len);
     const PromptTemplate& pieces = model.config().prompt;
     std::vector<Segment> conversation = conversation_segments(model, history, question, chunk_len);
     std::vector<Segment> segments;
@@ -84,6 +122,10 @@ std::vector<Segment> make_segments(const Model& model, std::span<const Turn> his
                         std::make_move_iterator(conversation.end()));
     };
     if (model.bos_id()) segments.emplace_back(TokenSegment{{*model.bos_id()}});
+    if (!model.system_message().empty()) {
+        segments.emplace_back(TextSegment{model.system_message()});
+        add_tokens(segments, template_piece(model, "\n\n"));
+    }
     add_tokens(segments, template_piece(model, pieces.before));
     if (model.config().order == SegmentOrder::question_first) add_conversation();
     const TokenSegment prefix = template_piece(model, pieces.passage_prefix);

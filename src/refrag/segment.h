@@ -31,9 +31,11 @@ struct TextSegment {
     bool parse_special = false;
 };
 
-// Tokens too, and what a policy that sees the question sees.
+// Tokens too, and what a policy that sees the question, or its words, sees. `ids`: how it stands in the
+// input, with what a chat template puts around it; without them the text is tokenised alone.
 struct QuestionSegment {
     std::string text;
+    std::optional<std::vector<int32_t>> ids = {};
 };
 
 // Chunks, each of which is expanded or not. `expanded`, one for each chunk: a choice made earlier, which is
@@ -73,7 +75,8 @@ std::vector<std::shared_ptr<SharedPassage>> share_passages(const Model& model,
                                                            std::span<const Passage> passages,
                                                            PassageCache& cache, int32_t chunk_len = 0);
 
-// A prompt as the model was trained on it: BOS; `before`; then, in the order that the model's configuration
+// A prompt as the model was trained on it. With a chat format it is chat_segments()'; else: BOS; the system
+// message and a blank line, where there is one; `before`; then, in the order that the model's configuration
 // says, the passages, each between its pieces of the template, and the conversation. Status::usage where a
 // turn's choice does not fit its chunks.
 std::vector<Segment> make_segments(const Model& model, std::span<const Turn> history,

@@ -74,21 +74,28 @@ std::vector<SelectPolicy> parse_select_policies(const std::vector<std::string>& 
 }
 
 std::vector<Selection> plan_selections(std::span<const double> expand_fractions,
-                                       std::span<const SelectPolicy> policies) {
+                                       std::span<const SelectPolicy> policies,
+                                       std::span<const Unexpanded> unexpanded) {
     REFRAG_CHECK(!expand_fractions.empty(), Status::usage, "expand fraction: expected at least one");
     REFRAG_CHECK(!policies.empty(), Status::usage, "policy: expected at least one");
+    REFRAG_CHECK(!unexpanded.empty(), Status::usage, "unexpanded: expected at least one");
     check_distinct(policies);
     std::vector<Selection> selections;
-    bool nothing_expanded = false;  // there is a row at p = 0
-    for (size_t i = 0; i < expand_fractions.size(); ++i) {
-        n_expand(expand_fractions[i], 1);  // refuses a p outside 0..1
-        for (const SelectPolicy policy : policies) {
-            const bool overrules = policy == SelectPolicy::none || policy == SelectPolicy::all;
-            if (overrules && i > 0) continue;
-            const double p = !overrules ? expand_fractions[i] : policy == SelectPolicy::all ? 1.0 : 0.0;
-            if (p == 0.0 && nothing_expanded) continue;
-            nothing_expanded = nothing_expanded || p == 0.0;
-            selections.push_back({p, policy});
+    for (auto rest = unexpanded.begin(); rest != unexpanded.end(); ++rest) {
+        REFRAG_CHECK(std::find(unexpanded.begin(), rest, *rest) == rest, Status::usage,
+                     "unexpanded: expected each once, found \"", unexpanded_name(*rest), "\" twice");
+        bool nothing_expanded = false;  // there is a row at p = 0
+        for (size_t i = 0; i < expand_fractions.size(); ++i) {
+            n_expand(expand_fractions[i], 1);  // refuses a p outside 0..1
+            for (const SelectPolicy policy : policies) {
+                const bool overrules = policy == SelectPolicy::none || policy == SelectPolicy::all;
+                if (overrules && i > 0) continue;
+                const double p = !overrules ? expand_fractions[i] : policy == SelectPolicy::all ? 1.0 : 0.0;
+                if (p == 1.0 && rest != unexpanded.begin()) continue;
+                if (p == 0.0 && nothing_expanded) continue;
+                nothing_expanded = nothing_expanded || p == 0.0;
+                selections.push_back({p, policy, *rest});
+            }
         }
     }
     return selections;

@@ -47,13 +47,16 @@ int64_t n_expand(double expand_fraction, int64_t n_chunks);
 struct Selection {
     double expand_fraction = 0.0;  // p
     SelectPolicy policy = SelectPolicy::model;
+    Unexpanded unexpanded = Unexpanded::compress;
 };
 
 // The rows for lists of p and of policies: every policy at every p, p by p. Policies none and all overrule p
 // and come once, at 0 and 1. At p = 0 there is nothing to choose: the first policy that comes to it has the
-// only row. Status::usage where a list is empty, a policy comes twice, or a p is outside 0..1.
+// only row. All of that once for each of `unexpanded`, but where everything is expanded. Status::usage where
+// a list is empty, a policy or a word of `unexpanded` comes twice, or a p is outside 0..1.
 std::vector<Selection> plan_selections(std::span<const double> expand_fractions,
-                                       std::span<const SelectPolicy> policies);
+                                       std::span<const SelectPolicy> policies,
+                                       std::span<const Unexpanded> unexpanded);
 
 // Marks the n largest scores; equal scores: lower index first. NaN ranks below everything.
 std::vector<bool> select_largest(std::span<const float> scores, int64_t n);

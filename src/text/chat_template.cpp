@@ -93,7 +93,19 @@ void add_question(Writer& out, const ChatPrompt& prompt, size_t turn, Strip side
     }
     // A turn is stripped as a whole, and before the question stand the passages.
     if (turn == 0 && prompt.n_passages > 0) sides.left = false;
-    out.text(strip(question, sides));
+    if (turn < prompt.turns.size() && prompt.turns[turn].apart) {
+        out.passage(prompt.n_passages + 2 * turn);
+    } else {
+        out.text(strip(question, sides));
+    }
+}
+
+void add_answer(Writer& out, const ChatPrompt& prompt, size_t turn, bool strips) {
+    if (prompt.turns[turn].apart) {
+        out.passage(prompt.n_passages + 2 * turn + 1);
+    } else {
+        out.text(strip(prompt.turns[turn].answer, {strips, strips}));
+    }
 }
 
 void write_llama2(Writer& out, const ChatPrompt& prompt, std::optional<int32_t> bos_id, int32_t eos_id) {
@@ -110,7 +122,7 @@ void write_llama2(Writer& out, const ChatPrompt& prompt, std::optional<int32_t> 
         out.piece(" [/INST]");
         if (turn == prompt.turns.size()) return;
         out.piece(" ");
-        out.text(strip(prompt.turns[turn].answer));
+        add_answer(out, prompt, turn, true);
         out.piece(" ");
         out.token(eos_id);
     }
@@ -132,7 +144,7 @@ void write_mistral(Writer& out, const ChatPrompt& prompt, std::optional<int32_t>
         out.piece(control ? "[/INST]" : " [/INST]");
         if (turn == last) return;
         if (control) out.piece(" ");
-        out.text(control ? strip(prompt.turns[turn].answer) : prompt.turns[turn].answer);
+        add_answer(out, prompt, turn, control);
         out.token(eos_id);
     }
 }
@@ -165,7 +177,7 @@ void write_roles(Writer& out, const ChatPrompt& prompt, const RoleMarks& marks) 
         out.piece(marks.end);
         begin("assistant");
         if (turn == prompt.turns.size()) return;
-        out.text(stripped(prompt.turns[turn].answer));
+        add_answer(out, prompt, turn, marks.strips);
         out.piece(marks.end);
     }
 }

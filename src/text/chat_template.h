@@ -49,6 +49,9 @@ std::optional<int32_t> end_of_turn(ChatFormat format, const Tokenizer& tokenizer
 struct ChatTurn {
     std::string_view question;
     std::string_view answer;
+    // Question and answer are not read as text: in the turn's place stand segments like a passage's, numbered
+    // n_passages + 2 * turn and one more.
+    bool apart = false;
 };
 
 // What a prompt is made of. Nothing in these texts is a special token, whatever it spells.

@@ -273,7 +273,7 @@ TEST_CASE_FIXTURE(Fixture, "engine: prompts that begin alike share pages, and an
 TEST_CASE_FIXTURE(Fixture, "engine: the same chunks with another choice are another prefix") {
     Engine engine(model, {.n_slots = 1, .max_context = 512});
     const auto reused = [&](SelectPolicy policy) {
-        Request request = compressed(8, 4);
+        Request request = compressed(3, 4);
         request.options.policy = policy;
         const uint64_t id = engine.submit(std::move(request));
         std::map<uint64_t, Result> results = run_all(engine);

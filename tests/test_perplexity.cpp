@@ -273,7 +273,8 @@ TEST_CASE("eval perplexity: lists from outside, the table and --windows") {
     };
     std::map<Key, std::vector<double>> windows;
     for (const Json& line : json_lines(read_file(dir.file("windows.jsonl"), 1 << 20))) {
-        line.check_keys({"context", "output", "mode", "k", "p", "policy", "window", "log_perplexity"});
+        line.check_keys(
+            {"context", "output", "mode", "k", "p", "policy", "unexpanded", "window", "log_perplexity"});
         CHECK(line.get_int("output") == 16);
         std::vector<double>& list = windows[key_of(line)];
         CHECK(line.get_int("window") == std::ssize(list));
@@ -282,8 +283,8 @@ TEST_CASE("eval perplexity: lists from outside, the table and --windows") {
     CHECK(windows.size() == rows.size());
     for (size_t i = 0; i < rows.size(); ++i) {
         const Json row = rows.at(i);
-        row.check_keys({"mode", "context", "output", "k", "p", "policy", "log_perplexity", "standard_error",
-                        "share_recovered", "n", "difference", "ci95"});
+        row.check_keys({"mode", "context", "output", "k", "p", "policy", "unexpanded", "log_perplexity",
+                        "standard_error", "share_recovered", "n", "difference", "ci95"});
         const std::vector<double>& list = windows[key_of(row)];
         REQUIRE(list.size() == 3);
         CHECK(row.get_number("log_perplexity") == mean_of(list).value);

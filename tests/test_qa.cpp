@@ -223,8 +223,8 @@ TEST_CASE("eval qa: from outside, the three forms and the predictions") {
     REQUIRE(rows.as_array().size() == 7);
     for (size_t i = 0; i < rows.size(); ++i) {
         const Json row = rows.at(i);
-        row.check_keys({"mode", "distractors", "k", "p", "policy", "exact_match", "f1", "rouge_l",
-                        "standard_error", "n"});
+        row.check_keys({"mode", "distractors", "k", "p", "policy", "unexpanded", "exact_match", "f1",
+                        "rouge_l", "standard_error", "n"});
         const std::string mode = row.get_string("mode");
         CHECK(row.get("distractors").is_null() == (mode == "none"));
         for (const char* key : {"k", "p", "policy"}) CHECK(row.get(key).is_null() == (mode != "refrag"));
@@ -237,8 +237,8 @@ TEST_CASE("eval qa: from outside, the three forms and the predictions") {
     for (size_t begin = 0; begin < said.size();) {
         const size_t end = said.find('\n', begin);
         const Json line = Json::parse(said.substr(begin, end - begin), "said");
-        line.check_keys({"id", "mode", "k", "p", "policy", "distractors", "question", "prediction", "answers",
-                         "exact_match", "f1", "rouge_l"});
+        line.check_keys({"id", "mode", "k", "p", "policy", "unexpanded", "distractors", "question",
+                         "prediction", "answers", "exact_match", "f1", "rouge_l"});
         line.get_string("prediction");
         if (line.get_string("mode") == "full" && line.get_int("distractors") == 2)
             sum += line.get_number("f1");

@@ -220,8 +220,9 @@ TEST_CASE("eval qa: turns, policies and unanswerable questions from outside") {
     REQUIRE(rows.as_array().size() == 4 * 5);
     for (size_t i = 0; i < rows.size(); ++i) {
         const Json row = rows.at(i);
-        row.check_keys({"mode", "distractors", "k", "p", "policy", "turn", "exact_match", "f1", "rouge_l",
-                        "standard_error", "n", "em_difference", "em_ci95", "f1_difference", "f1_ci95"});
+        row.check_keys({"mode", "distractors", "k", "p", "policy", "unexpanded", "turn", "exact_match", "f1",
+                        "rouge_l", "standard_error", "n", "em_difference", "em_ci95", "f1_difference",
+                        "f1_ci95"});
         CHECK(row.get("turn").is_null() == (i % 5 == 4));
         const bool compared = row.get_string_or("policy", "") == "random";
         CHECK(row.get("em_difference").is_null() == !compared);
@@ -232,8 +233,8 @@ TEST_CASE("eval qa: turns, policies and unanswerable questions from outside") {
     std::map<std::string, double> f1;  // by policy, at p = .5, all turns
     size_t n_lines = 0;
     for (const Json& line : json_lines(read_file(dir.file("said.jsonl"), 1 << 20))) {
-        line.check_keys({"id", "turn", "mode", "k", "p", "policy", "distractors", "question", "prediction",
-                         "answers", "exact_match", "f1", "rouge_l"});
+        line.check_keys({"id", "turn", "mode", "k", "p", "policy", "unexpanded", "distractors", "question",
+                         "prediction", "answers", "exact_match", "f1", "rouge_l"});
         ++n_lines;
         if (line.get_number_or("p", 0.0) == 0.5) f1[line.get_string("policy")] += line.get_number("f1") / 7;
     }

@@ -53,7 +53,7 @@ void run_questions(const RunOptions& options) {
     const std::unique_ptr<Model> model = load_run_model(*device, options, answer_options);
     warn_chunk_len(*model, options.chunk_len);
     Session session(*model,
-                    EngineOptions{.max_context = options.context, .prefix_cache = options.prefix_cache});
+                    EngineOptions{.max_context = options.context, .prefix_cache = !options.no_prefix_cache});
     JsonWriter explain(1);
     const bool several = options.questions.size() > 1;
     if (several) explain.begin_array();
@@ -167,7 +167,7 @@ void add_generation_options(CLI::App& sub, RunOptions& options, CLI::Option* bat
         ->group(group);
     sub.add_flag("--ignore-eos", options.answer.ignore_eos, "Never sample an end token: go on to -n or -c")
         ->group(group);
-    sub.add_flag("!--no-prefix-cache", options.prefix_cache,
+    sub.add_flag("--no-prefix-cache", options.no_prefix_cache,
                  "Read every prompt whole: do not take over the positions of an earlier one that began alike")
         ->group(group);
     sub.add_option("--parallel", options.parallel,

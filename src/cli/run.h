@@ -29,7 +29,7 @@ struct RunOptions {
     std::string batch;  // "": no batch
     std::string output;
     int32_t parallel = 8;
-    bool prefix_cache = true;
+    bool no_prefix_cache = false;
 };
 
 // The options of every request, checked. Status::usage.

@@ -142,7 +142,8 @@ void run_batch(const RunOptions& options) {
     const int64_t context = needed_context(*model, jobs, cache, answer_options, limit);
     const auto wanted =
         static_cast<int32_t>(std::min<size_t>(jobs.size(), static_cast<size_t>(options.parallel)));
-    Engine engine(*model, {.n_slots = wanted, .max_context = context, .prefix_cache = options.prefix_cache});
+    Engine engine(*model,
+                  {.n_slots = wanted, .max_context = context, .prefix_cache = !options.no_prefix_cache});
     OrderedOutput output(options.output);
     Progress progress("answering");
     size_t submitted = 0;

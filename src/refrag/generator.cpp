@@ -125,13 +125,10 @@ int32_t Generator::start(std::vector<int32_t> source, Buffer chunk_rows, NextTok
     return *slot;
 }
 
-void Generator::keep_prefix(int32_t slot) noexcept {
+void Generator::keep_prefix(int32_t slot) {
+    // The last id was not fed.
     const std::span<const RowName> names = at(slot).names;
-    try {
-        // The last id was not fed.
-        prefixes_.keep(slot, names.first(std::min(names.size(), static_cast<size_t>(kv_.length(slot)))));
-    } catch (...) {  // no memory: then less is kept
-    }
+    prefixes_.keep(slot, names.first(std::min(names.size(), static_cast<size_t>(kv_.length(slot)))));
 }
 
 void Generator::stop(int32_t slot) noexcept {
@@ -296,10 +293,11 @@ const std::vector<Generator::Ended>& Generator::step(int64_t max_rows) {
         const int32_t slot = outputs_[i];
         Sequence& sequence = at(slot);
         sequence.chunk_rows = Buffer{};
-        if (!sequence.generating) keep_prefix(slot);
+        const bool is_first = !sequence.generating;
         sequence.generating = true;
         Ended end{slot, false, nullptr};
         try {
+            if (is_first) keep_prefix(slot);
             Logits logits{std::span(logits_).subspan(i * n_logits, n_logits), {}};
             if (!drawn_.empty()) logits.drawn = drawn_[i];
             if (!ids_.empty()) logits.ids = std::span(ids_).subspan(i * n_logits, n_logits);
@@ -311,10 +309,10 @@ const std::vector<Generator::Ended>& Generator::step(int64_t max_rows) {
                 if (!sequence.names.empty()) sequence.names.push_back(token_row_name(*id));
                 continue;
             }
+            keep_prefix(slot);
         } catch (...) {
             end.error = std::current_exception();
         }
-        keep_prefix(slot);
         stop(slot);
         ended_.push_back(end);
     }

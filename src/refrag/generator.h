@@ -128,7 +128,7 @@ class Generator {
     int64_t n_promised() const;
     void plan_rows(int64_t max_rows);
     // Keeps what the slot holds for others that begin alike.
-    void keep_prefix(int32_t slot) noexcept;
+    void keep_prefix(int32_t slot);
     // The decoder's pass over parts_; the logits of outputs_, in memory that arena_'s scope holds, and when
     // they were begun.
     Tensor feed_decoder(double& logits_began_ms);

@@ -261,6 +261,11 @@ TEST_CASE("chat templates in a prompt: what the caller says goes before what the
     CHECK(Model(cpu().device(), plain.path).chat_source() == ChatSource::unknown);
     // A model directory keeps its template, unless another is asked for.
     CHECK(Model(cpu().device(), tiny_refrag_path()).chat_source() == ChatSource::model_directory);
+    const TempDir dir;
+    std::filesystem::copy(tiny_refrag_path(), dir.file("model"), std::filesystem::copy_options::recursive);
+    dir.write("model/decoder/chat_template.jinja", plain.template_text("smollm2"));
+    CHECK(Model(cpu().device(), dir.file("model")).chat_format() == ChatFormat::plain);
+    CHECK(Model(cpu().device(), dir.file("model")).system_message().empty());
     chat.format = ChatFormat::llama2;
     const Model other(cpu().device(), tiny_refrag_path(), {}, WeightFormat::as_stored, chat);
     CHECK(other.chat_format() == ChatFormat::llama2);

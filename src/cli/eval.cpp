@@ -26,10 +26,10 @@ void add_selection_options(CLI::App& app, SelectionFlags& flags) {
            "--policy", flags.policies,
            "Comma list of " + select_policy_names(", ") +
                ": which chunks are expanded (default: model; without an encoder bm25, or recent where there "
-               "is no "
-               "question). None and all overrule -p; at -p 0 the first has the only row. Rows of further "
-               "ones are "
-               "compared with the first's, pair by pair: mean difference, half width of its 95% interval")
+               "is no question). None and all overrule -p; at -p 0 the first has the only row. Rows of "
+               "further "
+               "ones are compared with the first's, pair by pair: mean difference, half width of its 95% "
+               "interval")
         ->delimiter(',')
         ->type_name("LIST");
     app.add_option("--unexpanded", flags.unexpanded,

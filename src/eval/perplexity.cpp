@@ -248,8 +248,8 @@ void check_perplexity_options(const PerplexityOptions& options) {
     REFRAG_CHECK(!options.modes.empty(), Status::usage, "modes: expected at least one");
     for (const int32_t k : options.chunk_lens)
         REFRAG_CHECK(k >= 1, Status::usage, "chunk length: expected at least 1, found ", k);
-    plan_selections(options.expand_fractions, options.policies,
-                    options.unexpanded);  // refuses what makes no sense in them
+    // Refuses what makes no sense in them.
+    plan_selections(options.expand_fractions, options.policies, options.unexpanded);
     for (const SelectPolicy policy : options.policies) {
         REFRAG_CHECK(policy != SelectPolicy::bm25, Status::usage,
                      "policy bm25: a window of text has no question whose words could choose; expected one "

@@ -253,8 +253,8 @@ void check_qa_options(const QaOptions& options) {
                      distractors);
     for (const int32_t k : options.chunk_lens)
         REFRAG_CHECK(k >= 1, Status::usage, "chunk length: expected at least 1, found ", k);
-    plan_selections(options.expand_fractions, options.policies,
-                    options.unexpanded);  // refuses what makes no sense in them
+    // Refuses what makes no sense in them.
+    plan_selections(options.expand_fractions, options.policies, options.unexpanded);
     REFRAG_CHECK(options.limit >= 0, Status::usage, "limit: expected at least 0, found ", options.limit);
     REFRAG_CHECK(options.max_turns >= 1, Status::usage, "turns: expected at least 1, found ",
                  options.max_turns);

@@ -15,8 +15,8 @@ struct DecoderInput {
     std::vector<int32_t> source;          // a token id, or -1 - i for chunk row i (Llama::forward)
     std::vector<int32_t> row_chunk;       // chunk of chunk row i, counted over all passages; -1: of none
     std::vector<int32_t> chunk_position;  // first row of each chunk
-    std::vector<int32_t>
-        chunk_n_positions;    // rows it takes: 1 when compressed, its tokens when expanded, or 0
+    // Rows that each chunk takes: its tokens when expanded, 1 when compressed, 0 when left out.
+    std::vector<int32_t> chunk_n_positions;
     size_t plain_tokens = 0;  // rows if everything were expanded
 
     void add_token(int32_t id);

@@ -191,15 +191,16 @@ void Model::load_encoder(const std::string& decoder_dir, const LoadedBytes& load
 }
 
 void Model::choose_chat(const std::string& decoder_dir, const ChatOptions& chat) {
-    const std::optional<std::string> jinja = read_chat_template(decoder_dir);
-    const std::optional<ChatTemplate> found = jinja ? recognize_chat_template(*jinja) : std::nullopt;
-    if (chat.format) {
-        chat_.format = *chat.format;
-        if (found && found->format == chat_.format) chat_ = *found;
-        chat_source_ = ChatSource::given;
-    } else if (is_plain_decoder(dir_)) {
-        if (found) chat_ = *found;
-        chat_source_ = found ? ChatSource::recognized : jinja ? ChatSource::unknown : ChatSource::none;
+    // A model directory's template is refrag.json's: the decoder's own is not even read, unless asked for.
+    if (chat.format || is_plain_decoder(dir_)) {
+        const std::optional<std::string> jinja = read_chat_template(decoder_dir);
+        const std::optional<ChatTemplate> found = jinja ? recognize_chat_template(*jinja) : std::nullopt;
+        if (found && found->format == chat.format.value_or(found->format)) chat_ = *found;
+        chat_.format = chat.format.value_or(chat_.format);
+        chat_source_ = chat.format ? ChatSource::given
+                       : found     ? ChatSource::recognized
+                       : jinja     ? ChatSource::unknown
+                                   : ChatSource::none;
     }
     if (chat.system) chat_.system = *chat.system;
 }

@@ -112,7 +112,7 @@ void measure_machine(const BenchCommand& command, const Device& device, BenchRep
     }
 #endif
     const Progress progress("measuring the machine's peaks");
-    report.peaks = measure_peaks(report.threads, available_memory_bytes() / 8);
+    report.peaks = measure_peaks(report.threads, device.available_bytes() / 8);
 }
 
 // Rows whose rounds differ much say more about what else runs here than about refrag.

@@ -91,8 +91,6 @@ struct WeightsI8 {
 
 constexpr int kMaxParts = 3;
 
-enum class Ends { store, add, silu_mul };
-
 // Products of one x: sums s[r, n] = sum_k x[r, k] w[n, k] + bias[n], and out = s, out += s, or, of two
 // products of the same shape, the first's out = silu(s) * the second's s.
 template <typename Weights>
@@ -107,7 +105,7 @@ struct Matvec {
     const float* x;
     int64_t rows;
     int64_t in_dim;
-    Ends ends;
+    Epilogue epilogue;
     int n_parts;
     Part parts[kMaxParts];
 };
@@ -121,7 +119,7 @@ template <int kRows, typename Weights>
 __global__ void __launch_bounds__(kThreads) matvec_kernel(Matvec<Weights> a) {
     using Part = typename Matvec<Weights>::Part;
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    const bool paired = a.ends == Ends::silu_mul;
+    const bool paired = a.epilogue == Epilogue::silu_mul;
     int p = 0;
     while (!paired && p + 1 < a.n_parts && blockIdx.x >= a.parts[p + 1].first_block) ++p;
     const int64_t warp =
@@ -173,7 +171,7 @@ __global__ void __launch_bounds__(kThreads) matvec_kernel(Matvec<Weights> a) {
             continue;
         }
         for (int c = 0; c < kColumns && first + c < one.out_dim; ++c) {
-            out[c] = a.ends == Ends::add ? out[c] + total[c] : total[c];
+            out[c] = a.epilogue == Epilogue::add ? out[c] + total[c] : total[c];
         }
     }
 }
@@ -217,11 +215,11 @@ template <typename Weights>
 void matvec(const Matvec<Weights>& call, cudaStream_t stream) {
     Matvec<Weights> a = call;
     unsigned blocks = 0;
-    const int64_t columns = a.ends == Ends::silu_mul ? 1 : kColumns;
+    const int64_t columns = a.epilogue == Epilogue::silu_mul ? 1 : kColumns;
     for (int p = 0; p < a.n_parts; ++p) {
-        a.parts[p].first_block = a.ends == Ends::silu_mul ? 0 : blocks;
+        a.parts[p].first_block = a.epilogue == Epilogue::silu_mul ? 0 : blocks;
         const auto own = static_cast<unsigned>(ceil_div(a.parts[p].out_dim, kWarps * columns));
-        blocks = a.ends == Ends::silu_mul ? own : blocks + own;
+        blocks = a.epilogue == Epilogue::silu_mul ? own : blocks + own;
     }
     if (blocks == 0) return;
     for (int64_t left = call.rows; left > 0; left -= kFewRows) {
@@ -301,13 +299,13 @@ bool CudaBackend::few_rows(int64_t rows, int64_t in_dim) const {
 namespace {
 
 template <typename Weights, typename WeightsOf>
-void few_products(Tensor x, std::span<const Product> products, Ends ends, cudaStream_t stream,
+void few_products(Tensor x, std::span<const Product> products, Epilogue epilogue, cudaStream_t stream,
                   const WeightsOf& weights_of) {
     Matvec<Weights> a{};
     a.x = x.f32();
     a.rows = x.rows;
     a.in_dim = x.cols;
-    a.ends = ends;
+    a.epilogue = epilogue;
     a.n_parts = static_cast<int>(products.size());
     for (size_t p = 0; p < products.size(); ++p) {
         const auto& w = static_cast<const CudaMatrix&>(*products[p].w);  // NOLINT: made by make_matrix
@@ -318,21 +316,21 @@ void few_products(Tensor x, std::span<const Product> products, Ends ends, cudaSt
 }
 
 // At most kMaxParts products of weights of one dtype.
-void few_products(Tensor x, std::span<const Product> products, Ends ends, cudaStream_t stream) {
+void few_products(Tensor x, std::span<const Product> products, Epilogue epilogue, cudaStream_t stream) {
     const auto bits = [](const CudaMatrix& w) { return static_cast<const uint16_t*>(w.data()); };
     switch (products[0].w->dtype()) {
         case DType::bf16:
-            return few_products<Weights16<Bf16>>(x, products, ends, stream, [&](const CudaMatrix& w) {
+            return few_products<Weights16<Bf16>>(x, products, epilogue, stream, [&](const CudaMatrix& w) {
                 return Weights16<Bf16>{bits(w), w.stride()};
             });
         case DType::f16:
-            return few_products<Weights16<F16>>(x, products, ends, stream, [&](const CudaMatrix& w) {
+            return few_products<Weights16<F16>>(x, products, epilogue, stream, [&](const CudaMatrix& w) {
                 return Weights16<F16>{bits(w), w.stride()};
             });
         case DType::i8:
-            return few_products<WeightsI8>(x, products, ends, stream, int8_weights);
+            return few_products<WeightsI8>(x, products, epilogue, stream, int8_weights);
         default:
-            return few_products<WeightsF32>(x, products, ends, stream, [](const CudaMatrix& w) {
+            return few_products<WeightsF32>(x, products, epilogue, stream, [](const CudaMatrix& w) {
                 return WeightsF32{static_cast<const float*>(w.data()), w.stride()};
             });
     }
@@ -398,9 +396,9 @@ void CudaBackend::linears(Tensor x, std::span<const Product> products) {
     if (x.rows == 0 || products.empty()) return;
     if (few_rows(x.rows, x.cols)) {
         if (products.size() <= kMaxParts && of_one_dtype(products)) {
-            return few_products(x, products, Ends::store, stream());
+            return few_products(x, products, Epilogue::store, stream());
         }
-        for (const Product& p : products) few_products(x, {&p, 1}, Ends::store, stream());
+        for (const Product& p : products) few_products(x, {&p, 1}, Epilogue::store, stream());
         return;
     }
     std::optional<DType> prepared;
@@ -418,7 +416,7 @@ void CudaBackend::linear_silu_mul(Tensor x, const Product& gate, const Product& 
     check_shapes(x, both);
     if (x.rows == 0) return;
     if (few_rows(x.rows, x.cols) && of_one_dtype(both) && gate.out.cols == up.out.cols) {
-        return few_products(x, both, Ends::silu_mul, stream());
+        return few_products(x, both, Epilogue::silu_mul, stream());
     }
     linears(x, both);
     silu_mul(gate.out, up.out);
@@ -428,7 +426,7 @@ void CudaBackend::linear_add(Tensor residual, Tensor x, const Product& y) {
     const Product sum{residual, y.w, y.bias};
     check_shapes(x, {&sum, 1});
     if (x.rows == 0) return;
-    if (few_rows(x.rows, x.cols)) return few_products(x, {&sum, 1}, Ends::add, stream());
+    if (few_rows(x.rows, x.cols)) return few_products(x, {&sum, 1}, Epilogue::add, stream());
     multiply(residual, static_cast<const CudaMatrix&>(*y.w), y.bias, true,  // NOLINT
              rounded(x, rounding_of(y.w->dtype())));
 }

@@ -208,7 +208,7 @@ TEST_CASE_TEMPLATE("ops: several products of one x are linear, one by one", T, S
     }
 }
 
-// Depths of one and of several pieces, columns that end within a panel, rows on both sides of kThenRows.
+// Depths of one and of several pieces, columns that end within a panel, rows on both sides of kEpilogueRows.
 TEST_CASE_TEMPLATE("ops: fused products are their definitions", T, Scalar, Avx2, Avx512, Avx512Bf16, Amx) {
     REQUIRE_ISA(T);
     const auto backend = make_cpu_backend(2, T::isa);

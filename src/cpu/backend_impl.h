@@ -181,24 +181,36 @@ class CpuBackend : public Backend {
     // Calls body(begin, end) over [0, n) cut into pieces, in parallel where n items of `cost` (about one unit
     // for each element touched) are worth it. Pieces begin at multiples of `grain`.
     void parallel(int64_t n, double cost, FunctionRef<void(int64_t, int64_t)> body, int64_t grain = 1);
-    void linear_act(Tensor out, Tensor x, const Matrix& w, Tensor bias, bool gelu);
-
     void rotate(std::span<const Tensor> tensors, Tensor cos_sin);
 
-    // What is done with a block of a product's results while it is in the cache: with a second product's
-    // (silu_mul), to a residual (add), with cos_sin to all products but the last (rope).
-    enum class Then { nothing, gelu, silu_mul, add, rope };
-    // What x is made into before it meets W: bf16 tiles, groups of bytes, or nothing (linear_act).
+    // gemm.cpp: products whose x stays as it is.
+    struct LinearPlan;
+    LinearPlan plan_linear(Tensor out, Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue) const;
+    void widen_panels(const LinearPlan& plan, int64_t panel, int64_t n_panels, int64_t k_begin, int64_t k,
+                      float* wide) const;
+    void run_linear(const LinearPlan& plan, int64_t task, int thread);
+    void linear_as_is(Tensor out, Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue);
+
+    // gemm_bf16.cpp: products whose x is packed first.
+    // What x is made into before it meets W: bf16 tiles, groups of bytes, or nothing (linear_as_is).
     enum class Left { as_is, bf16, int8 };
     Left left_for(const Matrix& w) const;
     // The part of a product that one task computes.
     struct Part {
         int64_t row, n_rows, column, n_cols;
     };
-    void products_packed(Tensor x, Left left, std::span<const Product> products, Then then,
+    struct PackedPlan;
+    // other: the residual (add) or cos_sin (rope).
+    PackedPlan plan_packed(Tensor x, Left left, std::span<const Product> products, Epilogue epilogue,
+                           Tensor other) const;
+    void pack_left(const PackedPlan& plan);
+    void run_packed(const PackedPlan& plan, int64_t task, int thread);
+    void sum_packed(const PackedPlan& plan, const Product& product, const Part& part, int thread);
+    void end_packed(const PackedPlan& plan, const Product& product, const Part& part);
+    void products_packed(Tensor x, Left left, std::span<const Product> products, Epilogue epilogue,
                          Tensor other = {});
     void pack_bf16(Tensor x);
-    void multiply_bf16(const Product& product, const Part& part, Bf16Then then, const Product* up,
+    void multiply_bf16(const Product& product, const Part& part, Epilogue epilogue, const Product* up,
                        Tensor residual);
     // gemm_int8.cpp
     void pack_int8(Tensor x);

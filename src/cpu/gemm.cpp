@@ -183,105 +183,134 @@ std::unique_ptr<Matrix> CpuDevice::make_matrix(DType dtype, int64_t out_dim, int
 
 void CpuBackend::linear(Tensor out, Tensor x, const Matrix& w, Tensor bias) {
     const Left left = left_for(w);
-    if (left == Left::as_is) return linear_act(out, x, w, bias, false);
+    if (left == Left::as_is) return linear_as_is(out, x, w, bias, Epilogue::store);
     const Product product{out, &w, bias};
-    products_packed(x, left, {&product, 1}, Then::nothing);
+    products_packed(x, left, {&product, 1}, Epilogue::store);
 }
 
 void CpuBackend::linear_gelu(Tensor out, Tensor x, const Matrix& w, Tensor bias) {
     const Left left = left_for(w);
-    if (left == Left::as_is) return linear_act(out, x, w, bias, true);
+    if (left == Left::as_is) return linear_as_is(out, x, w, bias, Epilogue::gelu);
     const Product product{out, &w, bias};
-    products_packed(x, left, {&product, 1}, Then::gelu);
+    products_packed(x, left, {&product, 1}, Epilogue::gelu);
 }
 
 // A task is a block of rows times a group of 4 panels. The weights' block [kBlockK x 64] stays in the first
 // cache levels while the rows pass; bf16 and f16 weights are widened into scratch first when many rows
 // follow, I8 weights always: by pieces that stay in the first cache level when the rows are few.
-void CpuBackend::linear_act(Tensor out, Tensor x, const Matrix& w, Tensor bias, bool with_gelu) {
-    const auto& matrix = dynamic_cast<const PackedMatrix&>(w);
-    const auto* const stored = dynamic_cast<const CpuMatrix*>(&w);
-    const auto* const int8 = dynamic_cast<const Int8Matrix*>(&w);
-    const int64_t rows = x.rows, in_dim = w.in_dim(), out_dim = w.out_dim();
-    REFRAG_DCHECK(x.cols == in_dim && out.cols == out_dim && out.rows == rows);
-    REFRAG_DCHECK(bias.empty() || bias.size() == out_dim);
-    if (rows == 0 || out_dim == 0) return;
-    float* const out_data = out.f32();
-    const float* const x_data = x.f32();
-    const float* const bias_data = bias.empty() ? nullptr : bias.f32();
+struct CpuBackend::LinearPlan {
+    const PackedMatrix& w;
+    const CpuMatrix* stored;  // w as what it is; the other is null
+    const Int8Matrix* int8;
+    const float* x;  // [rows, in_dim]
+    float* out;      // [rows, out_dim]
+    const float* bias;
+    int64_t rows, in_dim, out_dim;
+    Epilogue epilogue;  // store or gelu
+    bool widens;
+    int64_t block_k;   // k of a piece
+    int64_t n_groups;  // of panels
+    int64_t n_tasks;
+};
 
-    const bool widen = int8 != nullptr || (w.dtype() != DType::f32 && rows >= kWidenRows);
+CpuBackend::LinearPlan CpuBackend::plan_linear(Tensor out, Tensor x, const Matrix& w, Tensor bias,
+                                               Epilogue epilogue) const {
+    const auto& matrix = dynamic_cast<const PackedMatrix&>(w);
+    const auto* const int8 = dynamic_cast<const Int8Matrix*>(&w);
+    const int64_t rows = x.rows, in_dim = w.in_dim();
+    REFRAG_DCHECK(x.cols == in_dim && out.cols == w.out_dim() && out.rows == rows);
+    REFRAG_DCHECK(bias.empty() || bias.size() == w.out_dim());
     const int64_t block_k = rows > kTileRows  ? kBlockK
                             : int8 != nullptr ? kFewRowsInt8K
                                               : std::max<int64_t>(in_dim, 1);
     const int64_t n_groups = (matrix.n_panels() + kTilePanels - 1) / kTilePanels;
-    const int64_t n_blocks = (rows + kBlockRows - 1) / kBlockRows;
+    return {matrix,
+            dynamic_cast<const CpuMatrix*>(&w),
+            int8,
+            x.f32(),
+            out.f32(),
+            bias.empty() ? nullptr : bias.f32(),
+            rows,
+            in_dim,
+            w.out_dim(),
+            epilogue,
+            int8 != nullptr || (w.dtype() != DType::f32 && rows >= kWidenRows),
+            block_k,
+            n_groups,
+            n_groups * ((rows + kBlockRows - 1) / kBlockRows)};
+}
 
-    if (widen) {
-        for (Scratch& s : scratch_) s.get(kTilePanels * kBlockK * kPanel);
+// n_panels panels from `panel` on, entries [k_begin, k_begin + k), block_k entries from one to the next.
+void CpuBackend::widen_panels(const LinearPlan& plan, int64_t panel, int64_t n_panels, int64_t k_begin,
+                              int64_t k, float* wide) const {
+    for (int64_t p = 0; p < n_panels; ++p, wide += plan.block_k * kPanel) {
+        if (plan.int8 != nullptr) {
+            kernels_.widen_int8(wide, plan.int8->panel(panel + p, k_begin), k);
+        } else {
+            kernels_.widen_panel(wide, plan.stored->panel(panel + p, k_begin), plan.w.dtype(), k);
+        }
     }
+}
 
-    const auto task = [&](int64_t index, int thread) {
-        const int64_t row_begin = index / n_groups * kBlockRows;
-        const int64_t row_end = std::min(rows, row_begin + kBlockRows);
-        const int64_t panel_begin = index % n_groups * kTilePanels;
-        const int64_t panel_end = std::min(matrix.n_panels(), panel_begin + kTilePanels);
-        const int64_t col_end = std::min(out_dim, panel_end * kPanel);
+void CpuBackend::run_linear(const LinearPlan& plan, int64_t task, int thread) {
+    const int64_t row_begin = task / plan.n_groups * kBlockRows;
+    const int64_t row_end = std::min(plan.rows, row_begin + kBlockRows);
+    const int64_t panel_begin = task % plan.n_groups * kTilePanels;
+    const int64_t panel_end = std::min(plan.w.n_panels(), panel_begin + kTilePanels);
+    const int64_t col_end = std::min(plan.out_dim, panel_end * kPanel);
 
-        int64_t k_begin = 0;
-        do {
-            const int64_t k = std::min(block_k, in_dim - k_begin);
-            const bool last = k_begin + k >= in_dim;
-            float* wide = nullptr;
-            if (widen) {
-                wide = scratch_[static_cast<size_t>(thread)].get(kTilePanels * kBlockK * kPanel);
-                for (int64_t p = panel_begin; p < panel_end; ++p) {
-                    float* const to = wide + (p - panel_begin) * block_k * kPanel;
-                    if (int8 != nullptr) {
-                        kernels_.widen_int8(to, int8->panel(p, k_begin), k);
-                    } else {
-                        kernels_.widen_panel(to, stored->panel(p, k_begin), w.dtype(), k);
-                    }
-                }
-            }
-            for (int64_t r = row_begin; r < row_end; r += kTileRows) {
-                const int tile_rows = static_cast<int>(std::min<int64_t>(kTileRows, row_end - r));
-                for (int64_t p = panel_begin; p < panel_end;) {
-                    const int64_t left = panel_end - p;
-                    const int panels = left >= kTilePanels ? kTilePanels : left >= 2 ? 2 : 1;
-                    GemmTile t{};
-                    t.a = x_data + r * in_dim + k_begin;
-                    t.lda = in_dim;
-                    t.ldb = kPanel;
-                    t.b = widen ? static_cast<const void*>(wide + (p - panel_begin) * block_k * kPanel)
-                                : stored->panel(p, k_begin);
-                    t.panel_stride = widen ? block_k * kPanel : stored->panel_stride();
-                    t.c = out_data + r * out_dim + p * kPanel;
-                    t.ldc = out_dim;
-                    t.k = k;
-                    t.n_cols = std::min(panels * kPanel, col_end - p * kPanel);
-                    t.accumulate = k_begin > 0;
-                    t.bias = last && bias_data != nullptr ? bias_data + p * kPanel : nullptr;
-                    kernels_.gemm_tile(widen ? DType::f32 : w.dtype(), tile_rows, panels, t);
-                    p += panels;
-                }
-            }
-            k_begin += k;
-        } while (k_begin < in_dim);
-
-        if (with_gelu) {
-            for (int64_t r = row_begin; r < row_end; ++r) {
-                kernels_.gelu(out_data + r * out_dim + panel_begin * kPanel, col_end - panel_begin * kPanel);
+    int64_t k_begin = 0;
+    do {
+        const int64_t k = std::min(plan.block_k, plan.in_dim - k_begin);
+        const bool last = k_begin + k >= plan.in_dim;
+        float* wide = nullptr;
+        if (plan.widens) {
+            wide = scratch_[static_cast<size_t>(thread)].get(kTilePanels * kBlockK * kPanel);
+            widen_panels(plan, panel_begin, panel_end - panel_begin, k_begin, k, wide);
+        }
+        for (int64_t r = row_begin; r < row_end; r += kTileRows) {
+            const int tile_rows = static_cast<int>(std::min<int64_t>(kTileRows, row_end - r));
+            for (int64_t p = panel_begin; p < panel_end;) {
+                const int64_t left = panel_end - p;
+                const int panels = left >= kTilePanels ? kTilePanels : left >= 2 ? 2 : 1;
+                GemmTile t{};
+                t.a = plan.x + r * plan.in_dim + k_begin;
+                t.lda = plan.in_dim;
+                t.ldb = kPanel;
+                t.b = wide != nullptr
+                          ? static_cast<const void*>(wide + (p - panel_begin) * plan.block_k * kPanel)
+                          : plan.stored->panel(p, k_begin);
+                t.panel_stride = wide != nullptr ? plan.block_k * kPanel : plan.stored->panel_stride();
+                t.c = plan.out + r * plan.out_dim + p * kPanel;
+                t.ldc = plan.out_dim;
+                t.k = k;
+                t.n_cols = std::min(panels * kPanel, col_end - p * kPanel);
+                t.accumulate = k_begin > 0;
+                t.bias = last && plan.bias != nullptr ? plan.bias + p * kPanel : nullptr;
+                kernels_.gemm_tile(wide != nullptr ? DType::f32 : plan.w.dtype(), tile_rows, panels, t);
+                p += panels;
             }
         }
-    };
+        k_begin += k;
+    } while (k_begin < plan.in_dim);
 
+    for (int64_t r = row_begin; r < row_end && plan.epilogue == Epilogue::gelu; ++r) {
+        kernels_.gelu(plan.out + r * plan.out_dim + panel_begin * kPanel, col_end - panel_begin * kPanel);
+    }
+}
+
+void CpuBackend::linear_as_is(Tensor out, Tensor x, const Matrix& w, Tensor bias, Epilogue epilogue) {
+    if (x.rows == 0 || w.out_dim() == 0) return;
+    const LinearPlan plan = plan_linear(out, x, w, bias, epilogue);
+    if (plan.widens) {
+        for (Scratch& s : scratch_) s.get(kTilePanels * kBlockK * kPanel);
+    }
     const double work =
-        static_cast<double>(rows) * static_cast<double>(in_dim) * static_cast<double>(out_dim);
+        static_cast<double>(plan.rows) * static_cast<double>(plan.in_dim) * static_cast<double>(plan.out_dim);
     if (work < 1e5) {
-        for (int64_t i = 0; i < n_blocks * n_groups; ++i) task(i, 0);
+        for (int64_t i = 0; i < plan.n_tasks; ++i) run_linear(plan, i, 0);
     } else {
-        threads_.run_on(n_blocks * n_groups, task);
+        threads_.run_on(plan.n_tasks, [&](int64_t i, int thread) { run_linear(plan, i, thread); });
     }
 }
 

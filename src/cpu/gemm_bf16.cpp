@@ -61,20 +61,20 @@ void CpuBackend::linears(Tensor x, std::span<const Product> products) {
     const bool all = std::all_of(products.begin(), products.end(),
                                  [&](const Product& p) { return left_for(*p.w) == left; });
     if (!all || left == Left::as_is) return Backend::linears(x, products);
-    products_packed(x, left, products, Then::nothing);
+    products_packed(x, left, products, Epilogue::store);
 }
 
 void CpuBackend::linear_silu_mul(Tensor x, const Product& gate, const Product& up) {
     const Left left = left_for(*gate.w);
     if (left == Left::as_is || left_for(*up.w) != left) return Backend::linear_silu_mul(x, gate, up);
     const Product both[] = {gate, up};
-    products_packed(x, left, both, Then::silu_mul);
+    products_packed(x, left, both, Epilogue::silu_mul);
 }
 
 void CpuBackend::linear_add(Tensor residual, Tensor x, const Product& y) {
     const Left left = left_for(*y.w);
     if (left == Left::as_is) return Backend::linear_add(residual, x, y);
-    products_packed(x, left, {&y, 1}, Then::add, residual);
+    products_packed(x, left, {&y, 1}, Epilogue::add, residual);
 }
 
 void CpuBackend::linears_rope_kv_append(const KvView& kv, int32_t layer, Tensor x,
@@ -86,7 +86,7 @@ void CpuBackend::linears_rope_kv_append(const KvView& kv, int32_t layer, Tensor 
     if (!all || left == Left::as_is || !whole_heads) {
         return Backend::linears_rope_kv_append(kv, layer, x, qkv, cos_sin, batch);
     }
-    products_packed(x, left, qkv, Then::rope, cos_sin);
+    products_packed(x, left, qkv, Epilogue::rope, cos_sin);
     kv_append(kv, layer, qkv[1].out, qkv[2].out, batch);
 }
 
@@ -104,9 +104,9 @@ void CpuBackend::pack_bf16(Tensor x) {
     parallel(n_blocks, static_cast<double>(kPanel * x.cols), pack);
 }
 
-// `then`, to be done where the kernel does it with the last of k: with `up`, the second product, for
+// `epilogue`, to be done where the kernel does it with the last of k: with `up`, the second product, for
 // silu_mul; with `residual`, where the part's result goes, for add.
-void CpuBackend::multiply_bf16(const Product& product, const Part& part, Bf16Then then, const Product* up,
+void CpuBackend::multiply_bf16(const Product& product, const Part& part, Epilogue epilogue, const Product* up,
                                Tensor residual) {
     const auto& w = static_cast<const CpuMatrix&>(*product.w);  // NOLINT: made by make_matrix, as linear's
     const int64_t in_dim = w.in_dim(), left_stride = tile_k_ceil(in_dim) * kPanel;
@@ -141,98 +141,126 @@ void CpuBackend::multiply_bf16(const Product& product, const Part& part, Bf16The
             }
         }
         if (last) {
-            g.then = then;
-            if (then == Bf16Then::add) g.c = residual.f32() + at;
+            g.epilogue = epilogue;
+            if (epilogue == Epilogue::add) g.c = residual.f32() + at;
         }
         run(g, w, k);
         k += kTaskK;
     } while (k < in_dim);
 }
 
-// With Then::silu_mul there are two products of the same shape, and a task computes both parts of a block.
-void CpuBackend::products_packed(Tensor x, Left left, std::span<const Product> products, Then then,
-                                 Tensor other) {
-    const int64_t rows = x.rows, in_dim = x.cols;
-    const bool paired = then == Then::silu_mul;
+// A task is a block of rows times a group of panels of one product; with Epilogue::silu_mul, of both.
+struct CpuBackend::PackedPlan {
+    Tensor x;
+    Left left;
+    std::span<const Product> products;
+    Epilogue epilogue;
+    Tensor other;
+    bool paired;       // silu_mul: two products of the same shape, a task computes both parts of a block
+    bool kernel_ends;  // the kernel does the epilogue, where a task has rows enough
+    int64_t n_panels;  // of all products
+    int64_t group_cols;
+    int64_t n_groups;  // of the products that tasks count
+    int64_t n_tasks;
+
+    int64_t groups_of(const Product& p) const { return (p.out.cols + group_cols - 1) / group_cols; }
+};
+
+CpuBackend::PackedPlan CpuBackend::plan_packed(Tensor x, Left left, std::span<const Product> products,
+                                               Epilogue epilogue, Tensor other) const {
+    const bool paired = epilogue == Epilogue::silu_mul;
     REFRAG_DCHECK(!paired || (products.size() == 2 && products[0].w->out_dim() == products[1].w->out_dim()));
-    bool kernel_ends = left == Left::bf16 && kernels_.gemm_bf16_then;
-    int64_t n_panels = 0;
+    PackedPlan plan{x, left, products, epilogue, other, paired, false, 0, 0, 0, 0};
+    plan.kernel_ends = left == Left::bf16 && kernels_.gemm_bf16_epilogue;
     for (const Product& p : products) {
-        REFRAG_DCHECK(p.w->in_dim() == in_dim && p.out.cols == p.w->out_dim() && p.out.rows == rows);
+        REFRAG_DCHECK(p.w->in_dim() == x.cols && p.out.cols == p.w->out_dim() && p.out.rows == x.rows);
         REFRAG_DCHECK(p.bias.empty() || p.bias.size() == p.w->out_dim());
-        n_panels += (p.w->out_dim() + kPanel - 1) / kPanel;
-        kernel_ends = kernel_ends && p.w->dtype() == DType::bf16 && p.bias.empty();
+        plan.n_panels += (p.w->out_dim() + kPanel - 1) / kPanel;
+        plan.kernel_ends = plan.kernel_ends && p.w->dtype() == DType::bf16 && p.bias.empty();
     }
-    if (rows == 0 || n_panels == 0) return;
-
-    if (left == Left::int8) {
-        pack_int8(x);
-    } else {
-        pack_bf16(x);
-        const bool widens = std::any_of(products.begin(), products.end(),
-                                        [](const Product& p) { return p.w->dtype() == DType::i8; });
-        for (Scratch& s : scratch_) s.get(widens ? kMaxTaskPanels * kTaskK * kPanel / 2 : 0);
-    }
-
     // Some tasks for each thread even out their speeds; whole tasks are best for the caches.
-    const int64_t n_blocks = (rows + kTaskRows - 1) / kTaskRows;
-    const int64_t wanted = std::max<int64_t>(1, n_panels * n_blocks / (int64_t{6} * threads_.size()));
-    const int64_t head_panels = then == Then::rope ? other.cols / kPanel : 2;
+    const int64_t n_blocks = (x.rows + kTaskRows - 1) / kTaskRows;
+    const int64_t wanted = std::max<int64_t>(1, plan.n_panels * n_blocks / (int64_t{6} * threads_.size()));
+    const int64_t head_panels = epilogue == Epilogue::rope ? other.cols / kPanel : 2;
     const int64_t group = std::min(kMaxTaskPanels, wanted + head_panels - 1) / head_panels * head_panels;
-    const int64_t group_cols = group * kPanel;
-    const auto groups_of = [&](const Product& p) { return (p.out.cols + group_cols - 1) / group_cols; };
-    int64_t n_groups = 0;
-    for (const Product& p : products.first(paired ? 1 : products.size())) n_groups += groups_of(p);
+    plan.group_cols = group * kPanel;
+    for (const Product& p : products.first(paired ? 1 : products.size())) plan.n_groups += plan.groups_of(p);
+    plan.n_tasks = n_blocks * plan.n_groups;
+    return plan;
+}
 
-    const auto compute = [&](const Product& p, const Part& part, int thread) {
-        if (left == Left::int8) {
-            multiply_int8(p, part);
-        } else if (p.w->dtype() == DType::i8) {
-            multiply_int8_bf16(p, part, thread);
-        } else {
-            multiply_bf16(p, part, Bf16Then::store, nullptr, Tensor{});
+void CpuBackend::pack_left(const PackedPlan& plan) {
+    if (plan.left == Left::int8) return pack_int8(plan.x);
+    pack_bf16(plan.x);
+    const bool widens = std::any_of(plan.products.begin(), plan.products.end(),
+                                    [](const Product& p) { return p.w->dtype() == DType::i8; });
+    for (Scratch& s : scratch_) s.get(widens ? kMaxTaskPanels * kTaskK * kPanel / 2 : 0);
+}
+
+// A part's sums, and the bias.
+void CpuBackend::sum_packed(const PackedPlan& plan, const Product& p, const Part& part, int thread) {
+    if (plan.left == Left::int8) {
+        multiply_int8(p, part);
+    } else if (p.w->dtype() == DType::i8) {
+        multiply_int8_bf16(p, part, thread);
+    } else {
+        multiply_bf16(p, part, Epilogue::store, nullptr, Tensor{});
+    }
+    if (p.bias.empty()) return;
+    for (int64_t r = part.row; r < part.row + part.n_rows; ++r) {
+        kernels_.add(p.out.f32() + r * p.out.cols + part.column, p.bias.f32() + part.column, part.n_cols);
+    }
+}
+
+// The epilogue, over sums that are in the cache.
+void CpuBackend::end_packed(const PackedPlan& plan, const Product& p, const Part& part) {
+    if (plan.epilogue == Epilogue::store) return;
+    for (int64_t r = part.row; r < part.row + part.n_rows; ++r) {
+        const int64_t at = r * p.out.cols + part.column;
+        float* const out = p.out.f32() + at;
+        if (plan.epilogue == Epilogue::silu_mul) {
+            kernels_.silu_mul(out, plan.products[1].out.f32() + at, part.n_cols);
         }
-        if (p.bias.empty()) return;
-        for (int64_t r = part.row; r < part.row + part.n_rows; ++r) {
-            kernels_.add(p.out.f32() + r * p.out.cols + part.column, p.bias.f32() + part.column, part.n_cols);
-        }
-    };
-    const auto task = [&](int64_t index, int thread) {
-        const int64_t row = index / n_groups * kTaskRows;
-        const int64_t n_rows = std::min(kTaskRows, rows - row);
-        int64_t column_group = index % n_groups;
-        const Product* p = products.data();
-        while (column_group >= groups_of(*p)) column_group -= groups_of(*p++);
-        const int64_t column = column_group * group_cols;
-        const int64_t n_cols = std::min(group_cols, p->out.cols - column);
-        const Part part{row, n_rows, column, n_cols};
-        if (kernel_ends && n_rows >= kThenRows && paired) {
-            return multiply_bf16(*p, part, Bf16Then::silu_mul, &products[1], Tensor{});
-        }
-        if (kernel_ends && n_rows >= kThenRows && then == Then::add) {
-            return multiply_bf16(*p, part, Bf16Then::add, nullptr, other);
-        }
-        compute(*p, part, thread);
-        if (paired) compute(products[1], part, thread);
-        for (int64_t r = row; r < row + n_rows && then != Then::nothing; ++r) {
-            const int64_t at = r * p->out.cols + column;
-            if (then == Then::silu_mul)
-                kernels_.silu_mul(p->out.f32() + at, products[1].out.f32() + at, n_cols);
-            if (then == Then::gelu) kernels_.gelu(p->out.f32() + at, n_cols);
-            if (then == Then::add) kernels_.add(other.f32() + at, p->out.f32() + at, n_cols);
-            if (then == Then::rope && p != &products.back()) {
-                for (int64_t h = 0; h < n_cols; h += other.cols) {
-                    kernels_.rope(p->out.f32() + at + h, other.f32() + r * other.cols, other.cols / 2);
-                }
+        if (plan.epilogue == Epilogue::gelu) kernels_.gelu(out, part.n_cols);
+        if (plan.epilogue == Epilogue::add) kernels_.add(plan.other.f32() + at, out, part.n_cols);
+        if (plan.epilogue == Epilogue::rope && &p != &plan.products.back()) {
+            const int64_t dim = plan.other.cols;
+            for (int64_t h = 0; h < part.n_cols; h += dim) {
+                kernels_.rope(out + h, plan.other.f32() + r * dim, dim / 2);
             }
         }
-    };
+    }
+}
 
-    const double work = static_cast<double>(rows) * static_cast<double>(in_dim * n_panels * kPanel);
+void CpuBackend::run_packed(const PackedPlan& plan, int64_t task, int thread) {
+    const int64_t row = task / plan.n_groups * kTaskRows;
+    const int64_t n_rows = std::min(kTaskRows, plan.x.rows - row);
+    int64_t column_group = task % plan.n_groups;
+    const Product* p = plan.products.data();
+    while (column_group >= plan.groups_of(*p)) column_group -= plan.groups_of(*p++);
+    const int64_t column = column_group * plan.group_cols;
+    const Part part{row, n_rows, column, std::min(plan.group_cols, p->out.cols - column)};
+    if (plan.kernel_ends && n_rows >= kEpilogueRows && plan.paired) {
+        return multiply_bf16(*p, part, Epilogue::silu_mul, &plan.products[1], Tensor{});
+    }
+    if (plan.kernel_ends && n_rows >= kEpilogueRows && plan.epilogue == Epilogue::add) {
+        return multiply_bf16(*p, part, Epilogue::add, nullptr, plan.other);
+    }
+    sum_packed(plan, *p, part, thread);
+    if (plan.paired) sum_packed(plan, plan.products[1], part, thread);
+    end_packed(plan, *p, part);
+}
+
+void CpuBackend::products_packed(Tensor x, Left left, std::span<const Product> products, Epilogue epilogue,
+                                 Tensor other) {
+    const PackedPlan plan = plan_packed(x, left, products, epilogue, other);
+    if (x.rows == 0 || plan.n_panels == 0) return;
+    pack_left(plan);
+    const double work = static_cast<double>(x.rows) * static_cast<double>(x.cols * plan.n_panels * kPanel);
     if (work < kMinParallelWork) {
-        for (int64_t i = 0; i < n_blocks * n_groups; ++i) task(i, 0);
+        for (int64_t i = 0; i < plan.n_tasks; ++i) run_packed(plan, i, 0);
     } else {
-        threads_.run_on(n_blocks * n_groups, task);
+        threads_.run_on(plan.n_tasks, [&](int64_t i, int thread) { run_packed(plan, i, thread); });
     }
 }
 

@@ -54,10 +54,6 @@ inline int64_t tile_k_ceil(int64_t k) {
     return (k + kTileK - 1) / kTileK * kTileK;
 }
 
-// What becomes of a product's sums s: c = s, c += s, or c = silu(s) * s' with the sums s' of a second
-// product.
-enum class Bf16Then { store, add, silu_mul };
-
 // s[r, n] = (start ? start[r, n] : 0) + sum_k a[r, k] b[k, n], and then c from s. Products are exact, sums
 // fp32, each element in one order over k that depends on the instruction set alone: not on `rows`, on
 // `n_cols`, on where a call's block begins, nor on a k cut into calls at multiples of 32. bf16 denormals
@@ -73,13 +69,13 @@ struct Bf16Gemm {
     int64_t n_cols;
     int64_t k_tiles;     // k / 32
     const float* start;  // [rows, ldc], may be c; or null
-    // Other than `store` only from kThenRows rows on (of few rows the sums stay in the cache anyway), where
-    // CpuKernels::gemm_bf16_then says so.
-    Bf16Then then = Bf16Then::store;
+    // store; or add (c += s) or silu_mul (c = silu(s) s') from kEpilogueRows rows on (of few rows the sums
+    // stay in the cache anyway), where CpuKernels::gemm_bf16_epilogue says so.
+    Epilogue epilogue = Epilogue::store;
     const uint16_t* up_b = nullptr;   // silu_mul: the second product's right operand, with b's stride
     const float* up_start = nullptr;  // as start
 };
-inline constexpr int64_t kThenRows = 33;
+inline constexpr int64_t kEpilogueRows = 33;
 
 // ---- attention in bf16 ----
 //
@@ -204,7 +200,7 @@ struct CpuKernels {
     // rows and k beyond.
     void (*pack_bf16)(uint16_t* block, const float* x, int64_t ldx, int64_t rows, int64_t k) = nullptr;
     void (*gemm_bf16)(const Bf16Gemm& g) = nullptr;
-    bool gemm_bf16_then = false;
+    bool gemm_bf16_epilogue = false;
     // Rounds n entries (n <= 32 - first) of K and V to bf16 and puts them at entries first, first + 1, ... of
     // a page.
     void (*pack_kv)(uint16_t* page, int64_t first, int64_t n, const float* k, int64_t ldk, const float* v,

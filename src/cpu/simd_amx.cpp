@@ -111,7 +111,7 @@ REFRAG_AMX void gemm_bf16(const Bf16Gemm& g) {
     if (g.rows <= vector_rows && g.k_tiles <= vector_k_tiles) return gemm_bf16_vectors(g);
     alignas(64) float sums[chunk_rows * 2 * kPanel];
     _tile_loadconfig(&whole_tiles);
-    const bool paired = g.then == Bf16Then::silu_mul;
+    const bool paired = g.epilogue == Epilogue::silu_mul;
     const int64_t n_panels = (g.n_cols + kPanel - 1) / kPanel, step = paired ? 1 : 2;
     const auto panel = [&](int64_t p, int j, const uint16_t* up, const uint16_t* b) {
         return paired && j == 1 ? up + p * g.b_stride : b + (p + j) * g.b_stride;
@@ -153,7 +153,7 @@ REFRAG_AMX void gemm_bf16(const Bf16Gemm& g) {
                             read_sums(tile, from + at, g.ldc, n_rows, columns);
                         });
                     }
-                    if (last && g.then == Bf16Then::add) {
+                    if (last && g.epilogue == Epilogue::add) {
                         each_tile([&](float*, int64_t to, int64_t n_rows, __mmask16, int) {
                             for (int64_t i = 0; i < n_rows; ++i) {
                                 _mm_prefetch(reinterpret_cast<const char*>(g.c + to + i * g.ldc),
@@ -170,7 +170,7 @@ REFRAG_AMX void gemm_bf16(const Bf16Gemm& g) {
                     if (!last) continue;
                     each_tile([&](float* tile, int64_t to, int64_t n_rows, __mmask16 columns, int j) {
                         if (paired && j == 0) avx512::silu_mul(tile, tile + tile_floats, tile_floats);
-                        if (g.then == Bf16Then::add)
+                        if (g.epilogue == Epilogue::add)
                             add_sums(g.c + to, g.ldc, tile, n_rows, columns);
                         else if (!paired || j == 0)
                             write_sums(g.c + to, g.ldc, tile, n_rows, columns);

@@ -76,7 +76,7 @@ const CpuKernels kAvx512Kernels = loops();
 const CpuKernels kAvx512Bf16Kernels = with_bf16(avx512_bf16::gemm_bf16, avx512_bf16::attend_bf16, nullptr);
 const CpuKernels kAmxKernels = [] {
     CpuKernels kernels = with_bf16(amx::gemm_bf16, amx::attend_bf16, amx::gemm_int8_bf16);
-    kernels.gemm_bf16_then = true;
+    kernels.gemm_bf16_epilogue = true;
     return kernels;
 }();
 

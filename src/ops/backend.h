@@ -108,6 +108,15 @@ struct Product {
     Tensor bias;
 };
 
+// What becomes of a product's sums s while they are at hand; `other` is the op's.
+enum class Epilogue {
+    store,     // out = s
+    gelu,      // out = gelu(s)
+    add,       // other += s, a residual
+    silu_mul,  // out = silu(s) s', with the sums s' of a second product of the same shape
+    rope       // out = s, rotated by `other` in all products but the last
+};
+
 // How to draw a token from a row of logits.
 struct TokenDraw {
     double uniform;     // in [0, 1)

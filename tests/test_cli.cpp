@@ -40,7 +40,7 @@ TEST_CASE("help, version and usage errors") {
     }
     CHECK(contains(refrag_run(dir, "run --help").out, "llama.cpp"));
     for (const char* wrong :
-         {"", "fly", "run", "run --nonsense", "run -m x -q y", "eval", "run -m x -q y --passages z -p 2",
+         {"", "fly", "run", "run --nonsense", "run -m x", "eval", "run -m x -q y --passages z -p 2",
           "run -m x -q y --passages z -k 0", "run -m x -q y --passages z -n nine"}) {
         CAPTURE(wrong);
         const Ran ran = refrag_run(dir, wrong);

@@ -174,8 +174,8 @@ TEST_CASE("roberta: a chunk without tokens or with too many is refused with both
     };
     CHECK(length(38) == "(no error)");
     CHECK(length(39) ==
-          "encoder: a chunk has 39 encoder tokens, expected 1 to 38 (max_position_embeddings - pad_token_id "
-          "- 1)");
+          "encoder: a chunk has 39 encoder tokens, special ones included; expected 1 to 38 "
+          "(max_position_embeddings - pad_token_id - 1): give a smaller chunk length (-k)");
     CHECK(contains(length(0), "has 0 encoder tokens"));
 }
 

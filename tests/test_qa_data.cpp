@@ -233,7 +233,7 @@ TEST_CASE("qa data: neither form") {
           "q.json: expected SQuAD's JSON or JSON Lines of questions, which begin with \"{\"; found "
           "\"id,question\\x0a1,Why?\"");
     CHECK(contains(refusal("[{\"question\": \"q\"}]"), "which begin with \"{\""));
-    CHECK(contains(refusal("{\"text\": \"t\n"), "q.json: not valid JSON"));
+    CHECK(contains(refusal("{\"text\": \"t\n"), "not valid JSON"));
     const TempDir dir;
     CHECK(contains(error_of([&] { read_qa_data(dir.file("none")); }), dir.file("none")));
 }

@@ -161,11 +161,12 @@ TEST_CASE("tokenize: a bad line of --batch is refused with its number") {
         const std::string path = dir.write("lines", lines);
         return error_of([&] { tokenize({"--tokenizer", vocabulary, flag, "--file", path}); });
     };
-    CHECK(contains(refuse("--batch", "\"a\"\n5\n"), "lines:2: expected a string or an object with \"text\""));
-    CHECK(contains(refuse("--batch", "\"a\"\n\n\"b\""), "lines:2: "));
-    CHECK(contains(refuse("--batch", "{\"txt\":\"a\"}"), "lines:1: expected the key \"text\""));
+    CHECK(contains(refuse("--batch", "\"a\"\n5\n"),
+                   "lines: line 2: expected a string or an object with \"text\""));
+    CHECK(contains(refuse("--batch", "\"a\"\n\n5"), "lines: line 3: "));
+    CHECK(contains(refuse("--batch", "{\"txt\":\"a\"}"), "lines: line 1: expected the key \"text\""));
     CHECK(contains(refuse("--batch-decode", "[1]\n[1,8192000]"),
-                   "lines:2: key \"[1]\": expected an integer in [0, "));
+                   "lines: line 2: key \"[1]\": expected an integer in [0, "));
     CHECK(contains(refuse("--batch-decode", "\"a\""), "expected an array"));
     CHECK(contains(error_of([&] {
                        tokenize({"--tokenizer", vocabulary, "--batch", "x"});

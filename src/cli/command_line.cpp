@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "cli/arguments.h"
 #include "cli/common.h"
 #include "cli/tokenize.h"
 
@@ -51,13 +52,13 @@ int run_command_line(int argc, const char* const* argv) {
         add_tokenize(app);
         add_completion(app);
         add_manual(app);
-        // CLI11 has no short option of two letters; llama.cpp's users write -np.
-        std::vector<std::string> arguments(argv + std::min(argc, 1), argv + argc);
-        if (!arguments.empty() && arguments[0] == "run")
-            std::replace(arguments.begin(), arguments.end(), std::string("-np"), std::string("--parallel"));
+        std::vector<std::string> arguments =
+            checked_arguments(app, std::vector<std::string>(argv + std::min(argc, 1), argv + argc));
         std::reverse(arguments.begin(), arguments.end());  // as CLI11 takes a vector
         try {
             app.parse(std::move(arguments));
+        } catch (const CLI::ExtrasError&) {
+            fail(Status::usage, unexpected_arguments(app), " (see --help)");
         } catch (const CLI::ParseError& error) {
             // --help and --version come this way too, with code 0.
             return app.exit(error) == 0 ? 0 : 2;

@@ -1,13 +1,16 @@
 // See common.h.
 #include "cli/common.h"
+#include "cli/numbers.h"
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <iostream>
+#include <optional>
 
 #include "base/check.h"
 #include "cpu/cpu_backend.h"
 #include "io/file.h"
+#include "io/output.h"
 #include "refrag/select.h"
 #if defined(REFRAG_WITH_CUDA)
 #include "cuda/cuda_backend.h"
@@ -95,13 +98,14 @@ void add_device_options(CLI::App& app, DeviceOptions& options) {
         ->type_name("auto|cpu|cuda");
     app.add_option("-t,--threads", options.threads, "CPU threads; 0: all this process may use")
         ->capture_default_str()
-        ->check(CLI::Range(0, 4096))
+        ->transform(whole_number(0, 4096))
         ->type_name("N");
     app.add_flag("--deterministic", options.deterministic,
                  "One accumulation order whatever the batch (the CPU always computes so; slow on a GPU)");
     app.add_option("--gpu-memory-fraction", options.gpu_memory_fraction,
                    "Of the GPU's free memory, how much to take at most (above 0, at most 1)")
         ->capture_default_str()
+        ->transform(decimal_number())
         ->type_name("X");
     app.add_option("--weights", options.weights,
                    "Layers' matrices: as stored, or quantised to 8 bits with a scale for every 32 weights")
@@ -152,6 +156,24 @@ void flush_stdout() {
     std::cout.flush();
     REFRAG_CHECK(std::cout.good(), Status::runtime,
                  "standard output: could not write (disk full or closed?)");
+}
+
+void write_result(const std::string& path, std::string_view text) {
+    flush_stdout();
+    write_output(path, text);
+}
+
+void write_each(std::initializer_list<std::function<void()>> writes) {
+    std::optional<Error> first;
+    for (const auto& write : writes) {
+        try {
+            write();
+        } catch (const Error& error) {
+            if (first) std::fprintf(stderr, "refrag: %s\n", error.what());
+            if (!first) first = error;
+        }
+    }
+    if (first) throw Error(*first);
 }
 
 }  // namespace refrag

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -57,6 +59,12 @@ std::unique_ptr<Model> load_model(Device& device, const std::string& dir, const 
 // Writes to standard output and throws Status::runtime when it cannot take it (a full disk, a closed pipe).
 void write_stdout(std::string_view text);
 void flush_stdout();
+
+// write_output, after what standard output still holds.
+void write_result(const std::string& path, std::string_view text);
+// Several things to write, each tried whatever became of those before: what was computed is shown even where
+// a file cannot be written. Throws the first Error; further ones go to standard error.
+void write_each(std::initializer_list<std::function<void()>> writes);
 
 // The subcommands; each adds itself to the application and runs when the command line is parsed.
 void add_run(CLI::App& app);

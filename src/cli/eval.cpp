@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 
 #include "cli/common.h"
+#include "cli/numbers.h"
 #include "io/json.h"
 
 namespace refrag {
@@ -20,7 +21,7 @@ void add_selection_options(CLI::App& app, SelectionFlags& flags) {
     app.add_option("-p,--expand-fraction", flags.expand_fractions,
                    "Comma list of shares of chunks expanded (default: 0; without an encoder 0.25)")
         ->delimiter(',')
-        ->check(CLI::Range(0.0, 1.0))
+        ->transform(decimal_number(0.0, 1.0))
         ->type_name("LIST");
     app.add_option(
            "--policy", flags.policies,

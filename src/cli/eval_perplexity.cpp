@@ -7,14 +7,14 @@
 #include "cli/common.h"
 #include "cli/eval.h"
 #include "cli/eval_table.h"
+#include "cli/numbers.h"
 #include "eval/perplexity.h"
-#include "io/file.h"
 #include "io/json.h"
+#include "io/lines.h"
+#include "io/output.h"
 
 namespace refrag {
 namespace {
-
-constexpr uint64_t kMaxTextBytes = 1ull << 30;
 
 struct EvalPerplexityOptions {
     std::string model_dir;
@@ -78,7 +78,8 @@ void eval_perplexity(EvalPerplexityOptions& options) {
     take_selections(options.selection, nullptr, true, perplexity);
     chat_options(options.selection.chat);  // refuses a word that is no format
     check_perplexity_options(perplexity);
-    const std::string text = read_file(options.text, kMaxTextBytes);
+    check_output_paths({{"--windows", options.windows}});
+    const std::string text = read_text(options.text);
     const std::unique_ptr<Device> device = make_device(options.device);
     const std::unique_ptr<Model> model =
         load_model(*device, options.model_dir, options.device, chat_options(options.selection.chat));
@@ -97,8 +98,13 @@ void eval_perplexity(EvalPerplexityOptions& options) {
             *model, text, perplexity, [&](int64_t done, int64_t total) { progress.update(done, total); },
             sink);
     }
-    if (!options.windows.empty()) write_file_atomic(options.windows, windows);
-    write_stdout(table_of(rows, perplexity).write(options.format));
+    write_each({[&] {
+                    write_stdout(table_of(rows, perplexity).write(options.format));
+                    flush_stdout();
+                },
+                [&] {
+                    if (!options.windows.empty()) write_result(options.windows, windows);
+                }});
 }
 
 }  // namespace
@@ -115,11 +121,11 @@ void add_eval_perplexity(CLI::App& eval) {
     sub.add_option("--context", p.contexts, "Comma list: context ids of a window")
         ->capture_default_str()
         ->delimiter(',')
-        ->check(CLI::Range(1, 1 << 28))
+        ->transform(whole_number(1, 1 << 28))
         ->type_name("LIST");
     sub.add_option("--output", p.output, "Target ids of a window")
         ->capture_default_str()
-        ->check(CLI::Range(1, 1 << 28))
+        ->transform(whole_number(1, 1 << 28))
         ->type_name("O");
     sub.add_option("--modes", options->modes, "Comma list of none, full, last, refrag")
         ->capture_default_str()
@@ -127,15 +133,15 @@ void add_eval_perplexity(CLI::App& eval) {
         ->type_name("LIST");
     sub.add_option("-k,--chunk-len", p.chunk_lens, "Comma list of chunk lengths (default: the model's)")
         ->delimiter(',')
-        ->check(CLI::Range(1, 4096))
+        ->transform(whole_number(1, 4096))
         ->type_name("LIST");
     add_selection_options(sub, options->selection);
-    sub.add_option("-s,--seed", p.seed, "Seed of --policy random")->capture_default_str()->type_name("N");
+    add_seed_option(sub, p.seed, "Seed of --policy random");
     sub.add_option(
            "--limit", p.limit,
            "Target spans at most, the same for every context length; 0: all that fit one after another")
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber)
+        ->transform(whole_number(0, INT64_MAX))
         ->type_name("N");
     sub.add_option("--windows", options->windows,
                    "Write JSON Lines: every window's log-perplexity in every row, to pair with another run's")

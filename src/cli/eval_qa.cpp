@@ -9,9 +9,10 @@
 #include "cli/common.h"
 #include "cli/eval.h"
 #include "cli/eval_table.h"
+#include "cli/numbers.h"
 #include "eval/qa.h"
-#include "io/file.h"
 #include "io/json.h"
+#include "io/output.h"
 
 namespace refrag {
 namespace {
@@ -89,6 +90,7 @@ void eval_qa(EvalQaOptions& options) {
     take_selections(options.selection, nullptr, false, options.qa);
     chat_options(options.selection.chat);  // refuses a word that is no format
     check_qa_options(options.qa);
+    check_output_paths({{"--predictions", options.predictions}});
     const QaData data = read_qa_data(options.data);
     const std::unique_ptr<Device> device = make_device(options.device);
     const std::unique_ptr<Model> model =
@@ -110,9 +112,13 @@ void eval_qa(EvalQaOptions& options) {
             });
     }
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
-    if (!options.predictions.empty()) write_file_atomic(options.predictions, predictions);
-    write_stdout(table_of(rows, data.has_turns, options.qa).write(options.format));
-    flush_stdout();
+    write_each({[&] {
+                    write_stdout(table_of(rows, data.has_turns, options.qa).write(options.format));
+                    flush_stdout();
+                },
+                [&] {
+                    if (!options.predictions.empty()) write_result(options.predictions, predictions);
+                }});
     std::fprintf(stderr, "answers %lld | %.1f s | %.1f answers/s\n", static_cast<long long>(answers), seconds,
                  seconds > 0.0 ? static_cast<double>(answers) / seconds : 0.0);
     for (const QaRow& row : rows) {
@@ -146,7 +152,7 @@ void add_eval_qa(CLI::App& eval) {
                    "Comma list: passages of other articles beside the one that answers")
         ->capture_default_str()
         ->delimiter(',')
-        ->check(CLI::Range(0, 1 << 20))
+        ->transform(whole_number(0, 1 << 20))
         ->type_name("LIST");
     sub.add_option("--modes", options->modes, "Comma list of none, full, refrag, replug")
         ->capture_default_str()
@@ -154,31 +160,29 @@ void add_eval_qa(CLI::App& eval) {
         ->type_name("LIST");
     sub.add_option("-k,--chunk-len", qa.chunk_lens, "Comma list of chunk lengths (default: the model's)")
         ->delimiter(',')
-        ->check(CLI::Range(1, 4096))
+        ->transform(whole_number(1, 4096))
         ->type_name("LIST");
     add_selection_options(sub, options->selection);
     sub.add_option("--limit", qa.limit,
                    "Questions at most, drawn by the seed, a line with turns being one question; 0: all")
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber)
+        ->transform(whole_number(0, INT64_MAX))
         ->type_name("N");
     sub.add_option("--max-turns", qa.max_turns,
                    "Turns of a line that are asked at most; each number of a turn has rows of its own beside "
                    "those of all")
         ->capture_default_str()
-        ->check(CLI::Range(1, 1 << 20))
+        ->transform(whole_number(1, 1 << 20))
         ->type_name("N");
     sub.add_option("--no-answer", qa.no_answer,
                    "What the model says where there is no answer: counts as the empty answer, which is the "
                    "right one to an unanswerable question")
         ->type_name("TEXT");
-    sub.add_option("-s,--seed", qa.seed,
-                   "Seed of questions, distractors, the order of passages, and --policy random")
-        ->capture_default_str()
-        ->type_name("N");
+    add_seed_option(sub, qa.seed,
+                    "Seed of questions, distractors, the order of passages, and --policy random");
     sub.add_option("-n,--n-predict", qa.max_new_tokens, "Tokens of an answer at most")
         ->capture_default_str()
-        ->check(CLI::Range(1, 1 << 28))
+        ->transform(whole_number(1, 1 << 28))
         ->type_name("N");
     sub.add_option("--predictions", options->predictions,
                    "Write JSON Lines: every question's answer and scores in every row")

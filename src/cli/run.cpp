@@ -10,7 +10,9 @@
 
 #include "base/check.h"
 #include "cli/answer_json.h"
+#include "cli/numbers.h"
 #include "io/file.h"
+#include "io/output.h"
 #include "refrag/choice.h"
 #include "refrag/session.h"
 
@@ -30,6 +32,8 @@ void print_summary(const Answer& answer) {
 
 // Options that do not go together.
 void check_combination(const RunOptions& options) {
+    REFRAG_CHECK(options.passages != "-" || options.batch != "-", Status::usage,
+                 "run: expected --passages - or --batch -, found both: standard input is read once");
     if (!options.batch.empty()) {
         REFRAG_CHECK(options.questions.empty(), Status::usage,
                      "run: expected -q TEXT or --batch FILE, found both");
@@ -39,7 +43,6 @@ void check_combination(const RunOptions& options) {
     }
     REFRAG_CHECK(!options.questions.empty(), Status::usage,
                  "run: expected -q TEXT or --batch FILE, found neither");
-    REFRAG_CHECK(!options.passages.empty(), Status::usage, "run: --passages FILE is required with -q");
     REFRAG_CHECK(!options.answer.logprobs || options.json, Status::usage,
                  "run: --logprobs are written as JSON: add --json");
 }
@@ -47,7 +50,8 @@ void check_combination(const RunOptions& options) {
 void run_questions(const RunOptions& options) {
     // Everything that can be refused without the model is refused before it is loaded.
     const AnswerOptions answer_options = checked_answer_options(options);
-    const std::vector<Passage> passages = read_passages(options.passages);
+    check_output_paths({{"--explain", options.explain}});
+    const std::vector<Passage> passages = read_passages(options);
 
     const std::unique_ptr<Device> device = make_device(options.device);
     const std::unique_ptr<Model> model = load_run_model(*device, options, answer_options);
@@ -57,6 +61,7 @@ void run_questions(const RunOptions& options) {
     JsonWriter explain(1);
     const bool several = options.questions.size() > 1;
     if (several) explain.begin_array();
+    size_t n_failed = 0;
     for (const std::string& question : options.questions) {
         TextSink sink;
         if (!options.json) {
@@ -66,10 +71,20 @@ void run_questions(const RunOptions& options) {
                 return true;
             };
         }
-        const std::vector<Segment> segments =
-            make_segments(*model, {}, share_passages(*model, passages, session.cache(), options.chunk_len),
-                          question, options.chunk_len);
-        const Answer answer = session.answer(segments, answer_options, sink);
+        std::vector<Segment> segments;
+        Answer answer;
+        try {
+            segments = make_segments(*model, {},
+                                     share_passages(*model, passages, session.cache(), options.chunk_len),
+                                     question, options.chunk_len);
+            answer = session.answer(segments, answer_options, sink);
+        } catch (const Error& error) {
+            if (!several) throw;
+            std::fprintf(stderr, "refrag: question \"%s\": %s\n", printable(question, 60).c_str(),
+                         error.what());
+            ++n_failed;
+            continue;
+        }
         if (options.json) {
             JsonWriter line;
             line.begin_object();
@@ -88,7 +103,9 @@ void run_questions(const RunOptions& options) {
         }
     }
     if (several) explain.end_array();
-    if (!options.explain.empty()) write_file_atomic(options.explain, explain.text() + "\n");
+    if (!options.explain.empty()) write_result(options.explain, explain.text() + "\n");
+    REFRAG_CHECK(n_failed == 0, Status::runtime, n_failed, " of ", options.questions.size(),
+                 " questions could not be answered");
 }
 
 // A list option whose values are taken as they are; CLI11 reads "{}" and "[a,b]" as lists of its own.
@@ -117,9 +134,12 @@ CLI::Option* add_input_options(CLI::App& sub, RunOptions& options) {
         ->group(group);
     sub.add_option("--passages", options.passages,
                    "Passages: JSON Lines of {\"id\", \"title\", \"text\"}, or plain text with blank lines "
-                   "between them")
+                   "between them; - for standard input; without it the decoder is asked alone")
         ->group(group)
         ->type_name("FILE");
+    sub.add_flag("--skip-bad", options.skip_bad,
+                 "Name a line of --passages that cannot be read, and go on without it")
+        ->group(group);
     CLI::Option* batch =
         sub.add_option(
                "--batch", options.batch,
@@ -135,14 +155,14 @@ void add_refrag_options(CLI::App& sub, RunOptions& options) {
     const char* group = "Compression";
     sub.add_option("-k,--chunk-len", options.chunk_len, "Decoder tokens to a chunk (default: the model's)")
         ->group(group)
-        ->check(CLI::Range(1, 4096))
+        ->transform(whole_number(1, 4096))
         ->type_name("K");
     sub.add_option(
            "-p,--expand-fraction", options.expand_fraction,
            "Share of chunks expanded to tokens, 0 to 1 (default: the model's; in llama.cpp -p is the prompt, "
            "here that is -q)")
         ->group(group)
-        ->check(CLI::Range(0.0, 1.0))
+        ->transform(decimal_number(0.0, 1.0))
         ->type_name("P");
     add_policy_option(sub, options.policy)->group(group);
     add_unexpanded_option(sub, options.unexpanded)->group(group);
@@ -154,12 +174,13 @@ void add_generation_options(CLI::App& sub, RunOptions& options, CLI::Option* bat
                    "Tokens to generate at most; -1: until an end token, or the context is full")
         ->group(group)
         ->capture_default_str()
+        ->transform(any_int32())
         ->type_name("N");
     sub.add_option("-c,--ctx-size", options.context,
                    "Decoder positions of a request, prompt and answer; 0: the decoder's window")
         ->group(group)
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber)
+        ->transform(whole_number(0, INT32_MAX))
         ->type_name("N");
     add_texts(sub, "-r,--stop,--reverse-prompt", options.answer.stop,
               "End the answer before this text, taken as it is (in bash $'\\n' is a line's end); may be "
@@ -175,14 +196,18 @@ void add_generation_options(CLI::App& sub, RunOptions& options, CLI::Option* bat
         ->needs(batch)
         ->group(group)
         ->capture_default_str()
-        ->check(CLI::Range(1, max_parallel))
+        ->transform(whole_number(1, max_parallel))
         ->type_name("N");
 }
 
 void add_sampling_options(CLI::App& sub, SamplerOptions& sampler) {
     const char* group = "Sampling (in this order; the defaults are greedy)";
     const auto add = [&](const char* name, auto& value, const char* description, const char* type) {
-        sub.add_option(name, value, description)->group(group)->capture_default_str()->type_name(type);
+        sub.add_option(name, value, description)
+            ->group(group)
+            ->capture_default_str()
+            ->transform(number_of(value))
+            ->type_name(type);
     };
     add("--repeat-penalty,--repetition-penalty", sampler.repetition_penalty,
         "Divide the logits above 0 of tokens in prompt or answer by this, multiply those below; 1: off", "R");
@@ -197,8 +222,8 @@ void add_sampling_options(CLI::App& sub, SamplerOptions& sampler) {
     add("--top-p", sampler.top_p, "Sample from the most likely tokens that reach this probability", "P");
     add("--min-p", sampler.min_p, "Sample from tokens with at least this share of the largest probability",
         "P");
-    add("-s,--seed", sampler.seed, "Seed of sampling, the same for every request, and of --policy random",
-        "N");
+    add_seed_option(sub, sampler.seed, "Seed of sampling, the same for every request, and of --policy random")
+        ->group(group);
 }
 
 void add_output_options(CLI::App& sub, RunOptions& options, CLI::Option* batch) {
@@ -210,6 +235,7 @@ void add_output_options(CLI::App& sub, RunOptions& options, CLI::Option* batch) 
                    "In JSON: each token's log-probability, before penalties and temperature, and those of "
                    "the N most likely, 0 to 20")
         ->group(group)
+        ->transform(any_int32())
         ->type_name("N");
     sub.add_option(
            "--explain", options.explain,
@@ -246,6 +272,16 @@ std::unique_ptr<Model> load_run_model(Device& device, const RunOptions& options,
     auto model = load_model(device, options.model_dir, options.device, chat_options(options.chat));
     check_model_can(*model, answer);
     return model;
+}
+
+std::vector<Passage> read_passages(const RunOptions& options) {
+    if (options.passages.empty()) return {};
+    BadLine on_bad;
+    if (options.skip_bad)
+        on_bad = [](const Error& error) {
+            std::fprintf(stderr, "refrag: warning: %s: left out\n", error.what());
+        };
+    return read_passages(options.passages, on_bad);
 }
 
 void warn_chunk_len(const Model& model, int32_t chunk_len) {

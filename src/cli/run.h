@@ -9,6 +9,7 @@
 
 #include "cli/common.h"
 #include "refrag/answer.h"
+#include "refrag/passages.h"
 
 namespace refrag {
 
@@ -16,7 +17,8 @@ struct RunOptions {
     std::string model_dir;
     DeviceOptions device;
     std::vector<std::string> questions;
-    std::string passages;  // "": none given
+    std::string passages;   // "": none given
+    bool skip_bad = false;  // leave out passages that cannot be read
     int32_t chunk_len = 0;
     double expand_fraction = -1.0;  // -1: the model's
     std::string policy;             // "": the model's
@@ -34,6 +36,9 @@ struct RunOptions {
 
 // The options of every request, checked. Status::usage.
 AnswerOptions checked_answer_options(const RunOptions& options);
+
+// The passages of --passages; with --skip-bad a line that is refused is named on standard error and left out.
+std::vector<Passage> read_passages(const RunOptions& options);
 
 // On standard error, when a chunk length is none that the model was trained for.
 void warn_chunk_len(const Model& model, int32_t chunk_len);

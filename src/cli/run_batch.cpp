@@ -10,6 +10,8 @@
 #include "cli/answer_json.h"
 #include "cli/run.h"
 #include "io/file.h"
+#include "io/lines.h"
+#include "io/output.h"
 #include "refrag/engine.h"
 #include "refrag/prompt_work.h"
 #include "refrag/requests.h"
@@ -19,20 +21,18 @@ namespace refrag {
 namespace {
 
 struct Job {
-    std::variant<int64_t, std::string> id;
+    JsonId id;
     std::string question;
     std::shared_ptr<const std::vector<Passage>> passages;
 };
 
 // Reads and checks both files.
 std::vector<Job> read_jobs(const RunOptions& options) {
-    const bool standard_input = options.batch == "-";
-    const std::string name = standard_input ? "standard input" : options.batch;
-    std::vector<BatchRequest> requests = parse_requests(
-        standard_input ? read_stdin(max_requests_bytes) : read_file(options.batch, max_requests_bytes), name);
+    const std::string name = input_name(options.batch);
+    std::vector<BatchRequest> requests = parse_requests(read_text(options.batch), name);
     using Passages = std::vector<Passage>;
     std::shared_ptr<const Passages> common;
-    if (!options.passages.empty()) common = std::make_shared<const Passages>(read_passages(options.passages));
+    if (!options.passages.empty()) common = std::make_shared<const Passages>(read_passages(options));
     std::vector<Job> jobs;
     for (BatchRequest& request : requests) {
         REFRAG_CHECK(
@@ -85,7 +85,14 @@ class OrderedOutput {
         }
     }
     void close() const {
-        if (!path_.empty()) write_file_atomic(path_, whole_);
+        if (path_.empty()) return;
+        try {
+            write_result(path_, whole_);
+        } catch (const Error&) {
+            write_stdout(whole_);  // what was computed is not lost
+            flush_stdout();
+            throw;
+        }
     }
 
   private:
@@ -125,8 +132,7 @@ double median(std::vector<double> values) {
 void run_batch(const RunOptions& options) {
     // Everything that can be refused without the model is refused before it is loaded.
     const AnswerOptions answer_options = checked_answer_options(options);
-    REFRAG_CHECK(options.output.empty() || is_directory(path_parent(options.output)), Status::runtime,
-                 printable(options.output), ": its directory does not exist");
+    check_output_paths({{"-o", options.output}});
     std::vector<Job> jobs = read_jobs(options);
 
     const std::unique_ptr<Device> device = make_device(options.device);

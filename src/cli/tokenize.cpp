@@ -14,13 +14,12 @@
 #include "cli/common.h"
 #include "io/file.h"
 #include "io/json.h"
+#include "io/lines.h"
 #include "text/tokenizer.h"
 
 namespace refrag {
 
 namespace {
-
-constexpr uint64_t max_text_bytes = 1ull << 30;
 
 struct TokenizeOptions {
     std::string tokenizer_path;
@@ -122,25 +121,23 @@ std::string decode_line(const Tokenizer& tokenizer, const TokenizeOptions& optio
     return "{\"text\":" + json_quote(tokenizer.decode(ids, !options.special)) + "}\n";
 }
 
+// The text of --file, or of standard input.
+std::string read_source(const TokenizeOptions& options) {
+    return read_text(options.file.empty() ? "-" : options.file);
+}
+
 // One line of JSON out for each line of JSON in; the line's number is part of every error.
 void run_batch(const TokenizeOptions& options, const Tokenizer& tokenizer) {
     constexpr size_t flush_bytes = 1u << 20;
-    const std::string name = options.file.empty() ? "standard input" : options.file;
-    const std::string input =
-        options.file.empty() ? read_stdin(max_text_bytes) : read_file(options.file, max_text_bytes);
     std::string out;
-    size_t number = 0;
-    for (size_t at = 0; at < input.size();) {
-        const size_t end = std::min(input.find('\n', at), input.size());
-        const Json line = Json::parse(std::string_view(input).substr(at, end - at), str(name, ":", ++number));
-        out += options.batch_decode ? decode_line(tokenizer, options, line)
-                                    : encode_line(tokenizer, options, line);
-        if (out.size() >= flush_bytes) {
-            write_stdout(out);
-            out.clear();
-        }
-        at = end + 1;
-    }
+    for_each_json_line(read_source(options), input_name(options.file.empty() ? "-" : options.file),
+                       [&](const Json& line, size_t) {
+                           out += options.batch_decode ? decode_line(tokenizer, options, line)
+                                                       : encode_line(tokenizer, options, line);
+                           if (out.size() < flush_bytes) return;
+                           write_stdout(out);
+                           out.clear();
+                       });
     write_stdout(out);
 }
 
@@ -165,9 +162,7 @@ void run_tokenize(const TokenizeOptions& options) {
             options.json ? JsonWriter().begin_object().key("text").string(text).end_object().text() + "\n"
                          : text + "\n");
     }
-    const std::string text = options.text_given      ? options.text
-                             : !options.file.empty() ? read_file(options.file, max_text_bytes)
-                                                     : read_stdin(max_text_bytes);
+    const std::string text = options.text_given ? options.text : read_source(options);
     const std::vector<Token> tokens =
         options.special ? tokenizer.encode_with_special_tokens(text) : tokenizer.encode(text);
     write_stdout(options.json ? tokens_as_json(tokenizer, tokens) : tokens_as_lines(tokenizer, tokens));
@@ -181,15 +176,17 @@ void add_tokenize(CLI::App& app) {
     command->add_option("--tokenizer", options->tokenizer_path,
                         "tokenizer.json, or a directory that holds one or vocab.json and merges.txt");
     command->add_option("-m,--model", options->model_dir, "model directory; its decoder's tokenizer is used");
-    command->add_option("--file", options->file, "read the text from this file");
+    command->add_option("--file", options->file, "read the text from this file; - for standard input");
     command->add_option("--decode", options->decode_ids, "ids to turn into text: \"5,17,4\"");
     command->add_flag(
         "--special", options->special,
         "parse special tokens in the text and add the tokenizer's own; with --decode: show them");
     command->add_flag("--json", options->json,
                       "print {\"ids\", \"pieces\", \"offsets\"}; offsets are bytes, [begin, end)");
-    command->add_flag("--batch", options->batch,
-                      "read JSON Lines, each a string or {\"text\"}; print {\"ids\":[..]} for each");
+    command->add_flag(
+        "--batch", options->batch,
+        "read JSON Lines, each a string or {\"text\"}; print {\"ids\":[..]} for each; blank lines are "
+        "passed over");
     command->add_flag("--batch-decode", options->batch_decode,
                       "read JSON Lines, each a list of ids; print {\"text\":\"..\"} for each");
     command->add_option("TEXT", options->text,

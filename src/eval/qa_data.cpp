@@ -8,11 +8,11 @@
 #include "base/check.h"
 #include "io/file.h"
 #include "io/json.h"
+#include "io/lines.h"
 
 namespace refrag {
 namespace {
 
-constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
 constexpr std::string_view kBlanks = " \t\r\n\v\f";
 
 // Gathers passages and questions and gives articles their numbers.
@@ -48,18 +48,11 @@ class Builder {
 
     // A line, or a question of SQuAD: its id and the passage of the questions that follow.
     void begin_item(const Json& json, size_t passage) {
-        item_.id = str(++n_items_);
+        ++n_items_;
+        const auto id = json.find_id();
+        item_.id = id ? id_text(*id) : str(n_items_);
         item_.passage = passage;
         item_.turn = 0;
-        if (const auto id = json.find("id")) {
-            if (id->is_string()) {
-                item_.id = id->as_string();
-            } else if (id->is_int()) {
-                item_.id = str(id->as_int());
-            } else {
-                id->refuse("a string or an integer");
-            }
-        }
     }
 
     void add_question(const Json& json, std::vector<std::string> answers) {
@@ -198,13 +191,7 @@ bool closes(std::string_view text) {
 
 QaData parse_lines(std::string_view content, const std::string& name) {
     Builder builder;
-    for (size_t number = 1; !content.empty(); ++number) {
-        const size_t end = content.find('\n');
-        const std::string_view line = content.substr(0, end);
-        content.remove_prefix(end == std::string_view::npos ? content.size() : end + 1);
-        if (line.find_first_not_of(kBlanks) == std::string_view::npos) continue;
-        parse_line(Json::parse(line, str(name, ": line ", number)), builder);
-    }
+    for_each_json_line(content, name, [&](const Json& line, size_t) { parse_line(line, builder); });
     return builder.finish(name);
 }
 
@@ -212,7 +199,7 @@ QaData parse_lines(std::string_view content, const std::string& name) {
 
 QaData parse_qa_data(std::string_view content, const std::string& name) {
     const std::string shown = printable(name);
-    if (content.starts_with(kByteOrderMark)) content.remove_prefix(kByteOrderMark.size());
+    content = without_byte_order_mark(content);
     const size_t first = content.find_first_not_of(kBlanks);
     REFRAG_CHECK(first != std::string_view::npos, Status::bad_input, shown,
                  ": expected at least one question, found none");
@@ -231,7 +218,7 @@ QaData parse_qa_data(std::string_view content, const std::string& name) {
 }
 
 QaData read_qa_data(const std::string& path) {
-    return parse_qa_data(read_file(path, max_qa_bytes), path);
+    return parse_qa_data(read_text(path, max_qa_bytes), input_name(path));
 }
 
 }  // namespace refrag

@@ -17,52 +17,18 @@
 
 #include "base/check.h"
 #include "base/utf8.h"
+#include "io/output.h"
+#include "io/posix.h"
 
 namespace refrag {
 
 namespace {
 
-// The system's words for an errno value (strerror is not safe in several threads).
-std::string system_text(int error) {
-    return std::generic_category().message(error);
-}
-
-Status status_of(int error) {
-    switch (error) {
-        case ENOENT:
-        case ENOTDIR:
-        case EACCES:
-        case EPERM:
-        case ELOOP:
-        case ENAMETOOLONG:
-        case EISDIR:
-            return Status::bad_input;
-        default:
-            return Status::runtime;
-    }
-}
-
-const char* kind_of(mode_t mode) {
-    if (S_ISDIR(mode)) return "a directory";
-    if (S_ISFIFO(mode)) return "a pipe";
-    if (S_ISCHR(mode) || S_ISBLK(mode)) return "a device";
-    if (S_ISSOCK(mode)) return "a socket";
-    return "a file of another kind";
-}
-
 int64_t modified_ns(const struct stat& info) {
     return static_cast<int64_t>(info.st_mtim.tv_sec) * 1'000'000'000 + info.st_mtim.tv_nsec;
 }
 
-// A system call, made again where a signal interrupted it. -1 with errno on failure.
-template <typename Call>
-auto retried(Call&& call) {
-    auto result = call();
-    while (result < 0 && errno == EINTR) result = call();
-    return result;
-}
-
-constexpr size_t max_read_bytes = size_t{1} << 30;  // Linux moves at most about 2 GiB a call
+}  // namespace
 
 std::string checked_path(const std::string& path) {
     REFRAG_CHECK(!path.empty(), Status::bad_input, "an empty file name cannot be opened");
@@ -71,7 +37,24 @@ std::string checked_path(const std::string& path) {
     return path;
 }
 
-}  // namespace
+bool examine(const std::string& path, struct stat& info) {
+    if (path.find('\0') != std::string::npos) return false;
+    if (retried([&] { return ::stat(path.c_str(), &info); }) == 0) return true;
+    if (errno != ENOENT && errno != ENOTDIR && errno != ENAMETOOLONG)
+        fail(status_of(errno), printable(path), ": cannot be examined: ", system_text(errno));
+    return false;
+}
+
+void write_all(int descriptor, std::string_view bytes, const std::string& shown) {
+    size_t done = 0;
+    while (done < bytes.size()) {
+        const size_t want = std::min(bytes.size() - done, max_transfer_bytes);
+        const ssize_t put = retried([&] { return ::write(descriptor, bytes.data() + done, want); });
+        if (put < 0) fail(Status::runtime, shown, ": writing failed: ", system_text(errno));
+        REFRAG_CHECK(put > 0, Status::runtime, shown, ": writing failed: no byte was taken");
+        done += static_cast<size_t>(put);
+    }
+}
 
 File::File(const std::string& path) : path_(checked_path(path)) {
     // O_NONBLOCK: opening a pipe without a writer must not hang; it means nothing for regular files.
@@ -113,7 +96,7 @@ void File::read_at(uint64_t offset, void* destination, size_t bytes) const {
     auto* place = static_cast<char*>(destination);
     size_t done = 0;
     while (done < bytes) {
-        const size_t want = std::min(bytes - done, max_read_bytes);
+        const size_t want = std::min(bytes - done, max_transfer_bytes);
         const ssize_t got = retried(
             [&] { return ::pread(descriptor_, place + done, want, static_cast<off_t>(offset + done)); });
         if (got < 0) fail(Status::runtime, printable(path_), ": reading failed: ", system_text(errno));
@@ -139,21 +122,46 @@ std::string read_file(const std::string& path, uint64_t max_bytes) {
     return bytes;
 }
 
-std::string read_stdin(uint64_t max_bytes) {
+namespace {
+
+// A descriptor read to its end.
+std::string read_stream(int descriptor, const std::string& shown, uint64_t max_bytes) {
     std::string bytes;
     size_t used = 0;
     while (true) {
         bytes.resize(std::max<size_t>(used + 65536, used * 2));
         const ssize_t got =
-            retried([&] { return ::read(STDIN_FILENO, bytes.data() + used, bytes.size() - used); });
-        if (got < 0) fail(Status::runtime, "standard input: reading failed: ", system_text(errno));
+            retried([&] { return ::read(descriptor, bytes.data() + used, bytes.size() - used); });
+        if (got < 0) fail(Status::runtime, shown, ": reading failed: ", system_text(errno));
         if (got == 0) break;
         used += static_cast<size_t>(got);
-        REFRAG_CHECK(used <= max_bytes, Status::bad_input, "standard input: expected at most ", max_bytes,
-                     " bytes");
+        REFRAG_CHECK(used <= max_bytes, Status::bad_input, shown, ": expected at most ", max_bytes, " bytes");
     }
     bytes.resize(used);
     return bytes;
+}
+
+}  // namespace
+
+std::string input_name(const std::string& path) {
+    return path == "-" ? "standard input" : path;
+}
+
+std::string read_input(const std::string& path, uint64_t max_bytes) {
+    const std::string shown = printable(input_name(path));
+    if (path == "-") return read_stream(STDIN_FILENO, shown, max_bytes);
+    if (const auto own = own_descriptor(checked_path(path))) return read_stream(*own, shown, max_bytes);
+    struct stat info {};
+    if (!examine(path, info) || !(S_ISFIFO(info.st_mode) || S_ISCHR(info.st_mode)))
+        return read_file(path, max_bytes);
+    const int descriptor = retried([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY); });
+    if (descriptor < 0) fail(status_of(errno), shown, ": cannot be opened: ", system_text(errno));
+    struct Close {
+        int descriptor;
+        ~Close() { ::close(descriptor); }
+    };
+    const Close close{descriptor};
+    return read_stream(descriptor, shown, max_bytes);
 }
 
 namespace {
@@ -204,16 +212,6 @@ void sync_directory(const std::string& directory) {
         fail(Status::runtime, printable(directory), ": fsync failed: ", system_text(error));
 }
 
-// stat() of whatever is at `path`; false where nothing is there. Any other failure is an Error: not being
-// able to look is not the same as not being there.
-bool examine(const std::string& path, struct stat& info) {
-    if (path.find('\0') != std::string::npos) return false;
-    if (retried([&] { return ::stat(path.c_str(), &info); }) == 0) return true;
-    if (errno != ENOENT && errno != ENOTDIR && errno != ENAMETOOLONG)
-        fail(status_of(errno), printable(path), ": cannot be examined: ", system_text(errno));
-    return false;
-}
-
 }  // namespace
 
 void write_file_atomic(const std::string& path, std::string_view bytes) {
@@ -236,14 +234,7 @@ void write_file_atomic(const std::string& path, std::string_view bytes) {
         if (!ok) fail(Status::runtime, printable(path), ": ", what, " failed: ", system_text(errno));
     };
     if (exists) check(::fchmod(file.descriptor(), info.st_mode & 07777) == 0, "setting permissions");
-    size_t done = 0;
-    while (done < bytes.size()) {
-        const size_t want = std::min(bytes.size() - done, max_read_bytes);
-        const ssize_t put = retried([&] { return ::write(file.descriptor(), bytes.data() + done, want); });
-        check(put >= 0, "writing");
-        REFRAG_CHECK(put > 0, Status::runtime, printable(path), ": writing failed: no byte was taken");
-        done += static_cast<size_t>(put);
-    }
+    write_all(file.descriptor(), bytes, printable(path));
     check(retried([&] { return ::fsync(file.descriptor()); }) == 0, "fsync");
     check(file.close_checked(), "closing");
     check(::rename(file.path().c_str(), target.c_str()) == 0, "renaming the temporary file");

@@ -1,5 +1,5 @@
 // Bounded file access: every read has a known place and length, every write is whole or not there.
-// Only regular files are read (a FIFO or a device could block for ever); nothing is mapped into memory, so
+// Model files are regular files (a FIFO or a device could block for ever); nothing is mapped into memory, so
 // a file cut short while in use gives an Error and never a signal.
 #pragma once
 
@@ -39,8 +39,11 @@ class File {
 // The whole file as bytes; refuses what is larger than max_bytes before reading it.
 std::string read_file(const std::string& path, uint64_t max_bytes);
 
-// Standard input to its end; refuses more than max_bytes.
-std::string read_stdin(uint64_t max_bytes);
+// What a user names as input: "-" is standard input; a pipe, a device and a descriptor (`<(...)`) are read to
+// their end; anything else is read_file's. Refuses more than max_bytes.
+std::string read_input(const std::string& path, uint64_t max_bytes);
+// "standard input" for "-", else the path: how messages name it.
+std::string input_name(const std::string& path);
 
 // Writes a file whole or not at all: temporary file in the same directory, fsync, rename, fsync of the
 // directory. An existing file keeps its permission bits. On failure the temporary file is removed and `path`

@@ -4,6 +4,8 @@
 #include "io/json.h"
 
 #include <algorithm>
+#include <charconv>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "base/check.h"
@@ -37,8 +39,7 @@ struct Node {
     union {
         bool boolean;
         int64_t integer;
-        double number;
-        Text text;
+        Text text;  // a string; a number that is no int64, as it is written
         Range range;
     };
     Node() : integer(0) {}
@@ -46,6 +47,13 @@ struct Node {
 
 std::string key_text(std::string_view key) {
     return printable(key, 100);
+}
+
+// Of a number that the parser has accepted. What is too small for a double is 0.
+double double_of(std::string_view written) {
+    double value = 0.0;
+    std::from_chars(written.data(), written.data() + written.size(), value);
+    return value;
 }
 
 }  // namespace
@@ -140,14 +148,14 @@ struct Json::Builder : nlohmann::json_sax<nlohmann::json> {
         return true;
     }
     bool number_unsigned(number_unsigned_t value) override {
-        if (value <= static_cast<number_unsigned_t>(max_int))
-            add_node(Kind::integer).integer = static_cast<int64_t>(value);
-        else
-            add_node(Kind::number).number = static_cast<double>(value);
+        if (value > static_cast<number_unsigned_t>(max_int)) return number(std::to_string(value));
+        add_node(Kind::integer).integer = static_cast<int64_t>(value);
         return true;
     }
-    bool number_float(number_float_t value, const string_t&) override {
-        add_node(Kind::number).number = value;
+    bool number_float(number_float_t, const string_t& written) override { return number(written); }
+    bool number(std::string_view written) {
+        const Text text = store(written);
+        add_node(Kind::number).text = text;
         return true;
     }
     bool string(string_t& value) override {
@@ -264,7 +272,7 @@ std::string Json::describe() const {
         case Kind::integer:
             return std::to_string(node.integer);
         case Kind::number:
-            return JsonWriter().number(node.number).text();
+            return printable(document_->view(node.text), 60);
         case Kind::string:
             return str("\"", printable(document_->view(node.text), 60), "\"");
         case Kind::array:
@@ -291,7 +299,8 @@ int64_t Json::as_int(int64_t min, int64_t max) const {
 double Json::as_number(double min, double max) const {
     const Node& node = document_->nodes[node_];
     if (is_number()) {
-        const double value = node.kind == Kind::integer ? static_cast<double>(node.integer) : node.number;
+        const double value = node.kind == Kind::integer ? static_cast<double>(node.integer)
+                                                        : double_of(document_->view(node.text));
         if (value >= min && value <= max) return value;
     }
     if (min == -max_number && max == max_number) refuse("a number");
@@ -402,6 +411,27 @@ std::string Json::get_string_or(std::string_view key, std::string_view fallback)
 bool Json::get_bool_or(std::string_view key, bool fallback) const {
     const auto value = find(key);
     return value ? value->as_bool() : fallback;
+}
+
+std::optional<JsonId> Json::find_id() const {
+    const auto id = find("id");
+    if (!id) return std::nullopt;
+    if (id->is_string()) return std::string(id->as_string());
+    if (id->is_int()) return id->as_int();
+    if (id->is_number()) {
+        constexpr double largest = 9007199254740992.0;  // every whole number up to here has its own double
+        const double value = id->as_number();
+        if (value == std::floor(value)) {
+            if (std::abs(value) <= largest) return static_cast<int64_t>(value);
+            id->refuse("a string or an integer below 2^63 (2^53 with a fraction or exponent)");
+        }
+    }
+    id->refuse("a string or an integer");
+}
+
+std::string id_text(const JsonId& id) {
+    const auto* number = std::get_if<int64_t>(&id);
+    return number != nullptr ? std::to_string(*number) : std::get<std::string>(id);
 }
 
 void Json::check_keys(std::initializer_list<std::string_view> allowed) const {

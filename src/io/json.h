@@ -1,7 +1,8 @@
 // JSON in and out: the one place that meets the JSON library. A document is parsed once into a flat,
 // immutable tree; Json is a cheap handle into it, which keeps the document alive. Stricter than the grammar:
 // at most 64 levels, no duplicate keys, valid UTF-8 only, nothing after the value, no number beyond a
-// double's range. Every accessor names the file and the key path in its error.
+// double's range. Every accessor names the file and the key path in its error, and shows a number as it is
+// written in the file.
 #pragma once
 
 #include <cstddef>
@@ -13,9 +14,14 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <variant>
 #include <vector>
 
 namespace refrag {
+
+// An "id" as users write them.
+using JsonId = std::variant<int64_t, std::string>;
+std::string id_text(const JsonId& id);
 
 class Json {
   public:
@@ -74,6 +80,8 @@ class Json {
                          double max = max_number) const;
     std::string get_string_or(std::string_view key, std::string_view fallback) const;
     bool get_bool_or(std::string_view key, bool fallback) const;
+    // The member "id": a string or a whole number, which may be written 1.0. Empty where absent or null.
+    std::optional<JsonId> find_id() const;
 
     // Strict objects: refuses the first key that is not in `allowed`, naming it and the allowed ones.
     void check_keys(std::initializer_list<std::string_view> allowed) const;

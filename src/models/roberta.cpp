@@ -95,8 +95,8 @@ Tensor Roberta::run(Backend& b, const BatchPlan& plan, const Batch& batch,
     for (const std::vector<int32_t>& sequence : sequences) {
         REFRAG_CHECK(!sequence.empty() && static_cast<int64_t>(sequence.size()) <= c.max_seq_len(),
                      Status::runtime, "encoder: a chunk has ", sequence.size(),
-                     " encoder tokens, expected 1 to ", c.max_seq_len(),
-                     " (max_position_embeddings - pad_token_id - 1)");
+                     " encoder tokens, special ones included; expected 1 to ", c.max_seq_len(),
+                     " (max_position_embeddings - pad_token_id - 1): give a smaller chunk length (-k)");
         ids.insert(ids.end(), sequence.begin(), sequence.end());
         for (size_t i = 0; i < sequence.size(); ++i) {
             position_ids.push_back(c.pad_id + 1 + static_cast<int32_t>(i));

@@ -22,7 +22,7 @@ struct AnswerOptions {
     std::optional<Unexpanded> unexpanded;   // none: the model's
     SamplerOptions sampler;                 // its seed also draws SelectPolicy::random
     int32_t max_new_tokens = 256;           // -1: until an end token comes or the context is full
-    std::vector<std::string> stop;          // stop strings (stop.h), looked for in the text as generated
+    std::vector<std::string> stop;          // looked for in the text without its leading space (stop.h)
     bool ignore_eos = false;                // end tokens are never sampled
     std::optional<int32_t> logprobs;        // report each token's log-probability and this many alternatives
     bool want_logits = false;  // run the policy network even where its choice is already known (p = 0 or 1)

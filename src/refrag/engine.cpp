@@ -93,7 +93,7 @@ struct Engine::Job {
         if (request.options.logprobs)
             answer.logprobs.push_back(token_logprobs(logits.values, token, *request.options.logprobs));
         answer.ids.push_back(token);
-        emit(stops.push(stream.push(token)));
+        emit(stops.push(without_first_space(stream.push(token))));
         if (stops.found() || stopped) return std::nullopt;
         if (std::ssize(answer.ids) == request.options.max_new_tokens) {
             answer.finish = FinishReason::max_tokens;
@@ -105,7 +105,7 @@ struct Engine::Job {
     // What was held back, and the sums.
     void end() {
         if (!stopped) {
-            emit(stops.push(stream.flush()));
+            emit(stops.push(without_first_space(stream.flush())));
             if (!stops.found()) emit(stops.flush());
         }
         if (stopped) {
@@ -122,11 +122,15 @@ struct Engine::Job {
             answer.tokens_per_s = further * 1000.0 / answer.times.decode;
     }
 
-    void emit(std::string piece) {
-        if (at_start && !piece.empty()) {
-            if (piece[0] == ' ') piece.erase(0, 1);
-            at_start = false;
-        }
+    // Answers are trained with a space before them. It is no text, so a stop string never meets it.
+    std::string without_first_space(std::string piece) {
+        if (!at_start || piece.empty()) return piece;
+        at_start = false;
+        if (piece[0] == ' ') piece.erase(0, 1);
+        return piece;
+    }
+
+    void emit(const std::string& piece) {
         if (piece.empty()) return;
         answer.text += piece;
         if (request.sink && !request.sink(piece)) stopped = true;

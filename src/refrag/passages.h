@@ -9,6 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include "io/lines.h"
+
 namespace refrag {
 
 // One retrieved passage.
@@ -23,18 +25,19 @@ struct Passage {
 
 class Json;
 
-constexpr uint64_t max_passages_bytes = 1ull << 30;     // a whole file
-constexpr size_t max_passage_line_bytes = 64ull << 20;  // one line of JSON
-
-// Reads a passage file. Throws Error(bad_input) naming file and line; a file without a passage is an error.
-std::vector<Passage> read_passages(const std::string& path);
+// Reads a passage file, a pipe, or ("-") standard input. Throws Error(bad_input) naming file and line; a file
+// without a passage is an error.
+std::vector<Passage> read_passages(const std::string& path, const BadLine& on_bad = {});
 
 // The same from memory; `name` begins the messages.
 // JSON Lines: one object a line, blank lines skipped; "text" is a string and must be there; "title" is a
-// string, absent or null; "id" is a string or an integer, absent or null. Other keys are let be. Plain text:
+// string, absent or null; "id" is a string or a whole number, absent or null. Other keys are let be. Where
+// `on_bad` is given, a line that is refused goes to it and the others are read. Plain text:
 // passages are runs of lines that are not blank; their bytes are kept as they are (CR LF becomes LF), invalid
-// UTF-8 included. A byte order mark at the start is skipped.
-std::vector<Passage> parse_passages(std::string_view content, const std::string& name);
+// UTF-8 included. A byte order mark at the start is skipped. What looks like another form (a JSON array, CSV,
+// HTML, compressed data) is refused by its name.
+std::vector<Passage> parse_passages(std::string_view content, const std::string& name,
+                                    const BadLine& on_bad = {});
 
 // One passage from {"id", "title", "text"}, as on a line of JSON; `number` is its id where it has none.
 Passage passage_from_json(const Json& json, size_t number);

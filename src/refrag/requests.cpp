@@ -1,10 +1,11 @@
 // See requests.h.
 #include "refrag/requests.h"
 
+#include <map>
+
 #include "base/check.h"
 #include "io/file.h"
 #include "io/json.h"
-#include "refrag/lines.h"
 
 namespace refrag {
 namespace {
@@ -29,15 +30,7 @@ BatchRequest parse_request(const Json& json, size_t number) {
     json.check_keys({"id", "question", "passages"});
     BatchRequest request;
     request.question = json.get_string("question");
-    request.id = static_cast<int64_t>(number);
-    if (const auto id = json.find("id")) {
-        if (id->is_string())
-            request.id = std::string(id->as_string());
-        else if (id->is_int())
-            request.id = id->as_int();
-        else
-            id->refuse("a string or an integer");
-    }
+    request.id = json.find_id().value_or(static_cast<int64_t>(number));
     if (json.find("passages")) request.passages = parse_passage_list(json.get_array("passages"));
     return request;
 }
@@ -46,18 +39,19 @@ BatchRequest parse_request(const Json& json, size_t number) {
 
 std::vector<BatchRequest> parse_requests(std::string_view content, const std::string& name) {
     const std::string shown = printable(name);
-    if (content.starts_with(byte_order_mark)) content.remove_prefix(byte_order_mark.size());
     std::vector<BatchRequest> requests;
-    Lines lines(content);
-    std::string_view line;
-    while (lines.next(line)) {
-        if (is_blank(line)) continue;
-        const std::string where = str(shown, ": line ", lines.number());
-        REFRAG_CHECK(line.size() <= max_request_line_bytes, Status::bad_input, where, ": expected at most ",
-                     max_request_line_bytes, " bytes on one line, found ", line.size());
-        requests.push_back(parse_request(Json::parse(line, where), requests.size() + 1));
-        requests.back().line = lines.number();
-    }
+    std::map<JsonId, size_t> lines;  // where each id stands
+    for_each_json_line(content, shown, [&](const Json& line, size_t number) {
+        BatchRequest request = parse_request(line, requests.size() + 1);
+        request.line = number;
+        const auto [first, is_new] = lines.emplace(request.id, number);
+        if (!is_new) {
+            fail(Status::bad_input, line.where(), ": expected an id of its own, found ",
+                 printable(id_text(request.id), 60), line.find_id() ? "" : " (its number, since it has none)",
+                 ", which line ", first->second, " has too");
+        }
+        requests.push_back(std::move(request));
+    });
     REFRAG_CHECK(!requests.empty(), Status::bad_input, shown, ": expected at least one request, found none");
     return requests;
 }

@@ -5,7 +5,6 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <variant>
 #include <vector>
 
 #include "refrag/passages.h"
@@ -13,20 +12,18 @@
 namespace refrag {
 
 struct BatchRequest {
-    size_t line = 0;                        // of the file, counted from 1
-    std::variant<int64_t, std::string> id;  // as in the file, or the request's number counted from 1
+    size_t line = 0;  // of the file, counted from 1
+    JsonId id;        // as in the file, or the request's number counted from 1
     std::string question;
     std::optional<std::vector<Passage>> passages;  // none: those that all such requests share
 };
 
-constexpr uint64_t max_requests_bytes = 1ull << 30;     // a whole file
-constexpr size_t max_request_line_bytes = 64ull << 20;  // one line
-
 // Parses a whole file; `name` begins the messages. Throws Error(bad_input) naming file and line; a file
 // without a request is an error.
-// One object a line, blank lines skipped. "question" is a string and must be there; "id" is a string or an
-// integer, absent or null; "passages" is an array of strings or objects as in a passage file
-// (parse_passages), absent or null. Any other key is refused. A byte order mark at the start is skipped.
+// One object a line, blank lines skipped. "question" is a string and must be there; "id" is a string or a
+// whole number, absent or null, and no two requests have the same; "passages" is an array of strings or
+// objects as in a passage file (parse_passages), absent or null. Any other key is refused. A byte order mark
+// at the start is skipped.
 std::vector<BatchRequest> parse_requests(std::string_view content, const std::string& name);
 
 }  // namespace refrag

@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "io/file.h"
+#include "io/lines.h"
 #include "text/tokenizer_loader.h"
 
 namespace refrag {
@@ -224,23 +225,19 @@ void write_token(JsonWriter& json, const AddedToken& token) {
     json.key("special").boolean(token.special).end_object();
 }
 
-// "left right" a line; lines that begin with "#version" are passed over.
+// "left right" a line; blank lines and those that begin with "#version" are passed over.
 void read_lines(std::string_view text, const std::string& path, std::vector<MergeHalves>& merges,
                 std::vector<size_t>& line_numbers) {
-    size_t number = 0;
-    for (size_t at = 0; at < text.size();) {
-        const size_t end = std::min(text.find('\n', at), text.size());
-        std::string_view line = text.substr(at, end - at);
-        at = end + 1;
-        ++number;
-        if (line.ends_with('\r')) line.remove_suffix(1);
-        if (line.starts_with("#version")) continue;
+    Lines lines(text);
+    std::string_view line;
+    while (lines.next(line)) {
+        if (is_blank(line) || line.starts_with("#version")) continue;
         const size_t space = line.find(' ');
         if (space == std::string_view::npos || line.find(' ', space + 1) != std::string_view::npos)
-            fail(Status::bad_input, printable(path), ":", number,
+            fail(Status::bad_input, printable(path), ":", lines.number(),
                  ": expected two pieces with a space between, found \"", printable(line, 60), "\"");
         merges.emplace_back(line.substr(0, space), line.substr(space + 1));
-        line_numbers.push_back(number);
+        line_numbers.push_back(lines.number());
     }
 }
 

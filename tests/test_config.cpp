@@ -235,6 +235,29 @@ TEST_CASE("llama config: RoPE that cannot be, or is not supported") {
     CHECK(contains(llama3("1", "4", "0"), file().key("rope_scaling.original_max_position_embeddings")));
 }
 
+TEST_CASE("llama config: RoPE as other writers leave it") {
+    const std::string bands =
+        "\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 1, \"high_freq_factor\": 4";
+    // Without its own length the scaling starts from max_position_embeddings.
+    const LlamaConfig c = llama({{"rope_scaling", "{" + bands + "}"}});
+    REQUIRE(c.rope_llama3.has_value());
+    CHECK(c.rope_llama3->original_max_seq_len == 64);
+    // By layer type.
+    CHECK(llama({{"rope_parameters",
+                  "{\"full_attention\": {\"rope_type\": \"default\", \"rope_theta\": 5000.0}}"}})
+              .rope_theta == 5000.0);
+    CHECK(contains(llama_error({{"rope_parameters",
+                                 "{\"full_attention\": {\"rope_theta\": 5000.0}, "
+                                 "\"sliding_attention\": {\"rope_theta\": 1.0}}"}}),
+                   "no parameters for layers other than full_attention"));
+    CHECK(roberta({{"eos_token_id", "[2]"}}).eos_id == 2);
+}
+
+TEST_CASE("config: a number is shown as the file writes it") {
+    CHECK(contains(llama_error({{"hidden_size", "512.0"}}),
+                   "expected an integer in [1, 1048576], found 512.0"));
+}
+
 TEST_CASE("config: keys that would change the maths are refused by name") {
     const Fields foreign = {{"quantization_config", "{\"bits\": 4}"},
                             {"final_logit_softcapping", "30.0"},
@@ -280,7 +303,8 @@ TEST_CASE("config: keys that would change the maths are refused by name") {
 TEST_CASE("config: another architecture or activation is refused") {
     CHECK(llama_error({{"model_type", "\"gemma\""}}) ==
           file().key("model_type") + ": expected \"llama\" or \"mistral\", found \"gemma\"");
-    CHECK(contains(llama_error({{"hidden_act", "\"gelu\""}}), "expected \"silu\", found \"gelu\""));
+    CHECK(contains(llama_error({{"hidden_act", "\"gelu\""}}),
+                   "expected \"silu\" or \"swish\", found \"gelu\""));
     CHECK(llama_error({{"model_type", "\"mistral\""}}) == "(no error)");
     CHECK(llama_error({{"sliding_window", "64"}}) == "(no error)");
     CHECK(contains(llama_error({{"sliding_window", "63"}}), "at least max_position_embeddings = 64"));

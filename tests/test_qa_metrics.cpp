@@ -81,7 +81,7 @@ TEST_CASE("qa metrics: scores by hand") {
 }
 
 TEST_CASE("qa metrics: unanswerable questions") {
-    for (const Tokens& gold : {Tokens{}, Tokens{""}, Tokens{"the", " ."}}) {
+    for (const Tokens& gold : {Tokens{}, Tokens{""}, Tokens{" ", "\t"}}) {
         for (const char* nothing : {"", "the", " ?!"}) {
             CHECK(score(nothing, gold).exact_match == 1.0);
             CHECK(score(nothing, gold).f1 == 1.0);
@@ -89,9 +89,27 @@ TEST_CASE("qa metrics: unanswerable questions") {
         CHECK(score("no", gold).exact_match == 0.0);
         CHECK(score("no", gold).f1 == 0.0);
     }
-    // An answer of which nothing remains is left out where there are others.
+    // An answer of which nothing remains is compared as it stands.
     CHECK(score("", {"the", "mill"}).exact_match == 0.0);
     CHECK(score("", {"mill"}).f1 == 0.0);
+}
+
+TEST_CASE("qa metrics: a gold answer of which normalisation leaves nothing is an answer") {
+    const auto refusing = [](std::string_view prediction, const Tokens& gold) {
+        return score_answer(prediction, gold, "not in the passages");
+    };
+    CHECK(refusing("not in the passages", {"A"}).exact_match == 0.0);
+    CHECK(refusing("not in the passages", {"A"}).f1 == 0.0);
+    CHECK(refusing("not in the passages", {"A"}).rouge_l == 0.0);
+    for (const char* right : {"A", " a\n"}) {
+        CHECK(refusing(right, {"A"}).exact_match == 1.0);
+        CHECK(refusing(right, {"A"}).f1 == 1.0);
+        CHECK(refusing(right, {"A"}).rouge_l == 1.0);
+    }
+    for (const char* wrong : {"", "the", "B", "A."}) CHECK(score(wrong, {"A"}).exact_match == 0.0);
+    CHECK(score("?", {"?"}).rouge_l == 1.0);
+    CHECK(score("the", {"the", "mill"}).exact_match == 1.0);
+    CHECK(score("mill", {"the", "mill"}).exact_match == 1.0);
 }
 
 TEST_CASE("qa metrics: what the model says where there is no answer counts as the empty answer") {

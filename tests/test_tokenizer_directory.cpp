@@ -104,6 +104,34 @@ TEST_CASE("tokenizer directory: special tokens by role, with flags, in their ord
     CHECK(with_special(tokenizer, "a<sep>").size() == 2 + 1 + 1 + 5);  // single_word: plain text here
 }
 
+TEST_CASE("tokenizer directory: special tokens as transformers 4 and 5 write them") {
+    Directory dir;
+    const auto pieces = [&](const std::string& config) {
+        dir.write("tokenizer_config.json", R"({"tokenizer_class":"Qwen2Tokenizer",)" + config + "}");
+        const Tokenizer tokenizer = dir.load();
+        std::string all;
+        for (int32_t id = 259; id < tokenizer.vocab_size(); ++id) {
+            CHECK(tokenizer.is_special(id));
+            all.append(tokenizer.piece(id)).append(" ");
+        }
+        return all;
+    };
+    CHECK(pieces(R"("extra_special_tokens":{})").empty());
+    CHECK(pieces(R"("extra_special_tokens":[])").empty());
+    CHECK(pieces(R"("extra_special_tokens":null)").empty());
+    CHECK(pieces(R"("extra_special_tokens":["<a>","<b>"])") == "<a> <b> ");
+    CHECK(pieces(R"("extra_special_tokens":{"image_token":"<a>","x":{"content":"<b>"}})") == "<a> <b> ");
+    CHECK(pieces(R"("additional_special_tokens":[{"content":"<a>","lstrip":true},"<b>"])") == "<a> <b> ");
+    CHECK(pieces(R"("extra_special_tokens":["<a>"],"model_specific_special_tokens":{"x":"<b>"})") ==
+          "<a> <b> ");
+    dir.write("tokenizer_config.json", R"({"extra_special_tokens":"<a>"})");
+    CHECK(contains(dir.refusal(), "expected a list of tokens, or an object of them by name, found \"<a>\""));
+    for (const char* any : {"TokenizersBackend", "PreTrainedTokenizerFast"}) {
+        dir.write("tokenizer_config.json", str("{\"tokenizer_class\":\"", any, "\"}"));
+        CHECK(dir.load().encode_ids("the") == Ids{257});
+    }
+}
+
 TEST_CASE("tokenizer directory: added tokens with ids") {
     Directory dir;
     dir.write("added_tokens.json", R"({"<mask>":260,"<new>":259})");

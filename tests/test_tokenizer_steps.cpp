@@ -263,3 +263,23 @@ TEST_CASE("tokenizer steps: a file whose steps multiply a text without bound is 
     CHECK(refrag_test::contains(error(file(keeps, steps(doubles, 40))), "decoders[7]\": the steps"));
     CHECK(error(file(keeps, steps(doubles, 7))) == "(no error)");
 }
+
+TEST_CASE("tokenizer steps: what a replacement of several characters wrote does not begin the text") {
+    const auto ids = [](const std::string& pattern, const std::string& scheme, const std::string& text) {
+        const std::string json =
+            R"({"version":"1.0","added_tokens":[],"normalizer":{"type":"Replace","pattern":{"String":")" +
+            pattern +
+            R"("},"content":"x"},"pre_tokenizer":{"type":"Metaspace","replacement":"\u2581","prepend_scheme":")" +
+            scheme +
+            R"(","split":true},"post_processor":null,"decoder":null,"model":{"type":"BPE","vocab":)"
+            R"({"\u2581":0,"x":1,"b":2,"a":3},"merges":[]}})";
+        return Tokenizer::from_json(json, "t.json").encode_ids(text);
+    };
+    using Ids = std::vector<int32_t>;
+    CHECK(ids("ab", "first", "abb") == Ids{1, 2});
+    CHECK(ids("ab", "first", "bab") == Ids{0, 2, 1});
+    CHECK(ids("ab", "always", "abb") == Ids{0, 1, 2});
+    // One character keeps its place, however many bytes it has.
+    CHECK(ids("a", "first", "ab") == Ids{0, 1, 2});
+    CHECK(ids("\u00E9", "first", "\u00E9b") == Ids{0, 1, 2});
+}

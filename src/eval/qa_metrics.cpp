@@ -47,6 +47,21 @@ double token_f1(const std::vector<std::string>& prediction, const std::vector<st
     return 2.0 * common / static_cast<double>(prediction.size() + gold.size());
 }
 
+// A text of which normalisation leaves nothing, as it stands: in lower case, without white space around it.
+std::string as_it_stands(std::string_view text) {
+    const std::string lower = lowercase(text);
+    size_t begin = lower.size(), end = 0;
+    for (size_t at = 0; at < lower.size();) {
+        const Utf8Step step = decode_utf8(lower, at);
+        if (!splits(step.code)) {
+            begin = std::min(begin, at);
+            end = at + step.bytes;
+        }
+        at += step.bytes;
+    }
+    return begin < end ? lower.substr(begin, end - begin) : std::string();
+}
+
 }  // namespace
 
 std::vector<std::string> answer_tokens(std::string_view text) {
@@ -143,7 +158,18 @@ QaScore score_answer(std::string_view prediction, std::span<const std::string> g
     bool answerable = false;
     for (const std::string& text : gold) {
         std::vector<std::string> tokens = answer_tokens(text);
-        if (tokens.empty() || tokens == silence) continue;
+        if (tokens.empty()) {
+            // "A", "the": an answer all the same, and no silence equals it.
+            const std::string whole = as_it_stands(text);
+            if (whole.empty()) continue;
+            answerable = true;
+            const double same = whole == as_it_stands(prediction) ? 1.0 : 0.0;
+            best.exact_match = std::max(best.exact_match, same);
+            best.f1 = std::max(best.f1, same);
+            best.rouge_l = std::max({best.rouge_l, same, rouge_l(said_words, rouge_tokens(text))});
+            continue;
+        }
+        if (tokens == silence) continue;
         answerable = true;
         compare(std::move(tokens));
         best.rouge_l = std::max(best.rouge_l, rouge_l(said_words, rouge_tokens(text)));

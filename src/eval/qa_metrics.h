@@ -29,12 +29,13 @@ struct QaScore {
     double rouge_l = 0.0;      // 0 to 1
 };
 
-// The best exact match, the best F1 and the best ROUGE-L over the gold answers, each taken by itself.
-// Gold answers without tokens are left out. If none remains, the question counts as unanswerable and its gold
-// answer is the empty string: by SQuAD 2.0's rule a prediction without tokens is right, and ROUGE-L is the
-// exact match there. Where prediction or gold answer has no tokens, F1 is 1 if neither has any and 0
-// otherwise. `no_answer` is how a model says that there is no answer: a prediction or gold answer with the
-// same tokens counts as the empty one.
+// The best exact match, the best F1 and the best ROUGE-L over the gold answers, each taken by itself. A gold
+// answer that is not blank but of which normalisation leaves nothing ("A") is compared as it stands, in lower
+// case; here SQuAD's script takes silence for right. Blank gold answers are left out; where no other is there
+// the question counts as unanswerable, and its gold answer is the empty string: by SQuAD 2.0's rule a
+// prediction of which nothing remains is right, and ROUGE-L is the exact match there. Where prediction or
+// gold answer has no tokens, F1 is 1 if neither has any and 0 otherwise. `no_answer` is how a model says that
+// there is no answer: a prediction or gold answer with the same tokens counts as the empty one.
 QaScore score_answer(std::string_view prediction, std::span<const std::string> gold,
                      std::string_view no_answer = {});
 

@@ -6,7 +6,7 @@
 #include <array>
 #include <cstring>
 #include <limits>
-#include <unordered_set>
+#include <unordered_map>
 
 #include "base/check.h"
 #include "io/json.h"
@@ -237,9 +237,7 @@ WeightFiles WeightFiles::open(const std::string& path) {
     const bool has_index = is_file(index_path);
     REFRAG_CHECK(has_single || has_index, Status::bad_input, printable(path), ": expected ", single_name,
                  " or ", index_name, " in it, found neither");
-    REFRAG_CHECK(!has_single || !has_index, Status::bad_input, printable(path), ": expected either ",
-                 single_name, " or ", index_name, " in it, found both");
-    if (has_single) {
+    if (!has_index) {
         weights.add_file(SafetensorsFile(single));
         weights.finish();
         return weights;
@@ -257,22 +255,25 @@ WeightFiles WeightFiles::open(const std::string& path) {
             weights.add_file(SafetensorsFile(path_join(path, shard)));
         }
     }
-    weights.finish();
+    REFRAG_CHECK(!has_single || shards.count(single_name) == 1, Status::bad_input, printable(path),
+                 ": expected either ", single_name, " or ", index_name, " in it, found both");
 
-    // Both ways: what the index promises is in that shard, and what a shard holds is in the index.
-    std::unordered_set<std::string_view> promised;
+    // What the index promises is in that shard. It decides which of a shard's tensors count: others are
+    // strays.
+    std::unordered_map<std::string_view, size_t> promised;
     for (size_t i = 0; i < map.size(); ++i) {
         const std::string_view name = map.key_at(i);
         const std::string shard(map.at(i).as_string());
-        promised.insert(name);
+        promised.emplace(name, shards.at(shard));
         REFRAG_CHECK(weights.files_[shards.at(shard)].find(name) != nullptr, Status::bad_input,
                      printable(index_path), ": weight_map puts ", tensor_text(name), " into ",
                      printable(shard), ", which does not hold it");
     }
-    for (const TensorEntry& entry : weights.tensors_)
-        REFRAG_CHECK(promised.count(entry.name) == 1, Status::bad_input,
-                     printable(weights.paths_[entry.file]), ": ", tensor_text(entry.name),
-                     " is not in the weight_map of ", index_name);
+    std::erase_if(weights.tensors_, [&](const TensorEntry& entry) {
+        const auto place = promised.find(entry.name);
+        return place == promised.end() || place->second != entry.file;
+    });
+    weights.finish();
     return weights;
 }
 

@@ -75,6 +75,14 @@ void require_string(const Json& json, std::string_view key, std::initializer_lis
 
 // rope_scaling of transformers 4 or rope_parameters of 5.
 void read_rope(const Json& rope, LlamaConfig& config) {
+    // transformers 5 writes them by layer type where a model has several; here all layers attend in full.
+    if (const auto full = rope.find("full_attention"); full && full->is_object()) {
+        for (size_t i = 0; i < rope.size(); ++i) {
+            if (rope.key_at(i) != "full_attention" && !rope.at(i).is_null())
+                rope.at(i).refuse("no parameters for layers other than full_attention");
+        }
+        return read_rope(*full, config);
+    }
     if (const auto theta = rope.find("rope_theta")) config.rope_theta = theta->as_number(1.0, 1e12);
     if (const auto part = rope.find("partial_rotary_factor"); part && part->as_number() != 1.0) {
         part->refuse("1 (rotating a part of each head is not supported)");
@@ -93,7 +101,8 @@ void read_rope(const Json& rope, LlamaConfig& config) {
         s.factor = rope.get_number("factor", 1.0, 1e6);
         s.low_freq_factor = rope.get_number("low_freq_factor", 1e-6, 1e6);
         s.high_freq_factor = rope.get_number("high_freq_factor", 1e-6, 1e6);
-        s.original_max_seq_len = rope.get_int("original_max_position_embeddings", 1, kMaxDim * 64);
+        s.original_max_seq_len =
+            rope.get_int_or("original_max_position_embeddings", config.max_seq_len, 1, kMaxDim * 64);
         if (s.high_freq_factor <= s.low_freq_factor) {
             rope.get("high_freq_factor").refuse("a number above low_freq_factor");
         }
@@ -145,7 +154,7 @@ LlamaConfig load_llama_config(const std::string& dir) {
     const Json json = Json::parse_file(path_join(dir, "config.json"));
     LlamaConfig c;
     require_string(json, "model_type", {"llama", "mistral"});
-    require_string(json, "hidden_act", {"silu"});
+    require_string(json, "hidden_act", {"silu", "swish"});  // two names of one function
     refuse_foreign_maths(json);
     c.dim = get_i32(json, "hidden_size", 1, kMaxDim);
     c.hidden_dim = get_i32(json, "intermediate_size", 1, kMaxDim);
@@ -208,7 +217,11 @@ RobertaConfig load_roberta_config(const std::string& dir) {
     c.type_vocab_size = static_cast<int32_t>(json.get_int_or("type_vocab_size", 2, 1, 1024));
     c.norm_eps = static_cast<float>(json.get_number_or("layer_norm_eps", 1e-12, 0.0, 1.0));
     const auto token_id = [&](std::string_view key, int32_t fallback) {
-        const auto id = static_cast<int32_t>(json.get_int_or(key, fallback, 0, c.vocab_size - 1));
+        // A list of one, as generation settings are written, is the number in it.
+        const auto value = json.find(key);
+        const bool is_list = value && value->is_array() && value->size() == 1;
+        const auto id = static_cast<int32_t>(is_list ? value->at(0).as_int(0, c.vocab_size - 1)
+                                                     : json.get_int_or(key, fallback, 0, c.vocab_size - 1));
         REFRAG_CHECK(id < c.vocab_size, Status::bad_input, json.name(), ": expected a vocab_size above ", key,
                      " = ", id, " (its default), found ", c.vocab_size);
         return id;

@@ -5,17 +5,19 @@
 
 namespace refrag {
 
-void PositionMap::add(size_t at, size_t source, size_t count, size_t new_bytes, size_t source_bytes) {
+void PositionMap::add(size_t at, size_t source, size_t count, size_t new_bytes, size_t source_bytes,
+                      size_t begin) {
     if (!edits_.empty()) {
         Edit& last = edits_.back();
-        if (last.new_bytes == new_bytes && last.source_bytes == source_bytes && new_bytes > 0 &&
-            last.at + last.count * new_bytes == at && last.source + last.count * source_bytes == source) {
+        if (last.new_bytes == new_bytes && last.source_bytes == source_bytes && last.begin == begin &&
+            new_bytes > 0 && last.at + last.count * new_bytes == at &&
+            last.source + last.count * source_bytes == source) {
             last.count += count;
             return;
         }
     }
-    edits_.push_back(
-        {at, source, count, static_cast<uint32_t>(new_bytes), static_cast<uint32_t>(source_bytes)});
+    edits_.push_back({at, source, count, static_cast<uint32_t>(new_bytes),
+                      static_cast<uint32_t>(source_bytes), static_cast<uint32_t>(begin)});
 }
 
 size_t PositionMap::position_in(const Edit& edit, size_t at, bool whole) const {
@@ -24,7 +26,7 @@ size_t PositionMap::position_in(const Edit& edit, size_t at, bool whole) const {
     const size_t unit = edit.source + which * edit.source_bytes;
     const size_t rest = into - which * edit.new_bytes;
     if (which == edit.count) return unit + rest;
-    return whole ? unit : unit + std::min<size_t>(rest, edit.source_bytes);
+    return whole ? unit + edit.begin : unit + std::min<size_t>(rest, edit.source_bytes);
 }
 
 size_t PositionMap::source_position(size_t at, size_t& hint) const {
@@ -47,9 +49,9 @@ void TextEdit::keep(size_t begin, size_t end) {
     next_ = end;
 }
 
-void TextEdit::replace(size_t begin, size_t end, std::string_view text) {
+void TextEdit::replace(size_t begin, size_t end, std::string_view text, size_t into) {
     if (begin != next_) map_.add(text_.size(), next_, begin - next_, 0, 1);
-    if (begin != end || !text.empty()) map_.add(text_.size(), begin, 1, text.size(), end - begin);
+    if (begin != end || !text.empty()) map_.add(text_.size(), begin, 1, text.size(), end - begin, into);
     text_.append(text);
     next_ = end;
 }

@@ -12,13 +12,16 @@ namespace {
 void replace_all(std::string_view pattern, std::string_view content, size_t begin, size_t end,
                  TextEdit& edit) {
     const std::string_view text = edit.source().substr(0, end);
+    // As Hugging Face aligns it: what is written belongs to the last character that it stands for.
+    size_t last = pattern.size() - 1;
+    while (last > 0 && (static_cast<unsigned char>(pattern[last]) & 0xC0) == 0x80) --last;
     size_t at = begin;
     while (at < end) {
         const size_t found = std::min(text.find(pattern, at), end);
         edit.keep(at, found);
         if (found == end) break;
         at = found + pattern.size();
-        edit.replace(found, at, content);
+        edit.replace(found, at, content, last);
     }
 }
 

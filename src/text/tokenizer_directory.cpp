@@ -67,8 +67,10 @@ const Family& find_family(const std::string& directory, const Json& config, cons
                             [&](const Family& family) { return name == family.*key; });
     };
     std::string name = config.get_string_or("tokenizer_class", "");
-    if (!name.empty()) {
-        if (name.ends_with("Fast")) name.resize(name.size() - 4);
+    if (name.ends_with("Fast")) name.resize(name.size() - 4);
+    // Names that say nothing of the family: transformers 5 and 4 write them for any.
+    const bool any_family = name == "TokenizersBackend" || name == "PreTrainedTokenizer";
+    if (!name.empty() && !any_family) {
         const Family* const family = find(name, &Family::tokenizer_class);
         if (family == std::end(families))
             config.get("tokenizer_class").refuse("GPT2Tokenizer, RobertaTokenizer or Qwen2Tokenizer");
@@ -164,11 +166,14 @@ class Settings {
             contents[role] = token.content;
             added.put(token);
         }
-        for (const char* key : {"additional_special_tokens", "extra_special_tokens"}) {
-            const auto list = find(key);
-            if (!list) continue;
-            for (size_t i = 0; i < list->as_array().size(); ++i)
-                added.put(plain_special(list->at(i).as_string()));
+        // transformers 4 writes lists and {"name": token}, 5 lists and the names apart.
+        for (const char* key :
+             {"additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens"}) {
+            const auto tokens = find(key);
+            if (!tokens) continue;
+            if (!tokens->is_array() && !tokens->is_object())
+                tokens->refuse("a list of tokens, or an object of them by name");
+            for (size_t i = 0; i < tokens->size(); ++i) added.put(token_of(tokens->at(i)));
         }
         return contents;
     }

@@ -231,3 +231,26 @@ TEST_CASE("run: a chunk length that the encoder cannot take is spoken of by its 
     CHECK(ran.code != 0);
     CHECK(contains(ran.err, "give a smaller chunk length (-k)"));
 }
+
+TEST_CASE("eval perplexity: a head of its own is used where the config says that it is tied") {
+    const Tiny tiny;
+    const std::string model = tiny.dir.file("model");
+    std::filesystem::copy("tests/golden/tiny-refrag", model, std::filesystem::copy_options::recursive);
+    const std::string path = model + "/decoder/config.json";
+    std::string config = read_file(path, 1 << 20);
+    const std::string untied = "\"tie_word_embeddings\":false";
+    REQUIRE(contains(config, untied));
+    config.replace(config.find(untied), untied.size(), "\"tie_word_embeddings\":true");
+    write_file_atomic(path, config);
+    const std::string text = tiny.dir.write(
+        "text", std::string(40, 'a') + " the old mill stands on a hill. " + std::string(400, 'b'));
+    const std::string rest = " --text '" + text + "' --context 16 --output 16 --limit 2";
+    const Ran own = refrag_run(tiny.dir, "eval perplexity -m tests/golden/tiny-refrag" + rest);
+    const Ran tied = refrag_run(tiny.dir, "eval perplexity -m '" + model + "'" + rest);
+    CHECK(own.code == 0);
+    CHECK(own.out == tied.out);
+    CHECK(own.err.empty());
+    CHECK(line_count(tied.err) == 1);
+    CHECK(contains(tied.err, "warning: "));
+    CHECK(contains(tied.err, "lm_head.weight is not the embedding"));
+}

@@ -93,7 +93,11 @@ TEST_CASE("a model directory whose parts do not fit is refused by name") {
         const ModelCopy copy;  // no end token anywhere
         copy.replace("decoder/config.json", "\"eos_token_id\":2", "\"eos_token_id\":null");
         std::filesystem::remove(copy.path() + "/decoder/generation_config.json");
+        // tokenizer_config.json's is the last resort.
+        CHECK(copy.load_error() == "(no error)");
+        copy.replace("decoder/tokenizer_config.json", "\"eos_token\":\"</s>\"", "\"eos_token\":null");
         CHECK(contains(copy.load_error(), "eos_token_id"));
+        CHECK(contains(copy.load_error(), "tokenizer_config.json has no eos_token"));
     }
     for (const char* file : {"refrag.json", "projector.safetensors", "policy.safetensors",
                              "decoder/tokenizer.json", "decoder/model.safetensors", "encoder/config.json"}) {

@@ -151,7 +151,77 @@ TEST_CASE("weights: I64 is refused for what is used and accepted for what is not
     TestTensor& table = tensor_named(tensors, "model.layers.0.self_attn.rotary_emb.inv_freq");
     table.dtype = "I64";
     table.bytes.resize(table.bytes.size() * 2);
+    CHECK(contains(shop.load(tensors, load_llama), "expected the frequencies that config.json gives"));
+    Workshop encoder(network_path("roberta-mlm"));
+    tensors = encoder.original;
+    TestTensor& head = tensor_named(tensors, "lm_head.dense.bias");
+    head.dtype = "I64";
+    head.bytes.resize(head.bytes.size() * 2);
+    CHECK(encoder.load(tensors, load_encoder) == "(no error)");
+}
+
+TEST_CASE("weights: a table of RoPE must be the one that config.json gives, in any float type") {
+    Workshop shop(network_path("llama2"));
+    const char* name = "model.layers.1.self_attn.rotary_emb.inv_freq";
+    Tensors tensors = shop.original;
+    TestTensor& table = tensor_named(tensors, name);
+    REQUIRE(table.dtype == "F32");
+    const std::string whole = table.bytes;
+    std::string halves;  // BF16: the upper halves
+    for (size_t i = 0; i < whole.size(); i += 4) halves += whole.substr(i + 2, 2);
+    table.dtype = "BF16";
+    table.bytes = halves;
     CHECK(shop.load(tensors, load_llama) == "(no error)");
+    // As transformers 4 stored it: without linear scaling.
+    shop.replace_config("\"model_type\"", R"("rope_scaling":{"type":"linear","factor":2.0},"model_type")");
+    const std::string scaled = shop.load(shop.original, load_llama);
+    CHECK_MESSAGE(scaled == "(no error)", scaled);
+    Workshop other(network_path("llama2"));
+    tensors = other.original;
+    TestTensor& changed = tensor_named(tensors, name);
+    float last;
+    std::memcpy(&last, changed.bytes.data() + changed.bytes.size() - 4, 4);
+    last *= 1.01f;
+    std::memcpy(changed.bytes.data() + changed.bytes.size() - 4, &last, 4);
+    CHECK(other.load(tensors, load_llama) ==
+          str(other.path(), ": tensor \"", name, "\" of shape ", shape_text(changed.shape),
+              ": expected the frequencies that config.json gives, found other values"));
+}
+
+TEST_CASE("weights: position ids must count up, and LayerNorm's older names load") {
+    Workshop shop(network_path("roberta-mlm"));
+    const auto with_ids = [&](int64_t third) {
+        Tensors tensors = shop.original;
+        std::erase_if(tensors, [](const TestTensor& t) { return t.name.ends_with("position_ids"); });
+        const int64_t ids[] = {0, 1, third};
+        tensors.push_back({"roberta.embeddings.position_ids",
+                           "I64",
+                           {1, 3},
+                           std::string(reinterpret_cast<const char*>(ids), sizeof ids)});
+        return shop.load(tensors, load_encoder);
+    };
+    CHECK(with_ids(2) == "(no error)");
+    CHECK(contains(with_ids(3), "position_ids\" of shape [1, 3]: expected 0, 1, 2, ..., found other values"));
+
+    Tensors older = shop.original;
+    size_t renamed = 0;
+    for (TestTensor& tensor : older) {
+        for (const auto& [now, before] :
+             {std::pair<std::string, std::string>{"LayerNorm.weight", "LayerNorm.gamma"},
+              {"LayerNorm.bias", "LayerNorm.beta"},
+              {"layer_norm.weight", "layer_norm.gamma"},
+              {"layer_norm.bias", "layer_norm.beta"}}) {
+            if (!tensor.name.ends_with(now)) continue;
+            tensor.name.replace(tensor.name.size() - now.size(), now.size(), before);
+            ++renamed;
+        }
+    }
+    CHECK(renamed >= 2 * (1 + 2 * 2));
+    CHECK(shop.load(older, load_encoder) == "(no error)");
+    TestTensor copy = tensor_named(older, "roberta.embeddings.LayerNorm.gamma");
+    copy.name = "roberta.embeddings.LayerNorm.weight";
+    older.push_back(copy);
+    CHECK(contains(shop.load(older, load_encoder), "are the same parameter: expected one of them"));
 }
 
 TEST_CASE("weights: a tensor that has no place is refused by name and shape") {
@@ -192,8 +262,27 @@ TEST_CASE("weights: a tied head may be written out, an untied one must be") {
                    "tensor \"lm_head.weight\" is missing, expected shape [96, 32]"));
     shop.replace_config("\"tie_word_embeddings\":false", "\"tie_word_embeddings\":true");
     CHECK(shop.without("lm_head.weight", load_llama) == "(no error)");
+    // A head of its own is used, and said.
     REQUIRE(shop.load(shop.original, load_llama) == "(no error)");
-    CHECK(Llama(cpu().device(), shop.path()).unused_tensors().front() == "lm_head.weight");
+    {
+        const Llama own(cpu().device(), shop.path());
+        CHECK_FALSE(own.config().tied_embeddings);
+        REQUIRE(own.warnings().size() == 1);
+        CHECK(contains(own.warnings()[0], "lm_head.weight is not the embedding"));
+        CHECK(own.parameters() == Llama(cpu().device(), network_path("llama2")).parameters());
+    }
+    // A copy of the embedding is none.
+    Tensors tensors = shop.original;
+    tensor_named(tensors, "lm_head.weight").bytes = tensor_named(tensors, "model.embed_tokens.weight").bytes;
+    REQUIRE(shop.load(tensors, load_llama) == "(no error)");
+    const Llama tied(cpu().device(), shop.path());
+    CHECK(tied.config().tied_embeddings);
+    CHECK(tied.warnings().empty());
+    CHECK(tied.unused_tensors().front() == "lm_head.weight");
+    // One bit more or less is.
+    tensor_named(tensors, "lm_head.weight").bytes.back() ^= 1;
+    REQUIRE(shop.load(tensors, load_llama) == "(no error)");
+    CHECK(Llama(cpu().device(), shop.path()).warnings().size() == 1);
 }
 
 TEST_CASE("weights: config and tensors must agree") {
@@ -416,10 +505,10 @@ TEST_CASE("weights: a NaN in a shard names the shard; in an unused tensor it doe
     const std::string message = error_of([&] { load_llama(temp.path()); });
     CHECK(message.starts_with(shard + ": tensor \"" + tensors[0].name + "\": expected finite values"));
 
-    Workshop shop(network_path("llama2"));
+    Workshop shop(network_path("roberta-mlm"));
     tensors = shop.original;
-    poison(tensor_named(tensors, "model.layers.0.self_attn.rotary_emb.inv_freq"), non_finites[0], 0);
-    CHECK(shop.load(tensors, load_llama) == "(no error)");
+    poison(tensor_named(tensors, "lm_head.dense.bias"), non_finites[0], 0);
+    CHECK(shop.load(tensors, load_encoder) == "(no error)");
 }
 
 TEST_CASE("weights: a directory's name is escaped in messages") {

@@ -143,6 +143,9 @@ std::unique_ptr<Model> load_model(Device& device, const std::string& dir, const 
                      "--chat-template %s says which it is\n",
                      printable(dir).c_str(), chat_format_names("|").c_str());
     }
+    for (const std::string& warning : model->decoder().warnings())
+        std::fprintf(stderr, "refrag: warning: %s: %s\n", printable(path_join(dir, "decoder")).c_str(),
+                     warning.c_str());
     return model;
 }
 

@@ -1,6 +1,7 @@
 // See llama.h. The forward reads in the order of the paper (Touvron et al. 2023, section 2.2).
 #include "models/llama.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <utility>
@@ -10,6 +11,14 @@ namespace {
 
 // Steps whose longest sequences round up to the same multiple of this are the same work.
 constexpr int32_t kStepEntries = 256;
+
+// Equal but for the rounding to BF16 or F16, subnormal ones included.
+bool near(std::span<const double> values, std::span<const float> expected) {
+    const auto close = [](double value, float wanted) {
+        return std::abs(value - static_cast<double>(wanted)) <= static_cast<double>(wanted) / 256.0 + 6e-8;
+    };
+    return std::equal(values.begin(), values.end(), expected.begin(), expected.end(), close);
+}
 
 }  // namespace
 
@@ -26,6 +35,14 @@ Llama::Llama(Device& device, LlamaConfig config, WeightSource& weights)
 
 void Llama::load(WeightSource& weights) {
     const uint64_t given_before = weights.parameters(), held_before = weights.held_bytes();
+    // transformers too uses a head of its own where the file has one, whatever the config says. A copy of the
+    // embedding is no such head.
+    if (config_.tied_embeddings && weights.has("lm_head.weight") &&
+        !weights.equal("lm_head.weight", "embed_tokens.weight")) {
+        config_.tied_embeddings = false;
+        warnings_.emplace_back(
+            "tie_word_embeddings is true, but lm_head.weight is not the embedding: it is used as the head");
+    }
     const LlamaConfig& c = config_;
     // A tied table is multiplied by as well.
     embedding_ = c.tied_embeddings ? weights.layer_matrix("embed_tokens.weight", c.vocab_size, c.dim)
@@ -35,10 +52,19 @@ void Llama::load(WeightSource& weights) {
     norm_ = weights.vector("norm.weight", c.dim);
     if (!c.tied_embeddings) head_ = weights.layer_matrix("lm_head.weight", c.vocab_size, c.dim);
     inv_freq_ = DeviceVector(device_, c.inverse_frequencies());
-    // Older checkpoints carry the RoPE table; a tied head is sometimes written out as a copy of the
-    // embedding.
-    std::vector<std::string> known = {"*rotary_emb.inv_freq"};
-    if (c.tied_embeddings) known.emplace_back("lm_head.weight");
+    // Older checkpoints carry the RoPE table, before linear scaling too.
+    const auto is_table = [&](std::span<const double> values) {
+        const std::vector<float> scaled = c.inverse_frequencies();
+        LlamaConfig plain = c;
+        plain.rope_linear_factor = 1.0;
+        return near(values, scaled) || near(values, plain.inverse_frequencies());
+    };
+    std::vector<KnownUnused> known = {
+        {"*rotary_emb.inv_freq", is_table, "the frequencies that config.json gives"}};
+    if (c.tied_embeddings) {
+        known.push_back({"lm_head.weight"});
+        known.push_back({"lm_head.weight_scale"});
+    }
     unused_ = weights.finish(known);
     parameters_ = weights.parameters() - given_before;
     weight_bytes_ = weights.held_bytes() - held_before;

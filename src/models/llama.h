@@ -71,6 +71,8 @@ class Llama {
     // and the head (the embedding where tied).
     uint64_t step_bytes() const;
     const std::vector<std::string>& unused_tensors() const { return unused_; }
+    // What in the directory contradicts itself and how it was read; a line each, for the user.
+    const std::vector<std::string>& warnings() const { return warnings_; }
 
     // Runs the network on `backend`, a queue of device(), over the rows of a batch whose sequences all have a
     // KV slot (with room reserved), appends their K and V, and returns the normed hidden states [n_rows, dim]
@@ -128,6 +130,7 @@ class Llama {
     uint64_t parameters_ = 0;
     uint64_t weight_bytes_ = 0;
     std::vector<std::string> unused_;
+    std::vector<std::string> warnings_;
 };
 
 }  // namespace refrag

@@ -93,7 +93,7 @@ DeviceVector RandomWeights::vector(std::string_view name, int64_t n) {
     return DeviceVector(device_, std::vector<float>(static_cast<size_t>(n), scale ? 1.0f : 0.0f));
 }
 
-std::vector<std::string> RandomWeights::finish(const std::vector<std::string>& /*known_unused*/) const {
+std::vector<std::string> RandomWeights::finish(const std::vector<KnownUnused>& /*known_unused*/) const {
     return {};
 }
 

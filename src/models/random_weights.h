@@ -25,7 +25,7 @@ class RandomWeights : public WeightSource {
     std::unique_ptr<Matrix> layer_matrix(std::string_view name, int64_t out_dim, int64_t in_dim) override;
     DeviceVector vector(std::string_view name, int64_t n) override;
     // There is nothing that could be left over.
-    std::vector<std::string> finish(const std::vector<std::string>& known_unused) const override;
+    std::vector<std::string> finish(const std::vector<KnownUnused>& known_unused) const override;
     uint64_t parameters() const override { return parameters_; }
     uint64_t held_bytes() const override { return held_bytes_; }
 

@@ -41,15 +41,23 @@ void Roberta::load(WeightSource& weights) {
     norm_ = weights.vector("embeddings.LayerNorm.weight", c.dim);
     norm_bias_ = weights.vector("embeddings.LayerNorm.bias", c.dim);
     for (int32_t i = 0; i < c.n_layers; ++i) layers_.push_back(load_layer(weights, i));
-    std::vector<std::string> known = {"embeddings.position_ids",   "lm_head.bias",
-                                      "lm_head.decoder.weight",    "lm_head.decoder.bias",
-                                      "lm_head.dense.weight",      "lm_head.dense.bias",
-                                      "lm_head.layer_norm.weight", "lm_head.layer_norm.bias"};
+    const auto counts_up = [](std::span<const double> values) {
+        for (size_t i = 0; i < values.size(); ++i)
+            if (values[i] != static_cast<double>(i)) return false;
+        return true;
+    };
+    // The masked-token head reads the encoder's output and is no part of it; so does the pooler, where it is
+    // not asked for.
+    std::vector<KnownUnused> known = {{"embeddings.position_ids", counts_up, "0, 1, 2, ..."}};
+    for (const char* name : {"bias", "decoder.weight", "decoder.bias", "dense.weight", "dense.bias",
+                             "layer_norm.weight", "layer_norm.bias"})
+        known.push_back({str("lm_head.", name)});
     if (pooling_ == ChunkPooling::pooler) {
         pooler_ = weights.layer_matrix("pooler.dense.weight", c.dim, c.dim);
         pooler_bias_ = weights.vector("pooler.dense.bias", c.dim);
     } else {
-        known.insert(known.end(), {"pooler.dense.weight", "pooler.dense.bias"});
+        known.push_back({"pooler.dense.weight"});
+        known.push_back({"pooler.dense.bias"});
     }
     weights_digest_ = weights.take_digest();
     unused_ = weights.finish(known);

@@ -53,6 +53,30 @@ bool matches(std::string_view name, std::string_view pattern) {
     return name == pattern;
 }
 
+// A LayerNorm's weight and bias are gamma and beta in checkpoints converted from TensorFlow; "" for any other
+// name.
+std::string older_spelling(std::string_view name) {
+    for (const auto& [now, before] :
+         {std::pair<std::string_view, std::string_view>{".weight", ".gamma"}, {".bias", ".beta"}}) {
+        if (!name.ends_with(now)) continue;
+        const std::string_view owner = name.substr(0, name.size() - now.size());
+        if (owner.ends_with("LayerNorm") || owner.ends_with("layer_norm")) return str(owner, before);
+    }
+    return "";
+}
+
+// Any stored number, widened; what is no number of ours gives NaN, which equals nothing.
+double number_at(std::string_view dtype, const std::byte* at) {
+    if (dtype == "I64") {
+        int64_t value;
+        std::memcpy(&value, at, sizeof value);
+        return static_cast<double>(value);
+    }
+    int32_t value;
+    std::memcpy(&value, at, sizeof value);
+    return dtype == "I32" ? static_cast<double>(value) : std::nan("");
+}
+
 }  // namespace
 
 DeviceVector::DeviceVector(Device& device, const std::vector<float>& values)
@@ -80,14 +104,49 @@ WeightLoader::WeightLoader(Device& device, const std::string& path, std::string 
 }
 
 bool WeightLoader::has(std::string_view name) const {
-    return files_.find(name) != nullptr ||
-           (!prefix_.empty() && files_.find(prefix_ + std::string(name)) != nullptr);
+    return lookup(name) != nullptr;
+}
+
+const TensorEntry* WeightLoader::lookup(std::string_view name) const {
+    const TensorEntry* found = nullptr;
+    for (const std::string& spelling : {std::string(name), older_spelling(name)}) {
+        if (spelling.empty()) continue;
+        const TensorEntry* entry = prefix_.empty() ? nullptr : files_.find(prefix_ + spelling);
+        if (entry == nullptr) entry = files_.find(spelling);
+        if (entry == nullptr) continue;
+        REFRAG_CHECK(found == nullptr, Status::bad_input, shown_, ": tensors \"",
+                     printable(found == nullptr ? "" : found->name), "\" and \"", printable(entry->name),
+                     "\" are the same parameter: expected one of them");
+        found = entry;
+    }
+    return found;
+}
+
+bool WeightLoader::equal(std::string_view a, std::string_view b) const {
+    const TensorEntry* const one = lookup(a);
+    const TensorEntry* const other = lookup(b);
+    if (one == nullptr || other == nullptr || one->shape != other->shape) return false;
+    if (one->dtype_name != other->dtype_name) {
+        // The same values may be stored in two types.
+        if (!one->dtype || !other->dtype) return false;
+        const std::vector<float> left = files_.read_f32(*one);
+        const std::vector<float> right = files_.read_f32(*other);
+        return std::memcmp(left.data(), right.data(), left.size() * sizeof(float)) == 0;
+    }
+    std::vector<std::byte> left(std::min<uint64_t>(one->bytes, 1u << 20)), right(left.size());
+    for (uint64_t at = 0; at < one->bytes; at += left.size()) {
+        const auto n = static_cast<size_t>(std::min<uint64_t>(left.size(), one->bytes - at));
+        files_.read_part(*one, at, left.data(), n);
+        files_.read_part(*other, at, right.data(), n);
+        if (std::memcmp(left.data(), right.data(), n) != 0) return false;
+    }
+    if (one->dtype_name != "I8") return true;
+    return equal(str(a, "_scale"), str(b, "_scale"));
 }
 
 const TensorEntry& WeightLoader::find(std::string_view name, const std::vector<int64_t>& shape,
                                       std::initializer_list<std::string_view> dtypes) {
-    const TensorEntry* entry = files_.find(prefix_ + std::string(name));
-    if (entry == nullptr) entry = files_.find(name);
+    const TensorEntry* const entry = lookup(name);
     REFRAG_CHECK(entry != nullptr, Status::bad_input, shown_, ": tensor \"", name,
                  "\" is missing, expected shape ", shape_text(shape));
     REFRAG_CHECK(entry->shape == shape, Status::bad_input, shown_, ": tensor \"", entry->name,
@@ -210,16 +269,38 @@ void WeightLoader::refuse_value(const TensorEntry& entry, const char* expected, 
          "\": expected ", expected, ", found ", found, " at element ", shape_text(place));
 }
 
-std::vector<std::string> WeightLoader::finish(const std::vector<std::string>& known_unused) const {
+void WeightLoader::check_redundant(const TensorEntry& entry, const KnownUnused& known) const {
+    if (!known.is_redundant) return;
+    std::vector<double> values;
+    if (entry.dtype && *entry.dtype != DType::i32) {
+        const std::vector<float> floats = files_.read_f32(entry);
+        values.assign(floats.begin(), floats.end());
+    } else {
+        std::vector<std::byte> bytes(entry.bytes);
+        files_.read_part(entry, 0, bytes.data(), bytes.size());
+        const size_t width = entry.dtype_name == "I64" ? 8 : 4;
+        for (size_t at = 0; at + width <= bytes.size(); at += width)
+            values.push_back(number_at(entry.dtype_name, bytes.data() + at));
+    }
+    REFRAG_CHECK(static_cast<int64_t>(values.size()) == entry.n_values() && known.is_redundant(values),
+                 Status::bad_input, shown_, ": tensor \"", printable(entry.name), "\" of shape ",
+                 entry.shape_text(), ": expected ", known.expected, ", found other values");
+}
+
+std::vector<std::string> WeightLoader::finish(const std::vector<KnownUnused>& known_unused) const {
     std::vector<std::string> unused;
     for (const TensorEntry& entry : files_.tensors()) {
         if (used_.contains(entry.name)) continue;
         std::string_view name = entry.name;
         if (!prefix_.empty() && name.starts_with(prefix_)) name.remove_prefix(prefix_.size());
-        const bool known = std::any_of(known_unused.begin(), known_unused.end(),
-                                       [&](const std::string& pattern) { return matches(name, pattern); });
-        REFRAG_CHECK(known, Status::bad_input, shown_, ": tensor \"", printable(entry.name), "\" of shape ",
-                     entry.shape_text(), " has no place in this network");
+        const auto known =
+            std::find_if(known_unused.begin(), known_unused.end(), [&](const KnownUnused& candidate) {
+                return matches(name, candidate.name) || name == older_spelling(candidate.name);
+            });
+        REFRAG_CHECK(known != known_unused.end(), Status::bad_input, shown_, ": tensor \"",
+                     printable(entry.name), "\" of shape ", entry.shape_text(),
+                     " has no place in this network");
+        check_redundant(entry, *known);
         unused.push_back(entry.name);
     }
     return unused;

@@ -10,6 +10,7 @@
 #include <initializer_list>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_set>
@@ -38,6 +39,15 @@ class DeviceVector {
 // that loads.
 using LoadedBytes = std::function<void(uint64_t bytes)>;
 
+// A tensor that a network does not read. Where `is_redundant` is given it must hold of the tensor's values,
+// or the tensor is refused: a file that says something else than its config.json is not read as if it did
+// not.
+struct KnownUnused {
+    std::string name;  // or a suffix beginning with '*'
+    std::function<bool(std::span<const double> values)> is_redundant = {};
+    std::string expected = {};  // in words, for the message
+};
+
 class WeightSource {
   public:
     virtual ~WeightSource() = default;
@@ -48,8 +58,12 @@ class WeightSource {
     // [n] in F32.
     virtual DeviceVector vector(std::string_view name, int64_t n) = 0;
     // Called when the network has all it needs. Every tensor that nothing asked for must be one of
-    // `known_unused` (a name, or a suffix beginning with '*'); returns those, sorted.
-    virtual std::vector<std::string> finish(const std::vector<std::string>& known_unused) const = 0;
+    // `known_unused`, and redundant where that is asked; returns those, sorted.
+    virtual std::vector<std::string> finish(const std::vector<KnownUnused>& known_unused) const = 0;
+    // Is there a tensor of this name that a network may leave alone?
+    virtual bool has(std::string_view) const { return false; }
+    // Do two tensors that are there hold the same values?
+    virtual bool equal(std::string_view, std::string_view) const { return false; }
     // Values given so far, to all networks that share this source, and the bytes that they take in the
     // device's memory.
     virtual uint64_t parameters() const = 0;
@@ -84,20 +98,25 @@ class WeightLoader : public WeightSource {
     WeightLoader(Device& device, const std::string& path, std::string optional_prefix,
                  LoadedBytes loaded = {}, WeightFormat format = WeightFormat::as_stored);
 
-    bool has(std::string_view name) const;
+    bool has(std::string_view name) const override;
+    bool equal(std::string_view a, std::string_view b) const override;
     // In the file's dtype: F32, BF16, F16; or I8, whose scales are the tensor NAME_scale, F16
     // [out_dim, in_dim / 32 rounded up] (weights_tools/quantize.py).
     std::unique_ptr<Matrix> matrix(std::string_view name, int64_t out_dim, int64_t in_dim) override;
     std::unique_ptr<Matrix> layer_matrix(std::string_view name, int64_t out_dim, int64_t in_dim) override;
     DeviceVector vector(std::string_view name, int64_t n) override;
     // A tensor of any other name is refused. Prefixes are stripped before names are compared.
-    std::vector<std::string> finish(const std::vector<std::string>& known_unused) const override;
+    std::vector<std::string> finish(const std::vector<KnownUnused>& known_unused) const override;
 
     uint64_t parameters() const override { return parameters_; }
     uint64_t held_bytes() const override { return held_bytes_; }
     const std::string& path() const { return path_; }
 
   private:
+    // The tensor of this name, with the prefix or without, in either spelling of a LayerNorm's parameters;
+    // null where there is none. Refuses two.
+    const TensorEntry* lookup(std::string_view name) const;
+    void check_redundant(const TensorEntry& entry, const KnownUnused& known) const;
     // The tensor of this name, which must have this shape and one of these dtypes, counted as used.
     const TensorEntry& find(std::string_view name, const std::vector<int64_t>& shape,
                             std::initializer_list<std::string_view> dtypes);

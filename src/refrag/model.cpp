@@ -11,14 +11,27 @@
 namespace refrag {
 namespace {
 
-// The id of tokenizer_config.json's "bos_token": a string, or an object with "content".
-std::optional<int32_t> configured_bos(const Json& config, const Tokenizer& tokenizer) {
-    const std::optional<Json> bos = config.find("bos_token");
-    if (!bos) return std::nullopt;
-    const std::string text(bos->is_object() ? bos->get_string("content") : std::string(bos->as_string()));
+// The id of tokenizer_config.json's "bos_token" or the like: a string, or an object with "content".
+std::optional<int32_t> configured_token(const Json& config, const char* key, const Tokenizer& tokenizer) {
+    const std::optional<Json> token = config.find(key);
+    if (!token) return std::nullopt;
+    const std::string text(token->is_object() ? token->get_string("content")
+                                              : std::string(token->as_string()));
     const std::optional<int32_t> id = tokenizer.id_of(text);
-    if (!id) bos->refuse("a token of tokenizer.json");
+    if (!id) token->refuse("a token of tokenizer.json");
     return id;
+}
+
+// The decoder's configuration. Where neither file of its own names an end token, tokenizer_config.json's
+// "eos_token" is one.
+LlamaConfig read_decoder_config(const std::string& dir, const Tokenizer& tokenizer) {
+    LlamaConfig config = load_llama_config(dir);
+    const std::string path = path_join(dir, "tokenizer_config.json");
+    if (config.eos_ids.empty() && is_file(path)) {
+        const std::optional<int32_t> id = configured_token(Json::parse_file(path), "eos_token", tokenizer);
+        if (id) config.eos_ids = {*id};
+    }
+    return config;
 }
 
 // Whether and which: tokenizer_config.json's add_bos_token decides; where the key is absent, the
@@ -31,7 +44,7 @@ std::optional<int32_t> find_bos(const std::string& dir, const Tokenizer& tokeniz
     if (is_file(path)) {
         const Json json = Json::parse_file(path);
         if (json.find("add_bos_token")) add = json.get_bool("add_bos_token");
-        id = configured_bos(json, tokenizer);
+        id = configured_token(json, "bos_token", tokenizer);
     }
     if (!add.value_or(tokenizer.adds_bos())) return std::nullopt;
     if (tokenizer.adds_bos()) return tokenizer.template_prefix()[0];
@@ -140,14 +153,17 @@ Model::Model(Device& device, const std::string& dir, const LoadProgress& progres
     const std::string decoder_dir = decoder_dir_of(dir);
     LoadCounter counter(dir, progress);
     const LoadedBytes loaded = counter.sink();
-    decoder_ = std::make_unique<Llama>(device, decoder_dir, loaded, format);
+    LlamaConfig decoder = read_decoder_config(decoder_dir, tokenizer_);
+    WeightLoader weights(device, decoder_dir, "model.", loaded, format);
+    decoder_ = std::make_unique<Llama>(device, std::move(decoder), weights);
     check_vocabulary(decoder_dir, tokenizer_, decoder_->config().vocab_size);
     choose_chat(decoder_dir, chat);
     end_ids_ = decoder_->config().eos_ids;
     const std::optional<int32_t> turn_end = end_of_turn(chat_.format, tokenizer_);
     if (turn_end && !is_end(*turn_end)) end_ids_.push_back(*turn_end);
     REFRAG_CHECK(!end_ids_.empty(), Status::bad_input, printable(decoder_dir),
-                 ": neither generation_config.json nor config.json has eos_token_id");
+                 ": neither generation_config.json nor config.json has eos_token_id, and "
+                 "tokenizer_config.json has no eos_token");
     if (is_plain_decoder(dir)) {
         // Nothing is encoded; its passages' names still say which tokenizer cut them.
         Sha256 maker;

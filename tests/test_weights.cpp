@@ -173,7 +173,7 @@ TEST_CASE("weights: a table of RoPE must be the one that config.json gives, in a
     table.bytes = halves;
     CHECK(shop.load(tensors, load_llama) == "(no error)");
     // As transformers 4 stored it: without linear scaling.
-    shop.replace_config("\"model_type\"", R"("rope_scaling":{"type":"linear","factor":2.0},"model_type")");
+    shop.replace_config("\"rope_scaling\":null", R"("rope_scaling":{"type":"linear","factor":2.0})");
     const std::string scaled = shop.load(shop.original, load_llama);
     CHECK_MESSAGE(scaled == "(no error)", scaled);
     Workshop other(network_path("llama2"));

@@ -12,10 +12,10 @@ namespace {
 // Steps whose longest sequences round up to the same multiple of this are the same work.
 constexpr int32_t kStepEntries = 256;
 
-// Equal but for the rounding to BF16 or F16, subnormal ones included.
+// Equal but for what is lost in BF16 (8 bits, cut off or rounded) or in F16, subnormal ones included.
 bool near(std::span<const double> values, std::span<const float> expected) {
     const auto close = [](double value, float wanted) {
-        return std::abs(value - static_cast<double>(wanted)) <= static_cast<double>(wanted) / 256.0 + 6e-8;
+        return std::abs(value - static_cast<double>(wanted)) <= static_cast<double>(wanted) / 128.0 + 6e-8;
     };
     return std::equal(values.begin(), values.end(), expected.begin(), expected.end(), close);
 }

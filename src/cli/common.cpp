@@ -144,7 +144,8 @@ std::unique_ptr<Model> load_model(Device& device, const std::string& dir, const 
                      printable(dir).c_str(), chat_format_names("|").c_str());
     }
     for (const std::string& warning : model->decoder().warnings())
-        std::fprintf(stderr, "refrag: warning: %s: %s\n", printable(path_join(dir, "decoder")).c_str(),
+        std::fprintf(stderr, "refrag: warning: %s: %s\n",
+                     printable(model->has_encoder() ? path_join(dir, "decoder") : dir).c_str(),
                      warning.c_str());
     return model;
 }

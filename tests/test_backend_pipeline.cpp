@@ -114,7 +114,7 @@ TEST_CASE("pipeline: an engine that does not fit the device's memory is refused 
     CHECK(pooled.kv_bytes() == fitting.kv_bytes);
     Request request;
     request.segments = {TokenSegment{std::vector<int32_t>(40, 5)}};
-    request.options.max_new_tokens = -1;
+    request.options.max_new_tokens = 2000;
     pooled.submit(std::move(request));
     while (!pooled.idle()) pooled.step();
     const std::vector<Result> results = pooled.take_finished();

@@ -144,6 +144,14 @@ TEST_CASE_FIXTURE(Fixture, "engine: admission goes by pages, in the order of arr
         }
     }
     CHECK(order == std::vector<uint64_t>{0, 2, 1});  // 1 and 2 began together, 2 is shorter
+    // Without a limit of its own an answer ends with the pool.
+    Request endless = tokens(40, -1);
+    const uint64_t endless_id = engine.submit(std::move(endless));
+    std::map<uint64_t, Result> ended = run_all(engine);
+    REQUIRE(!ended.at(endless_id).error);
+    CHECK(ended.at(endless_id).answer.finish == FinishReason::context_full);
+    CHECK(ended.at(endless_id).answer.ids.size() == 128 - 40 + 1);  // the last is not fed
+    CHECK(engine.idle());
     // What can never fit is refused with both numbers, and others are served.
     const uint64_t large = engine.submit(tokens(100, 60));
     const uint64_t small = engine.submit(tokens(5, 5));

@@ -42,10 +42,14 @@ uint64_t Generator::cache_bytes(const LlamaConfig& config, DType kv, int32_t n_s
            block_bytes(config, kv);
 }
 
-int64_t Generator::blocks_of(int64_t n_rows, int64_t max_new) const {
-    // The last id is never fed, but a sequence that stops at max_context may ask for it.
-    const int64_t most = max_new < 0 ? max_context() : std::min(max_context(), n_rows + max_new);
-    return KvCache::blocks_for(most);
+int64_t Generator::most_entries(int64_t n_rows, int64_t max_new) const {
+    if (max_new < 0) return std::min(max_context(), pool_entries());
+    return std::min(max_context(), n_rows + max_new);
+}
+
+bool Generator::can_hold(int64_t n_rows, int64_t max_new) const {
+    // A sequence without a limit of its own ends where the pool does, but not before its first id.
+    return std::max(n_rows + 1, most_entries(n_rows, max_new)) <= pool_entries();
 }
 
 int64_t Generator::n_promised() const {
@@ -79,7 +83,8 @@ std::optional<int32_t> Generator::start(Start& start) {
     int32_t slot = 0;
     while (std::find(order_.begin(), order_.end(), slot) != order_.end()) ++slot;
     kv_.truncate(slot, 0);
-    const int64_t n_blocks = blocks_of(std::ssize(start.source), start.max_new);
+    const int64_t n_entries = most_entries(std::ssize(start.source), start.max_new);
+    const int64_t n_blocks = KvCache::blocks_for(n_entries);
     int32_t reused = 0;
     if (!start.names.empty()) reused = prefixes_.restore(slot, start.names);
     if (n_blocks - KvCache::blocks_for(reused) > available_blocks()) {
@@ -103,6 +108,7 @@ std::optional<int32_t> Generator::start(Start& start) {
     for (size_t i = 0; i < sequence.fed; ++i) sequence.chunk_rows_fed += sequence.source[i] < 0 ? 1 : 0;
     sequence.names = std::move(start.names);
     sequence.n_blocks = n_blocks;
+    sequence.n_entries = n_entries;
     sequence.n_reused = reused;
     sequence.next = std::move(start.next);
     sequence.n_logits = start.n_logits;
@@ -302,7 +308,7 @@ const std::vector<Generator::Ended>& Generator::step(int64_t max_rows) {
             if (!drawn_.empty()) logits.drawn = drawn_[i];
             if (!ids_.empty()) logits.ids = std::span(ids_).subspan(i * n_logits, n_logits);
             const std::optional<int32_t> id = sequence.next(logits, logits_ms_);
-            end.context_full = id && kv_.length(slot) >= max_context();
+            end.context_full = id && kv_.length(slot) >= sequence.n_entries;
             if (id && !end.context_full) {
                 sequence.source.assign(1, *id);
                 sequence.fed = 0;

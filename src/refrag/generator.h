@@ -57,7 +57,7 @@ class Generator {
         std::vector<int32_t> source;
         Buffer chunk_rows;           // their values [n, dim] F32
         std::vector<RowName> names;  // of all rows; empty: nothing is shared with other sequences
-        int64_t max_new = -1;        // ids that `next` gives at most; -1: until max_context
+        int64_t max_new = -1;        // ids that `next` gives at most; -1: until max_context or the pool's end
         NextToken next;
         int32_t n_logits = 0;  // how many of the largest logits `next` needs; 0: all
         // Asked before each call of `next`; where it gives something, the token may have been drawn when
@@ -65,9 +65,7 @@ class Generator {
         Draw draw;
     };
     // Whether the pool could hold such a sequence if there were no other.
-    bool can_hold(int64_t n_rows, int64_t max_new) const {
-        return blocks_of(n_rows, max_new) * kv_.n_heads() <= kv_.n_pages();
-    }
+    bool can_hold(int64_t n_rows, int64_t max_new) const;
     // Positions that the pool holds.
     int64_t pool_entries() const { return kv_.n_pages() / kv_.n_heads() * kPageEntries; }
     // Begins a sequence and returns its slot; nothing, and `start` unchanged, where there is now no free slot
@@ -107,6 +105,7 @@ class Generator {
         int64_t chunk_rows_fed = 0;
         std::vector<RowName> names;  // of what the slot will hold; empty: not shared
         int64_t n_blocks = 0;        // promised to it
+        int64_t n_entries = 0;       // that it may come to hold
         int32_t n_reused = 0;
         bool generating = false;  // the prompt has been read
         NextToken next;
@@ -123,7 +122,8 @@ class Generator {
         int32_t slot;
         int64_t n;
     };
-    int64_t blocks_of(int64_t n_rows, int64_t max_new) const;
+    // Positions that such a sequence may come to hold.
+    int64_t most_entries(int64_t n_rows, int64_t max_new) const;
     // Blocks that running sequences may still take.
     int64_t n_promised() const;
     void plan_rows(int64_t max_rows);

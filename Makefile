@@ -244,7 +244,7 @@ uninstall:
 # ---- fuzzing: clang's libFuzzer with address and undefined-behaviour sanitizers, objects of its own -----------
 # The corpus is copied into build/, so that a run changes nothing in the tree.
 FUZZ_CXX     ?= clang++
-FUZZ_TARGETS ?= safetensors config tokenizer vocabulary passages requests
+FUZZ_TARGETS ?= safetensors gguf config tokenizer vocabulary passages requests
 SECONDS      ?= 60
 FUZZ         := build/fuzz
 FUZZ_FLAGS   := -std=c++20 -O1 -g -fno-omit-frame-pointer $(WARN) -pthread -DREFRAG_LIBFUZZER

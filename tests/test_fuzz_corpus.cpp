@@ -36,6 +36,9 @@ void replay(const char* name, void (*target)(std::string_view)) {
 TEST_CASE("fuzz corpus: safetensors files") {
     replay("safetensors", refrag_fuzz::fuzz_safetensors);
 }
+TEST_CASE("fuzz corpus: GGUF files") {
+    replay("gguf", refrag_fuzz::fuzz_gguf);
+}
 TEST_CASE("fuzz corpus: configurations") {
     replay("config", refrag_fuzz::fuzz_config);
 }

@@ -14,6 +14,8 @@ namespace refrag_fuzz {
 
 // The bytes of a .safetensors file.
 void fuzz_safetensors(std::string_view input);
+// The bytes of a GGUF file.
+void fuzz_gguf(std::string_view input);
 // config.json of both networks and refrag.json at once, then after a zero byte generation_config.json.
 void fuzz_config(std::string_view input);
 // tokenizer.json, then after a zero byte a text for it; without one, the file's own bytes are the text.

@@ -19,6 +19,8 @@ start|resume)
     setsid nice -n 19 env OMP_WAIT_POLICY=PASSIVE LD_PRELOAD="$allocator" "$python" -m weights_tools.train.smol.run_all \
         weights_tools/train/configs/smol --out "$state/export" "$@" >>"$state/log" 2>&1 </dev/null &
     echo $! >"$state/pgid"
+    # A session of its own is a scheduling group of its own: nice counts only between groups by this.
+    echo 19 2>/dev/null >"/proc/$!/autogroup" || true
     echo "process group $!, log $state/log"
     ;;
 stop)  # the stage saves first

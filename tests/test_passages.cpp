@@ -45,6 +45,8 @@ TEST_CASE("passages: plain text, blank lines between") {
 TEST_CASE("passages: a byte order mark is skipped in both forms") {
     CHECK(parse("\xEF\xBB\xBF{\"text\": \"x\"}")[0].text == "x");
     CHECK(parse("\xEF\xBB\xBFplain")[0].text == "plain");
+    CHECK(parse("\xEF\xBB\xBF\xEF\xBB\xBF{\"text\": \"x\"}")[0].text == "x");
+    CHECK(parse("\xEF\xBB\xBF\xEF\xBB\xBFplain")[0].text == "plain");
 }
 
 TEST_CASE("passages: invalid UTF-8 is kept in plain text and refused in JSON") {

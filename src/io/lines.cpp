@@ -44,7 +44,7 @@ bool is_one_document(std::string_view text, const std::string& name) {
 }  // namespace
 
 std::string_view without_byte_order_mark(std::string_view text) {
-    if (text.starts_with(byte_order_mark)) text.remove_prefix(byte_order_mark.size());
+    while (text.starts_with(byte_order_mark)) text.remove_prefix(byte_order_mark.size());
     return text;
 }
 

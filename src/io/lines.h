@@ -16,7 +16,7 @@ namespace refrag {
 constexpr uint64_t max_text_bytes = 1ull << 30;      // a whole file
 constexpr size_t max_json_line_bytes = 64ull << 20;  // one line of JSON Lines
 
-// The text without a byte order mark at its start.
+// The text without the byte order marks at its start: one, or several where marked files were joined.
 std::string_view without_byte_order_mark(std::string_view text);
 
 // What the bytes look like where they are no text in ASCII or UTF-8 ("gzip-compressed data", "UTF-16"); ""

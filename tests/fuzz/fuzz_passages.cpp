@@ -22,7 +22,7 @@ std::string visible(std::string_view text) {
 
 void check_passages(const std::vector<Passage>& passages, std::string_view input) {
     promise(!passages.empty(), "there is a passage");
-    if (input.starts_with("\xEF\xBB\xBF")) input.remove_prefix(3);
+    while (input.starts_with("\xEF\xBB\xBF")) input.remove_prefix(3);
     const bool json = input[input.find_first_not_of(" \t\r\n\v\f")] == '{';
     std::string all;
     for (size_t i = 0; i < passages.size(); ++i) {

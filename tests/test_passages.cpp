@@ -101,6 +101,7 @@ TEST_CASE("passages: another form is named, and not read as one passage of plain
         {"0\tThe mill.\n1\tThe hill.\n", "numbered lines with tabs between columns (TSV)"},
         {"\x1F\x8B\x08", "gzip-compressed data"},
         {"{\\rtf1 x}", "an RTF document"},
+        {"\t{\\rtf1 x}", "an RTF document"},
         {std::string("T\0h\0e\0", 6), "UTF-16 without a byte order mark"},
         {"\xFF\xFET\x01", "UTF-16"},
     };

@@ -101,8 +101,9 @@ bool is_json_array(std::string_view text) {
 
 // What a content that is no JSON Lines looks like where it is no plain text either; "" where it may be.
 std::string_view foreign_passages(std::string_view content) {
-    if (const std::string_view form = foreign_form(content); !form.empty()) return form;
     const std::string_view text = trimmed(content);
+    for (const std::string_view bytes : {content, text})
+        if (const std::string_view form = foreign_form(bytes); !form.empty()) return form;
     if (is_json_array(text)) return "a JSON array";
     const std::string begin = ascii_lower(text.substr(0, 14));
     if (begin.starts_with("<!doctype html") || begin.starts_with("<html")) return "an HTML page";

@@ -3,11 +3,11 @@
 It computes what `transformers` and `peft` compute (test_smol.py), in few and large operations:
 * The adapter is merged once a step, W' = (W + s B A) diag(w), w being the norm's weight before it. Forward is then the plain product with W'; the
   gradients of A and B come from the product's input and output gradient, so they cost four narrow products and no copy of dW.
-* q, k and v are one product, gate and up another. Rows of all sequences are flattened to [M, dim].
+* q, k and v are one product, gate and up another. Positions of all rows are packed to [M, dim]; attention alone takes them apart.
 * Rows of q and k stay interleaved as GGUF has them: a rotation is one complex product. Adapters are put into Hugging Face order on export.
 * Only the rows that have a target meet the head.
 
-Shapes: M = B * T rows; H query heads and Hkv key heads of d numbers; r the adapter's rank.
+Shapes: B rows of at most W positions, M in all; nq query heads and nk key heads of d numbers; r the adapter's rank.
 """
 import math
 
@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from weights_tools.gguf import unpermuted
+
+from ..model import VocabularyLoss
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 GROUPS = {"qkv": ("q_proj", "k_proj", "v_proj"), "o": ("o_proj",), "gate_up": ("gate_proj", "up_proj"), "down": ("down_proj",)}
@@ -107,46 +109,132 @@ class Linear(torch.autograd.Function):
 
 
 class GatedLinear(torch.autograd.Function):
-    """y = (silu(g) * u) @ w.T; gu [M, 2 K] holds g, then u. The product's input is made again backward."""
+    """y = (silu(g) * u) @ w.T; gu [M, 2 K] holds g, then u"""
 
     @staticmethod
     def forward(ctx, gu, merged, *parameters):
-        ctx.merged = merged
-        ctx.save_for_backward(gu)
         g, u = gu.chunk(2, 1)
-        return F.silu(g).mul_(u) @ merged.w.T
+        s = F.silu(g)
+        h = s * u
+        ctx.merged = merged
+        ctx.save_for_backward(gu, s, h)
+        return h @ merged.w.T
 
     @staticmethod
     def backward(ctx, dy):
-        (gu,) = ctx.saved_tensors
+        gu, s, h = ctx.saved_tensors
         g, u = gu.chunk(2, 1)
-        s, dh = F.silu(g), dy @ ctx.merged.w
-        gradients = ctx.merged.gradients(s * u, dy)
+        dh = dy @ ctx.merged.w
+        gradients = ctx.merged.gradients(h, dy)
         out = torch.empty_like(gu)
         torch.mul(dh, s, out=out[:, s.shape[1] :])
-        out[:, : s.shape[1]] = torch.ops.aten.silu_backward(dh.mul_(u), g)
+        torch.ops.aten.silu_backward.grad_input(dh.mul_(u), g, grad_input=out[:, : s.shape[1]])
         return out, None, *gradients
 
 
-class Rotate(torch.autograd.Function):
-    """Rotates the first n heads of x [B, T, heads, d] by turns, complex [B or 1, T, 1, d / 2]; the others stay."""
+class Rows:
+    """Rows of a batch, packed: their positions follow each other without padding. Only attention meets them as rows, padded to the longest.
+
+    mask: bool [B, W, W] or None: causal; true where a row's position (second) may look at another (third), none of which is later. Attention goes
+    through the queries in blocks, each with the keys that come before its end, so what lies beyond the diagonal costs little."""
+
+    BLOCK = 128
+
+    def __init__(self, lengths, dtype, positions=None, mask=None, block=BLOCK):
+        """positions: [M], 0 .. length - 1 of each row when absent"""
+        n = torch.as_tensor(lengths)
+        self.b, self.w, self.m = len(n), int(n.max()), int(n.sum())
+        kept = torch.arange(self.w) < n[:, None]
+        self.positions = torch.arange(self.w).expand(self.b, -1)[kept] if positions is None else positions
+        self.taken = self.back = None  # [B * W] the packed place of each padded one, and the way back
+        if self.m < self.b * self.w:
+            self.back = kept.flatten().nonzero().squeeze(1)
+            self.taken = torch.zeros(self.b * self.w, dtype=torch.long)
+            self.taken[self.back] = torch.arange(self.m)
+        self.blocks = []  # first query, end, first key that has a mask, mask [B, 1, end - first, end - first masked] to be added or None
+        for first in range(0, self.w, block):
+            end = min(first + block, self.w)
+            if mask is None:
+                free, seen = first, torch.ones(end - first, end - first, dtype=torch.bool).tril()[None]
+            else:
+                seen = mask[:, first:end, :end]
+                all_see = seen.flatten(0, 1).all(0)
+                free = end if bool(all_see.all()) else int(all_see.int().argmin())
+                seen = seen[:, :, free:]
+            added = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))[:, None]
+            self.blocks.append((first, end, free, added if free < end else None))
+
+    def padded(self, x):
+        """x [M, ...] -> [B, W, ...]; padding repeats some position, and a mask keeps it to itself"""
+        return (x if self.taken is None else x.index_select(0, self.taken)).unflatten(0, (self.b, self.w))
+
+    def packed(self, x):
+        """The way back."""
+        x = x.flatten(0, 1)
+        return x if self.back is None else x.index_select(0, self.back)
+
+
+def rotated(x, turns):
+    """x [..., heads, d] in fp32, turns complex [.., d / 2] -> the same shape"""
+    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turns).flatten(-2)
+
+
+class Attention(torch.autograd.Function):
+    """qkv [M, (nq + 2 nk) d] before rotation, turns complex [B, 1, W, d / 2] -> [M, nq d]. The query heads of a key head are taken together, as rows of one product."""
 
     @staticmethod
-    def apply_to(x, turns, n):
-        out = torch.empty_like(x)
-        pairs = torch.view_as_complex(x[:, :, :n].float().unflatten(-1, (-1, 2)))
-        out[:, :, :n] = torch.view_as_real(pairs * turns).flatten(-2)
-        out[:, :, n:] = x[:, :, n:]
-        return out
+    def heads(qkv, rows, turns, nq, nk):
+        """q [B nk, nq / nk, W, d], scaled, k and v [B nk, W, d]"""
+        d = 2 * turns.shape[-1]
+        x = rows.padded(qkv).view(rows.b, rows.w, nq + 2 * nk, d).transpose(1, 2)
+        qk = torch.empty(rows.b, nq + nk, rows.w, d, dtype=qkv.dtype)
+        qk.copy_(rotated(x[:, : nq + nk].float(), turns))
+        q, k = qk.split((nq, nk), 1)
+        q = (q * d**-0.5).view(rows.b * nk, nq // nk, rows.w, d)
+        return q, k.reshape(rows.b * nk, rows.w, d), x[:, nq + nk :].reshape(rows.b * nk, rows.w, d)
 
     @staticmethod
-    def forward(ctx, x, turns, n):
-        ctx.turns, ctx.n = turns, n
-        return Rotate.apply_to(x, turns, n)
+    def forward(ctx, qkv, rows, turns, nq, nk):
+        q, k, v = Attention.heads(qkv, rows, turns, nq, nk)
+        n, g, w, d = q.shape
+        out, shares = torch.empty_like(q), []
+        for first, end, free, mask in rows.blocks:
+            s = q[:, :, first:end].reshape(n, -1, d) @ k[:, :end].transpose(1, 2)
+            if mask is not None:
+                s.view(rows.b, nq, end - first, end)[..., free:].add_(mask)
+            share = s.softmax(-1)
+            out[:, :, first:end] = (share @ v[:, :end]).view(n, g, end - first, d)
+            shares.append(share)
+        ctx.rows, ctx.turns, ctx.heads, ctx.shares = rows, turns, (nq, nk), shares
+        ctx.save_for_backward(q, k, v)
+        return rows.packed(out.view(rows.b, nq, w, d).transpose(1, 2)).reshape(rows.m, nq * d)
 
     @staticmethod
     def backward(ctx, dy):
-        return Rotate.apply_to(dy, ctx.turns.conj().resolve_conj(), ctx.n), None, None
+        q, k, v = ctx.saved_tensors
+        rows, (nq, nk) = ctx.rows, ctx.heads
+        n, g, w, d = q.shape
+        dy = dy.view(rows.m, nq, d)
+        if rows.back is None:
+            dy = dy.view(rows.b, w, nq, d)
+        else:
+            dy = torch.zeros(rows.b * w, nq, d, dtype=dy.dtype).index_copy_(0, rows.back, dy).view(rows.b, w, nq, d)
+        dy = dy.transpose(1, 2).reshape(n, g, w, d)
+        dqkv = torch.empty(rows.b, nq + 2 * nk, w, d)
+        dq = dqkv[:, :nq].view(rows.b, nk, g, w, d)
+        dk, dv = torch.zeros(n, w, d), torch.zeros(n, w, d)
+        for (first, end, _, _), share in zip(rows.blocks, ctx.shares):
+            dout = dy[:, :, first:end].reshape(n, -1, d)
+            ds = torch._softmax_backward_data(dout @ v[:, :end].transpose(1, 2), share, -1, share.dtype)
+            dq[:, :, :, first:end] = (ds @ k[:, :end]).view(rows.b, nk, g, end - first, d)
+            dk[:, :end] += ds.transpose(1, 2) @ q[:, :, first:end].reshape(n, -1, d)
+            dv[:, :end] += share.transpose(1, 2) @ dout
+        ctx.shares = None
+        dqkv[:, :nq] *= d**-0.5
+        dqkv[:, nq : nq + nk], dqkv[:, nq + nk :] = dk.view(rows.b, nk, w, d), dv.view(rows.b, nk, w, d)
+        dqkv[:, : nq + nk] = rotated(dqkv[:, : nq + nk], ctx.turns.conj())
+        out = torch.empty(rows.b, w, nq + 2 * nk, d, dtype=dy.dtype).copy_(dqkv.transpose(1, 2))
+        return rows.packed(out).view(rows.m, -1), None, None, None, None
 
 
 class LeanDecoder(nn.Module):
@@ -197,32 +285,29 @@ class LeanDecoder(nn.Module):
             for product in products.values():
                 product.w, product.parts = product.base, []
 
-    def hidden(self, x, positions=None, mask=None, cache=None):
-        """Last hidden states, without the last norm's weight, which is in `head`. x [B, T, dim] embeddings; positions [B, T] (0 .. T - 1 when absent); mask
-        bool [B, 1, T, T], true where a row may look (causal when absent). cache: a list that takes every layer's (k, v)."""
-        b, t, dim = x.shape
-        turns = self.turns[:t][None, :, None] if positions is None else self.turns[positions][:, :, None]
-        x = x.to(self.dtype).reshape(b * t, dim)
-        eps, nq, nk = self.config["rms_norm_eps"], self.n_heads, self.n_kv
+    def hidden(self, x, rows):
+        """Last hidden states [M, dim], without the last norm's weight, which is in `head`. x [M, dim]: embeddings, packed as `rows` says."""
+        turns, eps, nq, nk = rows.padded(self.turns[rows.positions])[:, None], self.config["rms_norm_eps"], self.n_heads, self.n_kv
+        x = x.to(self.dtype)
         for i, p in enumerate(self.products):
             flat = {g: [q for pair in self.parts(i, g) for q in pair] if m.parts else [] for g, m in p.items()}
-            qkv = NormLinear.apply(x, eps, p["qkv"], *flat["qkv"]).view(b, t, nq + 2 * nk, self.d)
-            qkv = Rotate.apply(qkv, turns, nq + nk).transpose(1, 2)
-            q, k, v = qkv.split((nq, nk, nk), 1)
-            if cache is not None:
-                k, v = cache.put(i, k, v)
-            a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and t > 1, enable_gqa=True)
-            x = x + Linear.apply(a.transpose(1, 2).reshape(b * t, nq * self.d), p["o"], *flat["o"])
+            qkv = NormLinear.apply(x, eps, p["qkv"], *flat["qkv"])
+            x = x + Linear.apply(Attention.apply(qkv, rows, turns, nq, nk), p["o"], *flat["o"])
             gu = NormLinear.apply(x, eps, p["gate_up"], *flat["gate_up"])
             x = x + GatedLinear.apply(gu, p["down"], *flat["down"])
         r = x.float().square().mean(1, keepdim=True).add(eps).rsqrt()
-        return (x * r.to(x.dtype)).view(b, t, dim)
+        return x * r.to(x.dtype)
 
     def embeddings(self, ids):
         return self.embed[ids]
 
     def logits(self, hidden):
         return hidden @ self.head.T
+
+    def loss(self, hidden, targets, share, *teaching):
+        """VocabularyLoss (../model.py) of hidden states [N, dim]: (sum of share * nll, nll [N] without gradient)."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            return VocabularyLoss.apply(hidden, self.head, targets, share, *teaching)
 
     def exported(self):
         """{name in a PEFT adapter: fp32 tensor}"""
@@ -248,16 +333,3 @@ class LeanDecoder(nn.Module):
                 adapter[f"{name}_A"].copy_(exported[f"{at}.lora_A.weight"])
                 adapter[f"{name}_B"].copy_(b)
         self.merge()
-
-
-class Cache:
-    """Keys and values of the positions before, for generation."""
-
-    def __init__(self, n_layers):
-        self.kept = [None] * n_layers
-
-    def put(self, layer, k, v):
-        if self.kept[layer] is not None:
-            k, v = torch.cat([self.kept[layer][0], k], 2), torch.cat([self.kept[layer][1], v], 2)
-        self.kept[layer] = k, v
-        return k, v

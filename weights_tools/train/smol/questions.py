@@ -22,6 +22,7 @@ from ..facts import FactMaker
 from ..model import IGNORE
 from ..tasks import Tasks, in_random_order, read_jsonl
 from .bm25 import Bm25
+from .decoder import Rows
 
 N_NEAR = 24
 
@@ -171,29 +172,31 @@ def draw(asker, template, rng, max_context, max_asked, max_answer=64):
             return source, Branched(context, branches)
 
 
-def arrays(rows, multiple=32):
-    """Rows of `Branched` -> ids [B, T], positions [B, T], mask bool [B, 1, T, T] (true: may be looked at), labels [B, T], weight [B, T],
-    branch [B, T] (a number for each branch of the batch, -1 elsewhere). labels[b, t] is the token after t; an answer counts as the root
-    of its length."""
-    width = -(-max(map(len, rows)) // multiple) * multiple
-    ids, positions = np.zeros((len(rows), width), np.int64), np.zeros((len(rows), width), np.int64)
-    labels, weight, branch = np.full((len(rows), width), IGNORE), np.zeros((len(rows), width), np.float32), np.full((len(rows), width), -1)
-    mask = np.zeros((len(rows), 1, width, width), dtype=bool)
-    number = 0
+def pack(rows, dtype):
+    """Rows of `Branched` -> ids [M], labels [M], weight [M], branch [M] (a number for each branch of the batch, -1 elsewhere), and the batch's `Rows`.
+    labels[m] is the token after m; an answer counts as the root of its length."""
+    width, size = max(map(len, rows)), sum(map(len, rows))
+    ids, positions = [], []
+    labels, weight, branch = np.full(size, IGNORE), np.zeros(size, np.float32), np.full(size, -1)
+    mask = np.zeros((len(rows), width, width), dtype=bool)
+    number = begin = 0
     for b, row in enumerate(rows):
-        n = len(row.context)
-        ids[b, :n], positions[b, :n] = row.context, np.arange(n)
-        mask[b, 0, :n, :n] = np.tri(n, dtype=bool)
-        at = n
+        n = at = len(row.context)
+        ids += row.context
+        positions += range(n)
+        mask[b, :n, :n] = np.tri(n, dtype=bool)
         for question, answer in row.branches:
             m = len(question) + len(answer)
-            ids[b, at : at + m], positions[b, at : at + m] = question + answer, np.arange(n, n + m)
-            mask[b, 0, at : at + m, :n], mask[b, 0, at : at + m, at : at + m] = True, np.tri(m, dtype=bool)
-            taught = slice(at + len(question) - 1, at + m - 1)
-            labels[b, taught], weight[b, taught], branch[b, taught] = answer, len(answer) ** -0.5, number
+            ids += question + answer
+            positions += range(n, n + m)
+            mask[b, at : at + m, :n], mask[b, at : at + m, at : at + m] = True, np.tri(m, dtype=bool)
+            taught = slice(begin + at + len(question) - 1, begin + at + m - 1)
+            labels[taught], weight[taught], branch[taught] = answer, len(answer) ** -0.5, number
             at, number = at + m, number + 1
-        mask[b, 0, range(at, width), range(at, width)] = True  # padding looks at itself
-    return tuple(torch.from_numpy(a) for a in (ids, positions, mask, labels, weight, branch))
+        mask[b, range(at, width), range(at, width)] = True  # padding looks at itself
+        begin += at
+    arrays = (torch.from_numpy(a) for a in (np.array(ids), labels, weight, branch))
+    return *arrays, Rows(list(map(len, rows)), dtype, torch.tensor(positions), torch.from_numpy(mask))
 
 
 def draw_part(asker, template, rng, data, place):

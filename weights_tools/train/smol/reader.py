@@ -9,21 +9,19 @@ import numpy as np
 import torch
 
 from ..common import parts_of, train
-from ..model import IGNORE, VocabularyLoss
+from ..model import IGNORE
 from .model import begin
-from .questions import Asker, Template, arrays, draw_part, held_out
+from .questions import Asker, Template, draw_part, held_out, pack
 
 SHAPES = 2**31  # beside the generators of parts
 
 
 def part_loss(model, rows):
-    """(weighted mean loss, nll [M], labels [M], branch [M], logits' argmax is not made)"""
-    ids, positions, mask, labels, weight, branch = arrays(rows)
-    h = model.decoder.hidden(model.decoder.embeddings(ids), positions, mask).flatten(0, 1)
-    at = labels.flatten() != IGNORE
-    share = weight.flatten()[at]
-    loss, nll = VocabularyLoss.apply(h[at], model.decoder.head, labels.flatten()[at], share / share.sum())
-    return loss, nll
+    """(mean loss of the answers' tokens, each answer weighted by the root of its length; nll [targets])"""
+    ids, labels, weight, _, packed = pack(rows, model.decoder.dtype)
+    at = labels != IGNORE
+    h = model.decoder.hidden(model.decoder.embeddings(ids), packed)[at]
+    return model.decoder.loss(h, labels[at], weight[at] / weight[at].sum())
 
 
 @torch.no_grad()
@@ -35,11 +33,9 @@ def measure(model, rows, positions=2048):
         end = begin + 1
         while end < len(rows) and len(rows[end]) * (end + 1 - begin) <= positions:
             end += 1
-        ids, at, mask, labels, _, branch = arrays(rows[begin:end])
-        h = model.decoder.hidden(model.decoder.embeddings(ids), at, mask).flatten(0, 1)
-        labels, branch = labels.flatten(), branch.flatten()
+        ids, labels, _, branch, packed = pack(rows[begin:end], model.decoder.dtype)
         taught = labels != IGNORE
-        logits = model.decoder.logits(h[taught]).float()
+        logits = model.decoder.logits(model.decoder.hidden(model.decoder.embeddings(ids), packed)[taught]).float()
         nats += torch.nn.functional.cross_entropy(logits, labels[taught], reduction="sum").item()
         n += int(taught.sum())
         wrong = torch.zeros(int(branch.max()) + 1).index_add_(0, branch[taught], (logits.argmax(1) != labels[taught]).float())

@@ -58,14 +58,14 @@ uint64_t parameters(const WeightCount& n) {
 TEST_CASE("named shapes have the published numbers of parameters") {
     // Hugging Face's parameter counts of TinyLlama-1.1B, Llama-3.2-3B, Llama-2-7b, Llama-3.1-8B, and of
     // RobertaModel with its pooler.
-    CHECK(parameters(count_weights(decoder_shape("tinyllama-1.1b"))) == 1100048384u);
-    CHECK(parameters(count_weights(decoder_shape("llama-3.2-3b"))) == 3212749824u);
-    CHECK(parameters(count_weights(decoder_shape("llama-2-7b"))) == 6738415616u);
-    CHECK(parameters(count_weights(decoder_shape("llama-3.1-8b"))) == 8030261248u);
-    CHECK(parameters(count_weights(encoder_shape("roberta-base"), ChunkPooling::pooler)) == 124645632u);
-    CHECK(parameters(count_weights(encoder_shape("roberta-large"), ChunkPooling::pooler)) == 355359744u);
+    CHECK(parameters(Llama::count(decoder_shape("tinyllama-1.1b"))) == 1100048384u);
+    CHECK(parameters(Llama::count(decoder_shape("llama-3.2-3b"))) == 3212749824u);
+    CHECK(parameters(Llama::count(decoder_shape("llama-2-7b"))) == 6738415616u);
+    CHECK(parameters(Llama::count(decoder_shape("llama-3.1-8b"))) == 8030261248u);
+    CHECK(parameters(Roberta::count(encoder_shape("roberta-base"), ChunkPooling::pooler)) == 124645632u);
+    CHECK(parameters(Roberta::count(encoder_shape("roberta-large"), ChunkPooling::pooler)) == 355359744u);
     // 2 * 32000 * 768 + 12 * (4 * 768^2 + 3 * 768 * 2048 + 2 * 768) + 768
-    CHECK(parameters(count_weights(decoder_shape("llama-160m"))) == 134105856u);
+    CHECK(parameters(Llama::count(decoder_shape("llama-160m"))) == 134105856u);
     CHECK(contains(error_of([] { decoder_shape("gpt-2"); }), "--shape: expected llama-160m|"));
     CHECK(contains(error_of([] { encoder_shape("bert"); }), "found \"bert\""));
 }
@@ -164,8 +164,8 @@ TEST_CASE(
     });
     const WeightCount n = count_weights(parts);
     CHECK(model->parameters() == parameters(n));
-    CHECK(model->decoder().parameters() == parameters(count_weights(parts.decoder)));
-    CHECK(model->encoder().parameters() == parameters(count_weights(parts.encoder, ChunkPooling::mean)));
+    CHECK(model->decoder().parameters() == parameters(Llama::count(parts.decoder)));
+    CHECK(model->encoder().parameters() == parameters(Roberta::count(parts.encoder, ChunkPooling::mean)));
     CHECK(last_total == n.matrix * 2);
     CHECK(last_done == last_total);
     CHECK(random_weight_bytes(parts) == n.matrix * 2 + n.vector * 4);
@@ -173,11 +173,11 @@ TEST_CASE(
     const auto int8 = make_random_model(backend->device(), parts, 1, {}, WeightFormat::int8);
     CHECK(int8->parameters() == model->parameters());
     CHECK(int8->decoder().weight_bytes() ==
-          model->decoder().weight_bytes() - count_weights(parts.decoder).layer_matrix * 15 / 16);
+          model->decoder().weight_bytes() - Llama::count(parts.decoder).layer_matrix * 15 / 16);
     CHECK(random_weight_bytes(parts, WeightFormat::int8) ==
           random_weight_bytes(parts) - n.layer_matrix * 15 / 16);
     // Nothing is padded: rows are multiples of the packing's 16 columns (10464 = 654 * 16), columns of 32.
-    CHECK(model->decoder().step_bytes() == (count_weights(parts.decoder).matrix - 10464u * 32u) * 2);
+    CHECK(model->decoder().step_bytes() == (Llama::count(parts.decoder).matrix - 10464u * 32u) * 2);
     LlamaConfig narrow = small_decoder();
     narrow.vocab_size = 100;
     CHECK(contains(error_of([&] { random_model_parts(narrow, small_encoder()); }),

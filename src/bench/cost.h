@@ -23,14 +23,6 @@ double encode_flops(const RobertaConfig& config, int64_t n);
 double policy_flops(const PolicyConfig& config, int32_t d_enc, int64_t n);
 double projector_flops(int32_t d_enc, int32_t d_dec, int64_t n);
 
-// Values of a network's parameters: of its matrices, embeddings among them, and of its vectors.
-struct WeightCount {
-    uint64_t matrix = 0;
-    uint64_t vector = 0;
-    uint64_t layer_matrix = 0;  // of `matrix`: what WeightFormat::int8 quantises
-};
-WeightCount count_weights(const LlamaConfig& config);
-WeightCount count_weights(const RobertaConfig& config, ChunkPooling pooling);
 // Of all four networks.
 WeightCount count_weights(const ModelParts& parts);
 

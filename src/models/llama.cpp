@@ -33,8 +33,39 @@ Llama::Llama(Device& device, LlamaConfig config, WeightSource& weights)
     load(weights);
 }
 
+void Llama::describe(LlamaWeights& w, const LlamaConfig& c, ParameterVisitor& visit) {
+    const int64_t q_dim = int64_t{c.n_heads} * c.head_dim, kv_dim = int64_t{c.n_kv_heads} * c.head_dim;
+    // A tied table is multiplied with as well.
+    visit.matrix({"embed_tokens.weight", c.vocab_size, c.dim, c.tied_embeddings ? Use::some_rows : Use::table,
+                  c.tied_embeddings},
+                 w.embedding);
+    for (size_t i = 0; i < w.layers.size(); ++i) {
+        LlamaLayer& layer = w.layers[i];
+        const std::string prefix = str("layers.", i, "."), attn = prefix + "self_attn.",
+                          mlp = prefix + "mlp.";
+        visit.vector(prefix + "input_layernorm.weight", c.dim, layer.input_norm);
+        visit.linear({attn + "q_proj", q_dim, c.dim}, layer.q, c.attention_bias);
+        visit.linear({attn + "k_proj", kv_dim, c.dim}, layer.k, c.attention_bias);
+        visit.linear({attn + "v_proj", kv_dim, c.dim}, layer.v, c.attention_bias);
+        visit.linear({attn + "o_proj", c.dim, q_dim}, layer.o, c.attention_bias);
+        visit.vector(prefix + "post_attention_layernorm.weight", c.dim, layer.ffn_norm);
+        visit.linear({mlp + "gate_proj", c.hidden_dim, c.dim}, layer.gate, c.mlp_bias);
+        visit.linear({mlp + "up_proj", c.hidden_dim, c.dim}, layer.up, c.mlp_bias);
+        visit.linear({mlp + "down_proj", c.dim, c.hidden_dim}, layer.down, c.mlp_bias);
+    }
+    visit.vector("norm.weight", c.dim, w.norm);
+    if (!c.tied_embeddings) visit.matrix({"lm_head.weight", c.vocab_size, c.dim, Use::some_rows}, w.head);
+}
+
+WeightCount Llama::count(const LlamaConfig& config) {
+    LlamaWeights none;
+    none.layers.resize(static_cast<size_t>(config.n_layers));
+    CountParameters count;
+    describe(none, config, count);
+    return count.count();
+}
+
 void Llama::load(WeightSource& weights) {
-    const uint64_t given_before = weights.parameters(), held_before = weights.held_bytes();
     // transformers too uses a head of its own where the file has one, whatever the config says. A copy of the
     // embedding is no such head.
     if (config_.tied_embeddings && weights.has("lm_head.weight") &&
@@ -44,13 +75,13 @@ void Llama::load(WeightSource& weights) {
             "tie_word_embeddings is true, but lm_head.weight is not the embedding: it is used as the head");
     }
     const LlamaConfig& c = config_;
-    // A tied table is multiplied by as well.
-    embedding_ = c.tied_embeddings ? weights.layer_matrix("embed_tokens.weight", c.vocab_size, c.dim)
-                                   : weights.matrix("embed_tokens.weight", c.vocab_size, c.dim);
-    layers_.reserve(static_cast<size_t>(c.n_layers));
-    for (int32_t i = 0; i < c.n_layers; ++i) layers_.push_back(load_layer(weights, i));
-    norm_ = weights.vector("norm.weight", c.dim);
-    if (!c.tied_embeddings) head_ = weights.layer_matrix("lm_head.weight", c.vocab_size, c.dim);
+    weights_.layers.resize(static_cast<size_t>(c.n_layers));
+    LoadParameters load(weights);
+    describe(weights_, c, load);
+    footprint_ = load.footprint();
+    CountStepBytes step;
+    describe(weights_, c, step);
+    step_bytes_ = step.bytes();
     inv_freq_ = DeviceVector(device_, c.inverse_frequencies());
     // Older checkpoints carry the RoPE table, before linear scaling too.
     const auto is_table = [&](std::span<const double> values) {
@@ -66,64 +97,28 @@ void Llama::load(WeightSource& weights) {
         known.push_back({"lm_head.weight_scale"});
     }
     unused_ = weights.finish(known);
-    parameters_ = weights.parameters() - given_before;
-    weight_bytes_ = weights.held_bytes() - held_before;
 }
 
-Llama::Layer Llama::load_layer(WeightSource& weights, int32_t index) const {
-    const LlamaConfig& c = config_;
-    const std::string prefix = str("layers.", index, ".");
-    const std::string attn = prefix + "self_attn.";
-    const std::string mlp = prefix + "mlp.";
-    const int64_t q_dim = static_cast<int64_t>(c.n_heads) * c.head_dim;
-    const int64_t kv_dim = static_cast<int64_t>(c.n_kv_heads) * c.head_dim;
-    Layer layer;
-    layer.input_norm = weights.vector(prefix + "input_layernorm.weight", c.dim);
-    layer.q = weights.layer_matrix(attn + "q_proj.weight", q_dim, c.dim);
-    layer.k = weights.layer_matrix(attn + "k_proj.weight", kv_dim, c.dim);
-    layer.v = weights.layer_matrix(attn + "v_proj.weight", kv_dim, c.dim);
-    layer.o = weights.layer_matrix(attn + "o_proj.weight", c.dim, q_dim);
-    layer.ffn_norm = weights.vector(prefix + "post_attention_layernorm.weight", c.dim);
-    layer.gate = weights.layer_matrix(mlp + "gate_proj.weight", c.hidden_dim, c.dim);
-    layer.up = weights.layer_matrix(mlp + "up_proj.weight", c.hidden_dim, c.dim);
-    layer.down = weights.layer_matrix(mlp + "down_proj.weight", c.dim, c.hidden_dim);
-    if (c.attention_bias) {
-        layer.q_bias = weights.vector(attn + "q_proj.bias", q_dim);
-        layer.k_bias = weights.vector(attn + "k_proj.bias", kv_dim);
-        layer.v_bias = weights.vector(attn + "v_proj.bias", kv_dim);
-        layer.o_bias = weights.vector(attn + "o_proj.bias", c.dim);
-    }
-    if (c.mlp_bias) {
-        layer.gate_bias = weights.vector(mlp + "gate_proj.bias", c.hidden_dim);
-        layer.up_bias = weights.vector(mlp + "up_proj.bias", c.hidden_dim);
-        layer.down_bias = weights.vector(mlp + "down_proj.bias", c.dim);
-    }
-    return layer;
+std::array<ActivationColumn<LlamaActivations>, 9> LlamaActivations::columns(const LlamaConfig& c) {
+    using A = LlamaActivations;
+    const int64_t q_dim = int64_t{c.n_heads} * c.head_dim, kv_dim = int64_t{c.n_kv_heads} * c.head_dim;
+    return {{{&A::x, c.dim},
+             {&A::q, q_dim},
+             {&A::k, kv_dim},
+             {&A::v, kv_dim},
+             {&A::attn, q_dim},
+             {&A::y, c.dim},
+             {&A::gate, c.hidden_dim},
+             {&A::up, c.hidden_dim},
+             {&A::cos_sin, c.head_dim}}};
 }
 
-uint64_t Llama::step_bytes() const {
-    uint64_t sum = head_ ? head_->device_bytes() : embedding_->device_bytes();
-    for (const Layer& layer : layers_) {
-        for (const auto* matrix :
-             {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
-            sum += (*matrix)->device_bytes();
-        }
-    }
-    return sum;
+LlamaActivations::LlamaActivations(Arena& arena, const LlamaConfig& config, int64_t rows) {
+    allocate(columns(config), *this, arena, rows);
 }
 
-LlamaActivations::LlamaActivations(Arena& arena, const LlamaConfig& c, int64_t rows) {
-    const int64_t q_dim = static_cast<int64_t>(c.n_heads) * c.head_dim;
-    const int64_t kv_dim = static_cast<int64_t>(c.n_kv_heads) * c.head_dim;
-    x = arena.tensor(rows, c.dim);
-    q = arena.tensor(rows, q_dim);
-    k = arena.tensor(rows, kv_dim);
-    v = arena.tensor(rows, kv_dim);
-    attn = arena.tensor(rows, q_dim);
-    y = arena.tensor(rows, c.dim);
-    gate = arena.tensor(rows, c.hidden_dim);
-    up = arena.tensor(rows, c.hidden_dim);
-    cos_sin = arena.tensor(rows, c.head_dim);
+int64_t Llama::activation_floats(const LlamaConfig& config) {
+    return floats_per_row(LlamaActivations::columns(config));
 }
 
 LlamaActivations LlamaActivations::first(int64_t n) const {
@@ -134,40 +129,38 @@ LlamaActivations LlamaActivations::first(int64_t n) const {
     return a;
 }
 
-void Llama::run(Backend& b, const LlamaActivations& a, Tensor h, const int32_t* source, Tensor slots,
+void Llama::run(Backend& b, const LlamaActivations& a, Tensor h, const int32_t* source, Tensor chunk_rows,
                 const KvView& kv, const Batch& batch) const {
     const LlamaConfig& c = config_;
+    const std::vector<LlamaLayer>& layers = weights_.layers;
     const AttentionShape shape{c.n_heads, c.n_kv_heads, c.head_dim,
-                               1.0f / std::sqrt(static_cast<float>(c.head_dim)), layers_[0].k->dtype()};
-    b.embed(a.x, *embedding_, source, slots);
+                               1.0f / std::sqrt(static_cast<float>(c.head_dim)), layers[0].k.weight->dtype()};
+    const auto norm_into_h = [&](const DeviceVector& norm) { b.rms_norm(h, a.x, norm.view(), c.norm_eps); };
+    b.embed(a.x, *weights_.embedding, source, chunk_rows);
     b.rope_table(a.cos_sin, batch.position, inv_freq_.view());
-    b.rms_norm(h, a.x, layers_[0].input_norm.view(), c.norm_eps);
-    for (int32_t i = 0; i < c.n_layers; ++i) {
-        const Layer& layer = layers_[static_cast<size_t>(i)];
-        const std::array qkv = {Product{a.q, layer.q.get(), layer.q_bias.view()},
-                                Product{a.k, layer.k.get(), layer.k_bias.view()},
-                                Product{a.v, layer.v.get(), layer.v_bias.view()}};
-        b.linears_rope_kv_append(kv, i, h, qkv, a.cos_sin, batch);
-        b.attention(a.attn, a.q, a.k, a.v, shape, &kv, i, batch);
-        b.linear_add(a.x, a.attn, {a.y, layer.o.get(), layer.o_bias.view()});
-        b.rms_norm(h, a.x, layer.ffn_norm.view(), c.norm_eps);
+    for (size_t i = 0; i < layers.size(); ++i) {
+        const LlamaLayer& layer = layers[i];
+        const auto index = static_cast<int32_t>(i);
+        norm_into_h(layer.input_norm);
+        const std::array qkv = {layer.q.into(a.q), layer.k.into(a.k), layer.v.into(a.v)};
+        b.linears_rope_kv_append(kv, index, h, qkv, a.cos_sin, batch);
+        b.attention(a.attn, a.q, a.k, a.v, shape, &kv, index, batch);
+        b.linear_add(a.x, a.attn, layer.o.into(a.y));
 
-        b.linear_silu_mul(h, {a.gate, layer.gate.get(), layer.gate_bias.view()},
-                          {a.up, layer.up.get(), layer.up_bias.view()});
-        b.linear_add(a.x, a.gate, {a.y, layer.down.get(), layer.down_bias.view()});
-        const bool last = i + 1 == c.n_layers;
-        const DeviceVector& next = last ? norm_ : layers_[static_cast<size_t>(i) + 1].input_norm;
-        b.rms_norm(h, a.x, next.view(), c.norm_eps);
+        norm_into_h(layer.ffn_norm);
+        b.linear_silu_mul(h, layer.gate.into(a.gate), layer.up.into(a.up));
+        b.linear_add(a.x, a.gate, layer.down.into(a.y));
     }
+    norm_into_h(weights_.norm);
 }
 
 Tensor Llama::forward(Backend& backend, const BatchPlan& plan, const std::vector<int32_t>& source,
-                      Tensor slots, KvCache& kv, Arena& arena) const {
+                      Tensor chunk_rows, KvCache& kv, Arena& arena) const {
     const Tensor h = arena.tensor(plan.n_rows(), config_.dim);
     const ArenaScope scratch(arena);
     const Batch batch = plan.upload(backend, arena);
     const LlamaActivations activations(arena, config_, plan.n_rows());
-    run(backend, activations, h, upload_vector(backend, arena, source), slots, kv.view(), batch);
+    run(backend, activations, h, upload_vector(backend, arena, source), chunk_rows, kv.view(), batch);
     return h;
 }
 
@@ -205,7 +198,7 @@ Tensor Llama::decode(Backend& backend, DecodeWorkspace& workspace, const BatchPl
 }
 
 void Llama::head(Backend& backend, Tensor logits, Tensor hidden) const {
-    backend.linear(logits, hidden, head_ ? *head_ : *embedding_, Tensor{});
+    backend.linear(logits, hidden, weights_.head ? *weights_.head : *weights_.embedding, Tensor{});
 }
 
 Tensor Llama::logits(Backend& backend, Tensor hidden, Arena& arena) const {
@@ -220,7 +213,7 @@ KvCache Llama::make_kv_cache(Backend& backend, int32_t n_slots, int64_t max_entr
 }
 
 DType Llama::kv_dtype() const {
-    return device_.kv_dtype(layers_[0].k->dtype(), config_.head_dim);
+    return device_.kv_dtype(weights_.layers[0].k.weight->dtype(), config_.head_dim);
 }
 
 }  // namespace refrag

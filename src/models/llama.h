@@ -1,25 +1,44 @@
 // The decoder: LLaMA (RMSNorm, RoPE, grouped-query attention, SwiGLU), as Hugging Face's LlamaForCausalLM
-// computes it. Its rows are token embeddings or projected chunks ("slots"): REFRAG adds no parameter here
-// (paper, section 2). Immutable after loading: any number of threads may call it, each with a queue, a
+// computes it. Its rows are token embeddings or projected chunks: REFRAG adds no parameter here (paper,
+// section 2). Immutable after loading: any number of threads may call it, each with a queue, a
 // KvCache and an Arena of its own.
 #pragma once
 
+#include <array>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "models/device_batch.h"
 #include "models/kv_cache.h"
+#include "models/layers.h"
 #include "models/transformer_config.h"
-#include "models/weights.h"
 
 namespace refrag {
 
 class Llama;
 
+struct LlamaLayer {
+    DeviceVector input_norm;  // [dim]
+    Linear q;                 // [n_heads * head_dim, dim]
+    Linear k, v;              // [n_kv_heads * head_dim, dim]
+    Linear o;                 // [dim, n_heads * head_dim]
+    DeviceVector ffn_norm;    // [dim]
+    Linear gate, up;          // [hidden_dim, dim]
+    Linear down;              // [dim, hidden_dim]
+};
+
+struct LlamaWeights {
+    std::unique_ptr<Matrix> embedding;  // [vocab_size, dim]
+    std::vector<LlamaLayer> layers;
+    DeviceVector norm;             // [dim]
+    std::unique_ptr<Matrix> head;  // [vocab_size, dim]; null when tied to the embedding
+};
+
 // What the layers write while rows pass, [rows, ...] F32; h, their result, is apart.
 struct LlamaActivations {
     LlamaActivations(Arena& arena, const LlamaConfig& config, int64_t rows);
+    static std::array<ActivationColumn<LlamaActivations>, 9> columns(const LlamaConfig& config);
     // Those of the first n rows.
     LlamaActivations first(int64_t n) const;
     Tensor x;        // [rows, dim] the residual stream
@@ -65,21 +84,21 @@ class Llama {
     Llama(Device& device, LlamaConfig config, WeightSource& weights);
 
     const LlamaConfig& config() const { return config_; }
-    uint64_t parameters() const { return parameters_; }
-    uint64_t weight_bytes() const { return weight_bytes_; }  // in the device's memory
-    // Bytes of weights that a decode step reads: every matrix but the embedding, of which it reads one row,
-    // and the head (the embedding where tied).
-    uint64_t step_bytes() const;
+    uint64_t parameters() const { return footprint_.parameters; }
+    uint64_t weight_bytes() const { return footprint_.bytes; }  // in the device's memory
+    // Bytes of weights that a decode step reads: every matrix that it multiplies with. Of the embedding it
+    // reads one row, unless the head is tied to it.
+    uint64_t step_bytes() const { return step_bytes_; }
     const std::vector<std::string>& unused_tensors() const { return unused_; }
     // What in the directory contradicts itself and how it was read; a line each, for the user.
     const std::vector<std::string>& warnings() const { return warnings_; }
 
     // Runs the network on `backend`, a queue of device(), over the rows of a batch whose sequences all have a
     // KV slot (with room reserved), appends their K and V, and returns the normed hidden states [n_rows, dim]
-    // in `arena`. source [n_rows]: a token id, or -1 - i for row i of `slots` [n, dim] (empty when no source
-    // is negative).
-    Tensor forward(Backend& backend, const BatchPlan& plan, const std::vector<int32_t>& source, Tensor slots,
-                   KvCache& kv, Arena& arena) const;
+    // in `arena`. source [n_rows]: a token id, or -1 - i for row i of `chunk_rows` [n, dim] (empty when no
+    // source is negative).
+    Tensor forward(Backend& backend, const BatchPlan& plan, const std::vector<int32_t>& source,
+                   Tensor chunk_rows, KvCache& kv, Arena& arena) const;
 
     DecodeWorkspace make_decode_workspace(Backend& backend, int32_t n_sequences) const {
         return DecodeWorkspace(*this, backend, n_sequences);
@@ -99,36 +118,25 @@ class Llama {
     DType kv_dtype() const;  // of the caches it makes
     Device& device() const { return device_; }
 
+    // Every parameter of a decoder of this shape, in order; `weights` has config.n_layers layers.
+    static void describe(LlamaWeights& weights, const LlamaConfig& config, ParameterVisitor& visit);
+    static WeightCount count(const LlamaConfig& config);
+    // What a row takes while it passes, in floats; its result and its logits are apart.
+    static int64_t activation_floats(const LlamaConfig& config);
+
   private:
-    struct Layer {
-        DeviceVector input_norm;                      // [dim]
-        std::unique_ptr<Matrix> q;                    // [n_heads * head_dim, dim]
-        std::unique_ptr<Matrix> k;                    // [n_kv_heads * head_dim, dim]
-        std::unique_ptr<Matrix> v;                    // [n_kv_heads * head_dim, dim]
-        std::unique_ptr<Matrix> o;                    // [dim, n_heads * head_dim]
-        DeviceVector q_bias, k_bias, v_bias, o_bias;  // empty unless attention_bias
-        DeviceVector ffn_norm;                        // [dim]
-        std::unique_ptr<Matrix> gate;                 // [hidden_dim, dim]
-        std::unique_ptr<Matrix> up;                   // [hidden_dim, dim]
-        std::unique_ptr<Matrix> down;                 // [dim, hidden_dim]
-        DeviceVector gate_bias, up_bias, down_bias;   // empty unless mlp_bias
-    };
     void load(WeightSource& weights);
-    Layer load_layer(WeightSource& weights, int32_t index) const;
     // Enqueues the whole network: h [n_rows, dim] becomes the normed hidden states.
-    void run(Backend& backend, const LlamaActivations& a, Tensor h, const int32_t* source, Tensor slots,
+    void run(Backend& backend, const LlamaActivations& a, Tensor h, const int32_t* source, Tensor chunk_rows,
              const KvView& kv, const Batch& batch) const;
     void head(Backend& backend, Tensor logits, Tensor hidden) const;
 
     Device& device_;
     LlamaConfig config_;
-    std::unique_ptr<Matrix> embedding_;  // [vocab_size, dim]
-    std::unique_ptr<Matrix> head_;       // [vocab_size, dim]; null when tied to the embedding
-    std::vector<Layer> layers_;
-    DeviceVector norm_;      // [dim]
+    LlamaWeights weights_;
     DeviceVector inv_freq_;  // [head_dim / 2]
-    uint64_t parameters_ = 0;
-    uint64_t weight_bytes_ = 0;
+    Footprint footprint_;
+    uint64_t step_bytes_ = 0;
     std::vector<std::string> unused_;
     std::vector<std::string> warnings_;
 };

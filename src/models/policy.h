@@ -4,14 +4,21 @@
 // addition).
 #pragma once
 
-#include <memory>
 #include <string>
 #include <vector>
 
+#include "models/encoder_layer.h"
 #include "models/refrag_config.h"
-#include "models/weights.h"
 
 namespace refrag {
+
+struct PolicyWeights {
+    Linear in_proj;  // [dim, d_enc]
+    std::vector<EncoderLayer> layers;
+    LayerNorm norm;              // [dim]
+    Linear head;                 // [1, dim]
+    DeviceVector question_type;  // [dim]; empty unless sees_question
+};
 
 class Policy {
   public:
@@ -22,8 +29,8 @@ class Policy {
     Policy(const PolicyConfig& config, int32_t d_enc, WeightSource& weights);
 
     const PolicyConfig& config() const { return config_; }
-    uint64_t parameters() const { return parameters_; }
-    uint64_t weight_bytes() const { return weight_bytes_; }  // in the device's memory
+    uint64_t parameters() const { return footprint_.parameters; }
+    uint64_t weight_bytes() const { return footprint_.bytes; }  // in the device's memory
 
     // One logit for each row of chunk_emb [n_chunks, d_enc], read back to the host. question_emb [n_pieces,
     // d_enc] is empty when there is no question or the policy does not see it. Chunks are at positions 0 ..
@@ -31,28 +38,19 @@ class Policy {
     // it, each with a queue and an arena of its own.
     std::vector<float> logits(Backend& backend, Tensor chunk_emb, Tensor question_emb, Arena& arena) const;
 
-  private:
-    struct Layer {
-        DeviceVector norm1, norm1_bias, norm2, norm2_bias;  // [dim]
-        std::unique_ptr<Matrix> q, k, v, o;                 // [dim, dim]
-        DeviceVector q_bias, k_bias, v_bias, o_bias;
-        std::unique_ptr<Matrix> fc1;  // [hidden_dim, dim]
-        std::unique_ptr<Matrix> fc2;  // [dim, hidden_dim]
-        DeviceVector fc1_bias, fc2_bias;
-    };
+    // Every parameter of a policy of this shape, in order; `weights` has config.n_layers layers.
+    static void describe(PolicyWeights& weights, const PolicyConfig& config, int32_t d_enc,
+                         ParameterVisitor& visit);
+    static WeightCount count(const PolicyConfig& config, int32_t d_enc);
+    // What a row (a chunk or a piece of the question) takes while it passes, in floats.
+    static int64_t activation_floats(const PolicyConfig& config);
 
+  private:
     void load(WeightSource& weights, int32_t d_enc);
 
     PolicyConfig config_;
-    std::unique_ptr<Matrix> in_proj_;  // [dim, d_enc]
-    DeviceVector in_proj_bias_;
-    std::vector<Layer> layers_;
-    DeviceVector norm_, norm_bias_;
-    std::unique_ptr<Matrix> head_;  // [1, dim]
-    DeviceVector head_bias_;
-    DeviceVector question_type_;  // [dim]; empty unless sees_question
-    uint64_t parameters_ = 0;
-    uint64_t weight_bytes_ = 0;
+    PolicyWeights weights_;
+    Footprint footprint_;
 };
 
 }  // namespace refrag

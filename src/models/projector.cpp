@@ -16,22 +16,33 @@ Projector::Projector(int32_t d_enc, int32_t d_dec, WeightSource& weights) : d_de
     load(weights, d_enc);
 }
 
+void Projector::describe(ProjectorWeights& w, int32_t d_enc, int32_t d_dec, ParameterVisitor& visit) {
+    const auto plain = [](const char* name, int64_t out_dim, int64_t in_dim) {
+        return MatrixSpec{name, out_dim, in_dim, Use::every_row, false};
+    };
+    visit.linear(plain("fc1", d_dec, d_enc), w.fc1);
+    visit.linear(plain("fc2", d_dec, d_dec), w.fc2);
+}
+
+WeightCount Projector::count(int32_t d_enc, int32_t d_dec) {
+    ProjectorWeights none;
+    CountParameters count;
+    describe(none, d_enc, d_dec, count);
+    return count.count();
+}
+
 void Projector::load(WeightSource& weights, int32_t d_enc) {
-    const uint64_t given_before = weights.parameters(), held_before = weights.held_bytes();
-    fc1_ = weights.matrix("fc1.weight", d_dec_, d_enc);
-    fc1_bias_ = weights.vector("fc1.bias", d_dec_);
-    fc2_ = weights.matrix("fc2.weight", d_dec_, d_dec_);
-    fc2_bias_ = weights.vector("fc2.bias", d_dec_);
+    LoadParameters load(weights);
+    describe(weights_, d_enc, d_dec_, load);
     weights.finish({});
-    parameters_ = weights.parameters() - given_before;
-    weight_bytes_ = weights.held_bytes() - held_before;
+    footprint_ = load.footprint();
 }
 
 void Projector::forward(Backend& backend, Tensor out, Tensor chunk_emb, Arena& arena) const {
     const ArenaScope scratch(arena);
     const Tensor hidden = arena.tensor(chunk_emb.rows, d_dec_);
-    backend.linear_gelu(hidden, chunk_emb, *fc1_, fc1_bias_.view());
-    backend.linear(out, hidden, *fc2_, fc2_bias_.view());
+    backend.linear_gelu(hidden, chunk_emb, *weights_.fc1.weight, weights_.fc1.bias.view());
+    backend.linear(out, hidden, *weights_.fc2.weight, weights_.fc2.bias.view());
 }
 
 }  // namespace refrag

@@ -2,12 +2,16 @@
 // fc2(gelu(fc1(c))) (paper, B.2).
 #pragma once
 
-#include <memory>
 #include <string>
 
-#include "models/weights.h"
+#include "models/layers.h"
 
 namespace refrag {
+
+struct ProjectorWeights {
+    Linear fc1;  // [d_dec, d_enc]
+    Linear fc2;  // [d_dec, d_dec]
+};
 
 class Projector {
   public:
@@ -20,17 +24,19 @@ class Projector {
     // out [n, d_dec] and chunk_emb [n, d_enc] in device memory; on `backend`. Any number of threads may call
     // it, each with a queue and an arena of its own.
     void forward(Backend& backend, Tensor out, Tensor chunk_emb, Arena& arena) const;
-    uint64_t parameters() const { return parameters_; }
-    uint64_t weight_bytes() const { return weight_bytes_; }  // in the device's memory
+    uint64_t parameters() const { return footprint_.parameters; }
+    uint64_t weight_bytes() const { return footprint_.bytes; }  // in the device's memory
+
+    // Every parameter of a projector of these dimensions, in order.
+    static void describe(ProjectorWeights& weights, int32_t d_enc, int32_t d_dec, ParameterVisitor& visit);
+    static WeightCount count(int32_t d_enc, int32_t d_dec);
 
   private:
     void load(WeightSource& weights, int32_t d_enc);
 
     int32_t d_dec_;
-    std::unique_ptr<Matrix> fc1_, fc2_;
-    DeviceVector fc1_bias_, fc2_bias_;
-    uint64_t parameters_ = 0;
-    uint64_t weight_bytes_ = 0;
+    ProjectorWeights weights_;
+    Footprint footprint_;
 };
 
 }  // namespace refrag

@@ -1,15 +1,10 @@
 // See roberta.h.
 #include "models/roberta.h"
 
-#include <array>
-#include <cmath>
 #include <utility>
 
 namespace refrag {
 namespace {
-
-// Rows of one call. Enough to fill the matrix kernels, small enough that activations stay near the caches.
-constexpr int64_t kGroupRows = 2048;
 
 BatchPlan plan_of(std::span<const std::vector<int32_t>> sequences) {
     BatchPlan plan;
@@ -31,16 +26,52 @@ Roberta::Roberta(RobertaConfig config, ChunkPooling pooling, bool normalize, Wei
     load(weights);
 }
 
+void Roberta::describe(RobertaWeights& w, const RobertaConfig& c, ChunkPooling pooling,
+                       ParameterVisitor& visit) {
+    const int64_t d = c.dim;
+    const auto table = [&](const char* name, int64_t rows, std::unique_ptr<Matrix>& place) {
+        visit.matrix({str("embeddings.", name, "_embeddings.weight"), rows, d, Use::table, false}, place);
+    };
+    table("word", c.vocab_size, w.word);
+    table("position", c.max_positions, w.position);
+    table("token_type", c.type_vocab_size, w.type);
+    visit.layer_norm("embeddings.LayerNorm", d, w.norm);
+    for (size_t i = 0; i < w.layers.size(); ++i) {
+        EncoderLayer& layer = w.layers[i];
+        const std::string prefix = str("encoder.layer.", i, ".");
+        const std::string self = prefix + "attention.self.", attn = prefix + "attention.output.";
+        visit.linear({self + "query", d, d}, layer.q);
+        visit.linear({self + "key", d, d}, layer.k);
+        visit.linear({self + "value", d, d}, layer.v);
+        visit.linear({attn + "dense", d, d}, layer.o);
+        visit.layer_norm(attn + "LayerNorm", d, layer.attn_norm);
+        visit.linear({prefix + "intermediate.dense", c.hidden_dim, d}, layer.fc1);
+        visit.linear({prefix + "output.dense", d, c.hidden_dim}, layer.fc2);
+        visit.layer_norm(prefix + "output.LayerNorm", d, layer.ffn_norm);
+    }
+    if (pooling == ChunkPooling::pooler) visit.linear({"pooler.dense", d, d, Use::some_rows}, w.pooler);
+}
+
+WeightCount Roberta::count(const RobertaConfig& config, ChunkPooling pooling) {
+    RobertaWeights none;
+    none.layers.resize(static_cast<size_t>(config.n_layers));
+    CountParameters count;
+    describe(none, config, pooling, count);
+    return count.count();
+}
+
+int64_t Roberta::activation_floats(const RobertaConfig& config) {
+    return floats_per_row(EncoderActivations::columns(config.dim, config.hidden_dim));
+}
+
 void Roberta::load(WeightSource& weights) {
-    const uint64_t given_before = weights.parameters(), held_before = weights.held_bytes();
-    const RobertaConfig& c = config_;
+    weights_.layers.resize(static_cast<size_t>(config_.n_layers));
     weights.begin_digest();
-    word_ = weights.matrix("embeddings.word_embeddings.weight", c.vocab_size, c.dim);
-    position_ = weights.matrix("embeddings.position_embeddings.weight", c.max_positions, c.dim);
-    type_ = weights.matrix("embeddings.token_type_embeddings.weight", c.type_vocab_size, c.dim);
-    norm_ = weights.vector("embeddings.LayerNorm.weight", c.dim);
-    norm_bias_ = weights.vector("embeddings.LayerNorm.bias", c.dim);
-    for (int32_t i = 0; i < c.n_layers; ++i) layers_.push_back(load_layer(weights, i));
+    LoadParameters load(weights);
+    describe(weights_, config_, pooling_, load);
+    weights_digest_ = weights.take_digest();
+    footprint_ = load.footprint();
+
     const auto counts_up = [](std::span<const double> values) {
         for (size_t i = 0; i < values.size(); ++i)
             if (values[i] != static_cast<double>(i)) return false;
@@ -52,51 +83,18 @@ void Roberta::load(WeightSource& weights) {
     for (const char* name : {"bias", "decoder.weight", "decoder.bias", "dense.weight", "dense.bias",
                              "layer_norm.weight", "layer_norm.bias"})
         known.push_back({str("lm_head.", name)});
-    if (pooling_ == ChunkPooling::pooler) {
-        pooler_ = weights.layer_matrix("pooler.dense.weight", c.dim, c.dim);
-        pooler_bias_ = weights.vector("pooler.dense.bias", c.dim);
-    } else {
+    if (pooling_ != ChunkPooling::pooler) {
         known.push_back({"pooler.dense.weight"});
         known.push_back({"pooler.dense.bias"});
     }
-    weights_digest_ = weights.take_digest();
     unused_ = weights.finish(known);
-    parameters_ = weights.parameters() - given_before;
-    weight_bytes_ = weights.held_bytes() - held_before;
-}
-
-Roberta::Layer Roberta::load_layer(WeightSource& weights, int32_t index) const {
-    const int64_t d = config_.dim;
-    const std::string prefix = str("encoder.layer.", index, ".");
-    const std::string self = prefix + "attention.self.";
-    const std::string attn = prefix + "attention.output.";
-    Layer layer;
-    layer.q = weights.layer_matrix(self + "query.weight", d, d);
-    layer.k = weights.layer_matrix(self + "key.weight", d, d);
-    layer.v = weights.layer_matrix(self + "value.weight", d, d);
-    layer.o = weights.layer_matrix(attn + "dense.weight", d, d);
-    layer.q_bias = weights.vector(self + "query.bias", d);
-    layer.k_bias = weights.vector(self + "key.bias", d);
-    layer.v_bias = weights.vector(self + "value.bias", d);
-    layer.o_bias = weights.vector(attn + "dense.bias", d);
-    layer.attn_norm = weights.vector(attn + "LayerNorm.weight", d);
-    layer.attn_norm_bias = weights.vector(attn + "LayerNorm.bias", d);
-    layer.fc1 = weights.layer_matrix(prefix + "intermediate.dense.weight", config_.hidden_dim, d);
-    layer.fc1_bias = weights.vector(prefix + "intermediate.dense.bias", config_.hidden_dim);
-    layer.fc2 = weights.layer_matrix(prefix + "output.dense.weight", d, config_.hidden_dim);
-    layer.fc2_bias = weights.vector(prefix + "output.dense.bias", d);
-    layer.ffn_norm = weights.vector(prefix + "output.LayerNorm.weight", d);
-    layer.ffn_norm_bias = weights.vector(prefix + "output.LayerNorm.bias", d);
-    return layer;
 }
 
 Tensor Roberta::run(Backend& b, const BatchPlan& plan, const Batch& batch,
                     std::span<const std::vector<int32_t>> sequences, Arena& arena) const {
     const RobertaConfig& c = config_;
     const int64_t rows = plan.n_rows();
-    const int32_t head_dim = c.dim / c.n_heads;
-    const AttentionShape shape{c.n_heads, c.n_heads, head_dim, 1.0f / std::sqrt(static_cast<float>(head_dim)),
-                               layers_[0].k->dtype()};
+    const AttentionShape shape = encoder_attention_shape(c.dim, c.n_heads, weights_.layers[0]);
 
     std::vector<int32_t> ids;
     std::vector<int32_t> position_ids;  // pad_id + 1, pad_id + 2, ... within each chunk
@@ -114,28 +112,21 @@ Tensor Roberta::run(Backend& b, const BatchPlan& plan, const Batch& batch,
 
     const Tensor x = arena.tensor(rows, c.dim);
     const ArenaScope scratch(arena);
-    const Tensor q = arena.tensor(rows, c.dim);
-    const Tensor k = arena.tensor(rows, c.dim);
-    const Tensor v = arena.tensor(rows, c.dim);
-    const Tensor attn = arena.tensor(rows, c.dim);
-    const Tensor y = arena.tensor(rows, c.dim);
-    const Tensor hidden = arena.tensor(rows, c.hidden_dim);
-
-    b.embed(x, *word_, upload_vector(b, arena, ids), Tensor{});
-    b.add_embed(x, *type_, upload_vector(b, arena, type_ids));
-    b.add_embed(x, *position_, upload_vector(b, arena, position_ids));
-    b.layer_norm(x, x, norm_.view(), norm_bias_.view(), c.norm_eps);
-    for (const Layer& layer : layers_) {
-        b.linears(x, std::array{Product{q, layer.q.get(), layer.q_bias.view()},
-                                Product{k, layer.k.get(), layer.k_bias.view()},
-                                Product{v, layer.v.get(), layer.v_bias.view()}});
-        b.attention(attn, q, k, v, shape, nullptr, 0, batch);
-        b.linear_add(x, attn, {y, layer.o.get(), layer.o_bias.view()});
-        b.layer_norm(x, x, layer.attn_norm.view(), layer.attn_norm_bias.view(), c.norm_eps);
-
-        b.linear_gelu(hidden, x, *layer.fc1, layer.fc1_bias.view());
-        b.linear_add(x, hidden, {y, layer.fc2.get(), layer.fc2_bias.view()});
-        b.layer_norm(x, x, layer.ffn_norm.view(), layer.ffn_norm_bias.view(), c.norm_eps);
+    EncoderActivations a;
+    allocate(EncoderActivations::columns(c.dim, c.hidden_dim), a, arena, rows);
+    a.x = x;
+    const auto norm = [&](const LayerNorm& n) {
+        b.layer_norm(x, x, n.weight.view(), n.bias.view(), c.norm_eps);
+    };
+    b.embed(x, *weights_.word, upload_vector(b, arena, ids), Tensor{});
+    b.add_embed(x, *weights_.type, upload_vector(b, arena, type_ids));
+    b.add_embed(x, *weights_.position, upload_vector(b, arena, position_ids));
+    norm(weights_.norm);
+    for (const EncoderLayer& layer : weights_.layers) {
+        attend(b, layer, a, x, shape, batch);
+        norm(layer.attn_norm);
+        feed_forward(b, layer, a, x);
+        norm(layer.ffn_norm);
     }
     return x;
 }
@@ -154,7 +145,7 @@ void Roberta::encode(Backend& backend, std::span<const std::vector<int32_t>> seq
     while (begin < sequences.size()) {
         size_t end = begin;
         int64_t rows = 0;
-        while (end < sequences.size() && (end == begin || rows + std::ssize(sequences[end]) <= kGroupRows)) {
+        while (end < sequences.size() && (end == begin || rows + std::ssize(sequences[end]) <= group_rows)) {
             rows += std::ssize(sequences[end++]);
         }
         const ArenaScope scratch(arena);
@@ -166,7 +157,7 @@ void Roberta::encode(Backend& backend, std::span<const std::vector<int32_t>> seq
         if (pooling_ == ChunkPooling::pooler) {
             const Tensor first = arena.tensor(c.rows, c.cols);
             backend.pool(first, x, batch, Pooling::cls);
-            backend.linear(c, first, *pooler_, pooler_bias_.view());
+            backend.linear(c, first, *weights_.pooler.weight, weights_.pooler.bias.view());
             backend.tanh(c);
         } else {
             backend.pool(c, x, batch, pooling_ == ChunkPooling::cls ? Pooling::cls : Pooling::mean);

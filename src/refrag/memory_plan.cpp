@@ -28,17 +28,14 @@ uint64_t kv_entry_bytes(const LlamaConfig& config, DType kv) {
 uint64_t workspace_bytes(const LlamaConfig& decoder, const RobertaConfig& encoder, const PolicyConfig& policy,
                          int32_t batch, int64_t rows, int64_t n_chunks) {
     constexpr int64_t kSlack = int64_t{64} << 20;  // arenas' blocks, texts, token ids
-    constexpr int64_t kEncoderRows = 2048;         // of one group (roberta.h)
-    const int64_t q_dim = int64_t{decoder.n_heads} * decoder.head_dim;
-    const int64_t kv_dim = int64_t{decoder.n_kv_heads} * decoder.head_dim;
-    const int64_t step = std::min(kPrefillRows, rows * batch);
-    int64_t floats = step * (5 * int64_t{decoder.dim} + 2 * q_dim + 2 * kv_dim + 2 * decoder.hidden_dim +
-                             decoder.head_dim);
+    // Beside its activations a row has its result, a copy of that for the head, and what it comes from.
+    const int64_t row = Llama::activation_floats(decoder) + 3 * int64_t{decoder.dim};
+    int64_t floats = std::min(kPrefillRows, rows * batch) * row;
     floats += int64_t{batch} * 3 * decoder.vocab_size;
-    floats += kEncoderRows * (6 * int64_t{encoder.dim} + encoder.hidden_dim);
+    floats += Roberta::group_rows * Roberta::activation_floats(encoder);
     // Chunk embeddings: kept with the passage, gathered, on the device; the policy's rows; the chunk rows.
     floats += n_chunks * 4 * int64_t{encoder.dim};
-    floats += n_chunks * (8 * int64_t{policy.dim} + policy.hidden_dim);
+    floats += n_chunks * Policy::activation_floats(policy);
     floats += n_chunks * 2 * int64_t{decoder.dim};
     return static_cast<uint64_t>(floats * static_cast<int64_t>(sizeof(float)) + kSlack);
 }

@@ -163,7 +163,7 @@ class CudaBackend : public Backend {
     void linear_silu_mul(Tensor x, const Product& gate, const Product& up) override;
 
     // embedding.cu
-    void embed(Tensor out, const Matrix& table, const int32_t* source, Tensor slots) override;
+    void embed(Tensor out, const Matrix& table, const int32_t* source, Tensor vectors) override;
     void add_embed(Tensor x, const Matrix& table, const int32_t* ids) override;
     void gather_rows(Tensor out, Tensor x, const int32_t* index) override;
 

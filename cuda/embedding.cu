@@ -35,12 +35,12 @@ Table table_of(const Matrix& w) {
 }
 
 // Mapping: a block for each row, threads along it. Bound by: memory.
-__global__ void embed_kernel(float* out, Table table, const int32_t* source, const float* slots,
+__global__ void embed_kernel(float* out, Table table, const int32_t* source, const float* vectors,
                              int64_t dim) {
     const int64_t r = blockIdx.x;
     const int64_t from = source[r];
     for (int64_t i = threadIdx.x; i < dim; i += blockDim.x) {
-        out[r * dim + i] = from >= 0 ? table.at(from, i) : slots[(-1 - from) * dim + i];
+        out[r * dim + i] = from >= 0 ? table.at(from, i) : vectors[(-1 - from) * dim + i];
     }
 }
 
@@ -59,12 +59,12 @@ __global__ void gather_rows_kernel(float* out, const float* x, const int32_t* in
 
 }  // namespace
 
-void CudaBackend::embed(Tensor out, const Matrix& table, const int32_t* source, Tensor slots) {
+void CudaBackend::embed(Tensor out, const Matrix& table, const int32_t* source, Tensor vectors) {
     REFRAG_DCHECK(table.in_dim() == out.cols);
     if (out.empty()) return;
-    const float* const slot_rows = slots.empty() ? nullptr : slots.f32();
+    const float* const given = vectors.empty() ? nullptr : vectors.f32();
     CUDA_CHECK(launch(embed_kernel, dim3(static_cast<unsigned>(out.rows)), dim3(kThreads), 0, stream(),
-                      out.f32(), table_of(table), source, slot_rows, out.cols));
+                      out.f32(), table_of(table), source, given, out.cols));
 }
 
 void CudaBackend::add_embed(Tensor x, const Matrix& table, const int32_t* ids) {

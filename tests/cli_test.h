@@ -14,6 +14,12 @@
 
 namespace refrag_test {
 
+// The smallest REFRAG model, and passages to ask it about.
+inline constexpr const char* kModel = "-m tests/golden/tiny-refrag ";
+inline constexpr const char* kPassages =
+    "{\"id\": \"a\", \"title\": \"Hill\", \"text\": \"The old mill stands on a hill.\"}\n"
+    "{\"id\": 7, \"text\": \"A red lantern hangs over the door.\"}\n";
+
 struct Ran {
     int code = -1;
     std::string out;

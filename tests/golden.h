@@ -16,6 +16,7 @@
 #include "io/json.h"
 #include "io/safetensors.h"
 #include "models/llama.h"
+#include "refrag/model.h"
 #include "support.h"
 
 namespace refrag_test {
@@ -102,7 +103,7 @@ inline int32_t argmax(std::span<const float> row) {
     return static_cast<int32_t>(std::max_element(row.begin(), row.end()) - row.begin());
 }
 
-// A LLaMA with its KV cache and scratch. `slots` (may be empty) are the rows that negative sources name.
+// A LLaMA with its KV cache and scratch. `chunk_rows` (may be empty) are the rows that negative sources name.
 class Decoder {
   public:
     // What one sequence of a call brings: rows for a KV slot.
@@ -117,7 +118,7 @@ class Decoder {
           kv(model.make_kv_cache(backend, n_slots, model.config().max_seq_len)),
           arena_(backend) {}
 
-    void set_slots(const std::vector<float>& values) { slots_ = values; }
+    void set_chunk_rows(const std::vector<float>& values) { chunk_rows_ = values; }
 
     // Feeds all parts in one call; logits of all rows, [rows, vocab_size].
     std::vector<float> feed(const std::vector<Part>& parts) {
@@ -130,8 +131,8 @@ class Decoder {
             source.insert(source.end(), part.source.begin(), part.source.end());
         }
         const refrag::ArenaScope scratch(arena_);
-        const refrag::Tensor slots = upload(backend_, arena_, slots_, model.config().dim);
-        const refrag::Tensor hidden = model.forward(backend_, plan, source, slots, kv, arena_);
+        const refrag::Tensor chunk_rows = upload(backend_, arena_, chunk_rows_, model.config().dim);
+        const refrag::Tensor hidden = model.forward(backend_, plan, source, chunk_rows, kv, arena_);
         for (const Part& part : parts) kv.advance(part.slot, static_cast<int32_t>(part.source.size()));
         return download(backend_, model.logits(backend_, hidden, arena_));
     }
@@ -162,7 +163,13 @@ class Decoder {
 
   private:
     refrag::Arena arena_;
-    std::vector<float> slots_;
+    std::vector<float> chunk_rows_;
+};
+
+// The smallest REFRAG model on the CPU.
+struct TinyRefrag {
+    refrag::Backend& backend = cpu();
+    refrag::Model model{backend.device(), tiny_refrag_path()};
 };
 
 }  // namespace refrag_test

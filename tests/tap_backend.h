@@ -29,8 +29,8 @@ class TapBackend : public refrag::Backend {
     void copy(Tensor out, Tensor x) override { inner_.copy(out, x); }
     void wait() override { inner_.wait(); }
 
-    void embed(Tensor out, const Matrix& table, const int32_t* source, Tensor slots) override {
-        inner_.embed(out, table, source, slots);
+    void embed(Tensor out, const Matrix& table, const int32_t* source, Tensor vectors) override {
+        inner_.embed(out, table, source, vectors);
         embedded.push_back(refrag_test::download(inner_, out));
     }
     void add_embed(Tensor x, const Matrix& table, const int32_t* ids) override {

@@ -1,5 +1,5 @@
 // The whole pipeline (compress, sense, expand, answer) on every backend: a tiny model gives the same answers
-// everywhere, through prompts of slots and tokens, recorded decode steps and the choice of logits on the
+// everywhere, through prompts of chunk rows and tokens, recorded decode steps and the choice of logits on the
 // device.
 #include <doctest/doctest.h>
 

@@ -20,10 +20,7 @@ using refrag_test::error_of;
 
 namespace {
 
-struct Fixture {
-    Backend& backend = refrag_test::cpu();
-    Model model{backend.device(), refrag_test::tiny_refrag_path()};
-};
+using Fixture = refrag_test::TinyRefrag;
 
 const std::vector<Passage>& texts() {
     static const std::vector<Passage> list = {
@@ -278,7 +275,7 @@ TEST_CASE("a prompt longer than a step goes through in parts, the others go on m
     const Llama decoder(backend.device(), dir.file("decoder"));
     const int32_t dim = decoder.config().dim;
 
-    // 5000 rows, every fifth a slot: three steps of kPrefillRows, with slots in each.
+    // 5000 rows, every fifth a chunk row: three steps of kPrefillRows, with chunk rows in each.
     std::vector<float> values;
     const auto prompt_of = [&](int32_t n, int32_t shift) {
         std::vector<int32_t> source;
@@ -288,12 +285,12 @@ TEST_CASE("a prompt longer than a step goes through in parts, the others go on m
         values.resize(static_cast<size_t>(n_slots) * static_cast<size_t>(dim));
         for (size_t i = 0; i < values.size(); ++i)
             values[i] = static_cast<float>((i * 29 + static_cast<size_t>(shift)) % 17) / 17.0f - 0.5f;
-        Buffer slots;
+        Buffer chunk_rows;
         if (!values.empty()) {
-            slots = Buffer(backend, values.size() * sizeof(float));
-            backend.upload(slots.data(), values.data(), slots.bytes());
+            chunk_rows = Buffer(backend, values.size() * sizeof(float));
+            backend.upload(chunk_rows.data(), values.data(), chunk_rows.bytes());
         }
-        return std::pair(source, std::move(slots));
+        return std::pair(source, std::move(chunk_rows));
     };
     struct Track {
         std::vector<std::vector<float>> logits;
@@ -313,12 +310,12 @@ TEST_CASE("a prompt longer than a step goes through in parts, the others go on m
     std::vector<Track> alone(3);
     for (size_t i = 0; i < 3; ++i) {
         // By the plain functions, whole: one prefill, then a row at a time.
-        auto [source, slots] = prompt_of(sequences[i].first, static_cast<int32_t>(i));
+        auto [source, chunk_rows] = prompt_of(sequences[i].first, static_cast<int32_t>(i));
         KvCache kv = decoder.make_kv_cache(backend, 1, 8192);
         Arena arena(backend);
-        const Tensor slot_rows{slots.data(), DType::f32,
-                               static_cast<int64_t>(values.size()) / std::max(1, dim), dim};
-        Tensor hidden = prefill(backend, decoder, source, slot_rows, kv, 0, 1, arena);
+        const Tensor given{chunk_rows.data(), DType::f32,
+                           static_cast<int64_t>(values.size()) / std::max(1, dim), dim};
+        Tensor hidden = prefill(backend, decoder, source, given, kv, 0, 1, arena);
         for (size_t n = 0; n < sequences[i].second; ++n) {
             alone[i].logits.push_back(refrag_test::download(backend, decoder.logits(backend, hidden, arena)));
             const int32_t id = refrag_test::argmax(alone[i].logits.back());
@@ -328,8 +325,8 @@ TEST_CASE("a prompt longer than a step goes through in parts, the others go on m
     std::vector<Track> together(3);
     Generator generator(backend, decoder, 3, 8192);
     for (size_t i = 0; i < 3; ++i) {
-        auto [source, slots] = prompt_of(sequences[i].first, static_cast<int32_t>(i));
-        generator.start(std::move(source), std::move(slots), greedy(together[i], sequences[i].second));
+        auto [source, chunk_rows] = prompt_of(sequences[i].first, static_cast<int32_t>(i));
+        generator.start(std::move(source), std::move(chunk_rows), greedy(together[i], sequences[i].second));
     }
     while (generator.n_running() > 0) {
         for (const Generator::Ended& ended : generator.step()) CHECK(!ended.error);

@@ -11,19 +11,12 @@
 using namespace refrag;
 using refrag_test::binary;
 using refrag_test::contains;
+using refrag_test::kModel;
+using refrag_test::kPassages;
 using refrag_test::line_count;
 using refrag_test::Ran;
 using refrag_test::refrag_run;
 using refrag_test::TempDir;
-
-namespace {
-
-constexpr const char* kModel = "-m tests/golden/tiny-refrag ";
-constexpr const char* kPassages =
-    "{\"id\": \"a\", \"title\": \"Hill\", \"text\": \"The old mill stands on a hill.\"}\n"
-    "{\"id\": 7, \"text\": \"A red lantern hangs over the door.\"}\n";
-
-}  // namespace
 
 TEST_CASE("help, version and usage errors") {
     const TempDir dir;

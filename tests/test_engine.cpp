@@ -14,10 +14,7 @@ using refrag_test::error_of;
 
 namespace {
 
-struct Fixture {
-    Backend& backend = refrag_test::cpu();
-    Model model{backend.device(), refrag_test::tiny_refrag_path()};
-
+struct Fixture : refrag_test::TinyRefrag {
     // A prompt of ids 3, 4, ... (whatever they spell).
     static Request tokens(int32_t n, int32_t n_new, int32_t first = 3) {
         Request request;

@@ -33,26 +33,28 @@ void replay(const char* name, void (*target)(std::string_view)) {
 
 }  // namespace
 
-TEST_CASE("fuzz corpus: safetensors files") {
-    replay("safetensors", refrag_fuzz::fuzz_safetensors);
-}
-TEST_CASE("fuzz corpus: GGUF files") {
-    replay("gguf", refrag_fuzz::fuzz_gguf);
-}
-TEST_CASE("fuzz corpus: configurations") {
-    replay("config", refrag_fuzz::fuzz_config);
-}
-TEST_CASE("fuzz corpus: tokenizers") {
-    replay("tokenizer", refrag_fuzz::fuzz_tokenizer);
-}
-TEST_CASE("fuzz corpus: vocabularies with merges") {
-    replay("vocabulary", refrag_fuzz::fuzz_vocabulary);
-}
-TEST_CASE("fuzz corpus: requests and questions") {
-    replay("requests", refrag_fuzz::fuzz_requests);
-}
-TEST_CASE("fuzz corpus: passages") {
-    replay("passages", refrag_fuzz::fuzz_passages);
+TEST_CASE("fuzz corpus: every file is refused or taken, as its target promises") {
+    SUBCASE("safetensors") {
+        replay("safetensors", refrag_fuzz::fuzz_safetensors);
+    }
+    SUBCASE("gguf") {
+        replay("gguf", refrag_fuzz::fuzz_gguf);
+    }
+    SUBCASE("config") {
+        replay("config", refrag_fuzz::fuzz_config);
+    }
+    SUBCASE("tokenizer") {
+        replay("tokenizer", refrag_fuzz::fuzz_tokenizer);
+    }
+    SUBCASE("vocabulary") {
+        replay("vocabulary", refrag_fuzz::fuzz_vocabulary);
+    }
+    SUBCASE("requests") {
+        replay("requests", refrag_fuzz::fuzz_requests);
+    }
+    SUBCASE("passages") {
+        replay("passages", refrag_fuzz::fuzz_passages);
+    }
 }
 
 TEST_CASE("fuzz targets fail where a promise is broken") {

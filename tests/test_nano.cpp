@@ -96,11 +96,11 @@ TEST_CASE("the default model computes what its trainer computes") {
         input.add_tokens(piece_ids(t.question_suffix));
         CHECK(std::ssize(input.source) == expected.get_int("positions"));
         const Tensor compressed = arena.tensor(std::ssize(input.row_chunk), model.d_enc());
-        const Tensor slots = arena.tensor(compressed.rows, model.decoder().config().dim);
+        const Tensor chunk_rows = arena.tensor(compressed.rows, model.decoder().config().dim);
         backend.gather_rows(compressed, chunk_emb, upload_vector(backend, arena, input.row_chunk));
-        model.projector().forward(backend, slots, compressed, arena);
+        model.projector().forward(backend, chunk_rows, compressed, arena);
         KvCache kv = model.decoder().make_kv_cache(backend, 1, std::ssize(input.source));
-        const Tensor hidden = prefill(backend, model.decoder(), input.source, slots, kv, 0, 1, arena);
+        const Tensor hidden = prefill(backend, model.decoder(), input.source, chunk_rows, kv, 0, 1, arena);
         const std::vector<float> next =
             refrag_test::download(backend, model.decoder().logits(backend, hidden, arena));
         CHECK(refrag_test::max_difference(next, values.read_f32(str("next_logits.", k))) < kBound);

@@ -36,13 +36,13 @@ bool rounds_activations(const Backend& backend) {
 const std::string kLlamas[] = {"llama2", "llama3", "llama-bias"};
 const std::string kRobertas[] = {"roberta-mlm", "roberta-pooler"};
 
-// Values of a KV-cached model on the golden's prompt: logits of plain ids, and of ids mixed with slots.
+// Values of a KV-cached model on the golden's prompt: logits of plain ids, and of ids mixed with chunk rows.
 double worst_logit(Backend& backend, const std::string& name) {
     const Golden golden(name);
     Decoder decoder(backend, network_path(name));
     const double plain = max_difference(decoder.feed(0, golden.ids("ids")), golden.values("logits"));
     decoder.kv.truncate(0, 0);
-    decoder.set_slots(golden.values("slots"));
+    decoder.set_chunk_rows(golden.values("chunk_rows"));
     const double mixed = max_difference(decoder.feed(0, golden.ids("source")), golden.values("mixed_logits"));
     return std::max(plain, mixed);
 }
@@ -64,7 +64,7 @@ double worst_pooled(Backend& backend, const std::string& name, ChunkPooling pool
 
 }  // namespace
 
-TEST_CASE("llama: logits of tokens and of tokens mixed with slots") {
+TEST_CASE("llama: logits of tokens and of tokens mixed with chunk rows") {
     for (const auto& backend : every_backend()) {
         for (const std::string& name : kLlamas) {
             CAPTURE(backend->device().description());
@@ -105,7 +105,7 @@ TEST_CASE("llama: greedy continuations") {
         const Golden golden(name);
         Decoder decoder(cpu(), network_path(name));
         CHECK(decoder.greedy(golden.ids("ids"), 12) == golden.ids("greedy"));
-        decoder.set_slots(golden.values("slots"));
+        decoder.set_chunk_rows(golden.values("chunk_rows"));
         CHECK(decoder.greedy(golden.ids("source"), 12) == golden.ids("mixed_greedy"));
     }
 }
@@ -218,9 +218,9 @@ void check_tiny_refrag(Backend& backend) {
 
     Decoder decoder(backend, dir + "/decoder");
     const Projector projector(backend.device(), dir, d_enc, decoder.model.config().dim);
-    const Tensor slots = arena.tensor(chunk_emb.rows, decoder.model.config().dim);
-    projector.forward(backend, slots, chunk_emb, arena);
-    CHECK(near(download(backend, slots), golden.values("slots")));
+    const Tensor chunk_rows = arena.tensor(chunk_emb.rows, decoder.model.config().dim);
+    projector.forward(backend, chunk_rows, chunk_emb, arena);
+    CHECK(near(download(backend, chunk_rows), golden.values("chunk_rows")));
 
     const Policy policy(backend.device(), dir, config.policy, d_enc);
     CHECK(near(policy.logits(backend, chunk_emb, question_emb, arena), golden.values("policy_logits")));
@@ -228,7 +228,7 @@ void check_tiny_refrag(Backend& backend) {
         near(policy.logits(backend, chunk_emb, Tensor{}, arena), golden.values("policy_logits_no_question")));
     CHECK(policy.logits(backend, Tensor{}, question_emb, arena).empty());
 
-    decoder.set_slots(golden.values("slots"));
+    decoder.set_chunk_rows(golden.values("chunk_rows"));
     for (const char* mode : {"none", "some", "all"}) {
         CAPTURE(mode);
         const Json expected = golden.json.get("modes").get(mode);

@@ -256,13 +256,13 @@ TEST_CASE_TEMPLATE("int8 ops: embeddings are the exact weights, at 8.5 bits each
         const auto table = file.make(*backend);
         CHECK(table->dtype() == DType::i8);
         CHECK(table->device_bytes() == static_cast<size_t>(3 * int8_groups(dim)) * (32 * 16 + 16 * 2));
-        Floats slots = random_floats(2 * dim, 72);
+        Floats vectors = random_floats(2 * dim, 72);
         const std::vector<int32_t> source = {0, 44, -1, 15, 16, -2, 31, 0};
         const auto n = static_cast<int64_t>(source.size());
         Floats out(static_cast<size_t>(n * dim), kNan), expected;
-        backend->embed(view(out, n, dim), *table, source.data(), view(slots, 2, dim));
+        backend->embed(view(out, n, dim), *table, source.data(), view(vectors, 2, dim));
         for (const int32_t s : source) {
-            const Floats& from = s >= 0 ? file.values : slots;
+            const Floats& from = s >= 0 ? file.values : vectors;
             const int64_t at = (s >= 0 ? s : -1 - s) * dim;
             expected.insert(expected.end(), from.begin() + at, from.begin() + at + dim);
         }

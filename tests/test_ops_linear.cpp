@@ -347,22 +347,22 @@ TEST_CASE("ops: make_matrix reads every row once, in order, and passes a reader'
     CHECK_THROWS_AS(backend->device().make_matrix(DType::i32, 1, 1, [](int64_t, int64_t, void*) {}), Error);
 }
 
-TEST_CASE_TEMPLATE("ops: embed takes rows from the table and from the slots", T, Scalar, Avx2, Avx512,
-                   Avx512Bf16, Amx) {
+TEST_CASE_TEMPLATE("ops: embed takes rows from the table and from vectors given from outside", T, Scalar,
+                   Avx2, Avx512, Avx512Bf16, Amx) {
     REQUIRE_ISA(T);
     const auto backend = make_cpu_backend(2, T::isa);
     for (const DType dtype : {DType::f32, DType::bf16, DType::f16}) {
         for (const int64_t dim : {1, 17, 64, 127}) {
             const FileMatrix file(dtype, 45, dim, 71);
             const auto table = file.make(*backend);
-            Floats slots = random_floats(3 * dim, 72);
+            Floats vectors = random_floats(3 * dim, 72);
             const std::vector<int32_t> source = {0, 44, -1, 15, 16, -3, -2, 31, 0};
             const auto n = static_cast<int64_t>(source.size());
             Floats out(static_cast<size_t>(n * dim));
-            backend->embed(view(out, n, dim), *table, source.data(), view(slots, 3, dim));
+            backend->embed(view(out, n, dim), *table, source.data(), view(vectors, 3, dim));
             Floats expected;
             for (const int32_t s : source) {
-                const Floats& from = s >= 0 ? file.values : slots;
+                const Floats& from = s >= 0 ? file.values : vectors;
                 const int64_t at = (s >= 0 ? s : -1 - s) * dim;
                 expected.insert(expected.end(), from.begin() + at, from.begin() + at + dim);
             }

@@ -16,9 +16,7 @@ using namespace refrag_test;
 
 namespace {
 
-struct Fixture {
-    Backend& backend = cpu();
-    Model model{backend.device(), tiny_refrag_path()};
+struct Fixture : TinyRefrag {
     Arena arena{backend};
 };
 

@@ -17,9 +17,7 @@ using namespace refrag_test;
 
 namespace {
 
-struct Fixture {
-    Model model{cpu().device(), tiny_refrag_path()};
-};
+using Fixture = TinyRefrag;
 
 std::string some_text(int lines) {
     std::string text;
@@ -83,7 +81,6 @@ TEST_CASE_FIXTURE(Fixture, "eval perplexity: figures are those of the networks o
     const Measured measured = measure(model, options);
     REQUIRE(measured.windows.size() == 8);
 
-    Backend& backend = cpu();
     Arena arena(backend);
     Decoder decoder(backend, tiny_refrag_path() + "/decoder");
     const auto mean_nll = [&](std::vector<int32_t> source, std::span<const Token> targets) {
@@ -139,9 +136,9 @@ TEST_CASE_FIXTURE(Fixture, "eval perplexity: figures are those of the networks o
             near(0, mean_nll(with({}), targets));
             near(1, mean_nll(with(before), targets));
             near(2, mean_nll(with(before.last(static_cast<size_t>(context / kChunk))), targets));
-            decoder.set_slots(rows);
+            decoder.set_chunk_rows(rows);
             near(3, mean_nll(compressed, targets));
-            decoder.set_slots({});
+            decoder.set_chunk_rows({});
         }
     }
     // No context is the same for both, window by window and bit for bit.

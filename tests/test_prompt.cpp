@@ -14,9 +14,7 @@ using namespace refrag_test;
 
 namespace {
 
-struct Fixture {
-    Model model{cpu().device(), tiny_refrag_path()};
-};
+using Fixture = TinyRefrag;
 
 std::vector<Passage> some_passages() {
     std::vector<Passage> passages;

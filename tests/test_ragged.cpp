@@ -17,7 +17,7 @@ namespace {
 
 constexpr const char* kModel = "llama3";  // grouped queries, so a page belongs to two query heads
 
-// n source rows: mostly ids, every fifth or so one of 7 slots.
+// n source rows: mostly ids, every fifth or so one of 7 chunk rows.
 std::vector<int32_t> random_source(std::mt19937& random, size_t n, int32_t vocab) {
     std::vector<int32_t> source(n);
     for (int32_t& s : source) {
@@ -31,8 +31,8 @@ Decoder make_decoder(Backend& backend, int32_t n_slots) {
     return Decoder(backend, network_path(kModel), n_slots);
 }
 
-std::vector<float> slot_values() {
-    return Golden(kModel).values("slots");
+std::vector<float> chunk_row_values() {
+    return Golden(kModel).values("chunk_rows");
 }
 
 std::vector<float> concat(const std::vector<std::vector<float>>& parts) {
@@ -45,8 +45,8 @@ void check_ragged(Backend& backend) {
     std::mt19937 random(1);
     Decoder together = make_decoder(backend, 6);
     Decoder alone = make_decoder(backend, 6);
-    together.set_slots(slot_values());
-    alone.set_slots(slot_values());
+    together.set_chunk_rows(chunk_row_values());
+    alone.set_chunk_rows(chunk_row_values());
     const auto vocab = static_cast<int32_t>(together.vocab());
     // First a prefill of five lengths around the page size into slots out of order; then calls that mix
     // decode rows, longer parts, a sequence without rows and a new one.
@@ -69,7 +69,7 @@ void check_ragged(Backend& backend) {
 void check_split(Backend& backend) {
     std::mt19937 random(2);
     Decoder decoder = make_decoder(backend, 1);
-    decoder.set_slots(slot_values());
+    decoder.set_chunk_rows(chunk_row_values());
     const std::vector<int32_t> source = random_source(random, 70, static_cast<int32_t>(decoder.vocab()));
     const std::vector<float> whole = decoder.feed(0, source);
     for (const std::ptrdiff_t cut : {1, 30, 31, 32, 33, 34, 63, 64, 65, 69}) {
@@ -145,7 +145,7 @@ TEST_CASE("roberta: chunks in one call equal chunks one at a time") {
 TEST_CASE("llama: going back in the cache and on again equals never having gone wrong") {
     std::mt19937 random(3);
     Decoder decoder = make_decoder(cpu(), 2);
-    decoder.set_slots(slot_values());
+    decoder.set_chunk_rows(chunk_row_values());
     const auto vocab = static_cast<int32_t>(decoder.vocab());
     const std::vector<int32_t> source = random_source(random, 50, vocab);
     const std::vector<float> whole = decoder.feed(0, source);

@@ -9,6 +9,7 @@
 #include "support.h"
 #include "text/tokenizer.h"
 #include "text/unicode.h"
+#include "tokenizer_test.h"
 
 using namespace refrag;
 using namespace refrag_test;
@@ -31,14 +32,6 @@ Json golden(const std::string& name) {
     return Json::parse_file(repo_path("tests/golden/tokenizers/real/" + name + ".json"));
 }
 
-std::string from_hex(std::string_view hex) {
-    const auto digit = [](char c) { return static_cast<uint32_t>(c <= '9' ? c - '0' : c - 'a' + 10); };
-    std::string bytes;
-    for (size_t i = 0; i + 1 < hex.size(); i += 2)
-        bytes.push_back(static_cast<char>(digit(hex[i]) << 4 | digit(hex[i + 1])));
-    return bytes;
-}
-
 // The texts all families share, in the goldens' order: files of the data folder, whose hash is checked, and
 // strings. Empty where a file is not the one the goldens were made from.
 std::vector<std::string> shared_texts() {
@@ -57,18 +50,6 @@ std::vector<std::string> shared_texts() {
     return texts;
 }
 
-std::vector<int32_t> ids_of(const std::vector<Token>& tokens) {
-    std::vector<int32_t> ids;
-    for (const Token& token : tokens) ids.push_back(token.id);
-    return ids;
-}
-
-std::vector<int32_t> ids_of(const Json& array) {
-    std::vector<int32_t> ids;
-    for (size_t i = 0; i < array.size(); ++i) ids.push_back(static_cast<int32_t>(array.at(i).as_int()));
-    return ids;
-}
-
 // The goldens keep the first 64 bits.
 std::string short_sha256(std::string_view bytes) {
     return sha256(bytes).hex().substr(0, 16);
@@ -76,20 +57,7 @@ std::string short_sha256(std::string_view bytes) {
 
 // Ids as little-endian 32-bit integers.
 std::string hash_of(const std::vector<int32_t>& ids) {
-    std::string bytes;
-    for (const int32_t id : ids)
-        for (int shift = 0; shift < 32; shift += 8)
-            bytes.push_back(static_cast<char>(static_cast<uint32_t>(id) >> shift & 0xFF));
-    return short_sha256(bytes);
-}
-
-bool tiles(const std::vector<Token>& tokens, size_t n_bytes) {
-    size_t at = 0;
-    for (const Token& token : tokens) {
-        if (token.begin != at || token.end < at) return false;
-        at = token.end;
-    }
-    return tokens.empty() ? n_bytes == 0 : at == n_bytes;
+    return short_sha256(bytes_of_ids(ids));
 }
 
 std::string streamed(const Tokenizer& tokenizer, std::span<const int32_t> ids, bool skip_special) {

@@ -13,6 +13,7 @@
 #include "support.h"
 #include "text/tokenizer.h"
 #include "text/unicode.h"
+#include "tokenizer_test.h"
 
 using namespace refrag;
 using namespace refrag_test;
@@ -26,54 +27,8 @@ Json golden(const std::string& name) {
     return Json::parse_file(repo_path("tests/golden/tokenizers/" + name));
 }
 
-std::string from_hex(std::string_view hex) {
-    const auto digit = [](char c) { return static_cast<uint32_t>(c <= '9' ? c - '0' : c - 'a' + 10); };
-    std::string bytes;
-    for (size_t i = 0; i + 1 < hex.size(); i += 2)
-        bytes.push_back(static_cast<char>(digit(hex[i]) << 4 | digit(hex[i + 1])));
-    return bytes;
-}
-
-std::string hex64(uint64_t value) {
-    std::string text(16, '0');
-    for (size_t i = 16; i-- > 0; value >>= 4) text[i] = "0123456789abcdef"[value & 15];
-    return text;
-}
-
-// 64-bit FNV-1a.
-std::string fnv1a(std::string_view bytes) {
-    uint64_t value = 0xCBF29CE484222325u;
-    for (const char c : bytes) value = (value ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
-    return hex64(value);
-}
-
-std::vector<int32_t> ids_of(const std::vector<Token>& tokens) {
-    std::vector<int32_t> ids;
-    for (const Token& token : tokens) ids.push_back(token.id);
-    return ids;
-}
-
-std::vector<int32_t> ids_of(const Json& array) {
-    std::vector<int32_t> ids;
-    for (size_t i = 0; i < array.size(); ++i) ids.push_back(static_cast<int32_t>(array.at(i).as_int()));
-    return ids;
-}
-
 std::string fnv_of_ids(const std::vector<int32_t>& ids) {
-    std::string bytes;
-    for (const int32_t id : ids)
-        for (int shift = 0; shift < 32; shift += 8)
-            bytes.push_back(static_cast<char>(static_cast<uint32_t>(id) >> shift & 0xFF));
-    return fnv1a(bytes);
-}
-
-bool tiles(const std::vector<Token>& tokens, size_t n_bytes) {
-    size_t at = 0;
-    for (const Token& token : tokens) {
-        if (token.begin != at || token.end < at) return false;
-        at = token.end;
-    }
-    return at == n_bytes;
+    return fnv1a(bytes_of_ids(ids));
 }
 
 // The three ways to encode, in the goldens' order.

@@ -12,49 +12,12 @@
 #include "text/pre_tokenizer.h"
 #include "text/tokenizer.h"
 #include "text/unicode.h"
+#include "tokenizer_test.h"
 
 using namespace refrag;
 using namespace refrag_test;
 
 namespace {
-
-std::string from_hex(std::string_view hex) {
-    const auto digit = [](char c) { return static_cast<uint32_t>(c <= '9' ? c - '0' : c - 'a' + 10); };
-    std::string bytes;
-    for (size_t i = 0; i + 1 < hex.size(); i += 2)
-        bytes.push_back(static_cast<char>(digit(hex[i]) << 4 | digit(hex[i + 1])));
-    return bytes;
-}
-
-// 64-bit FNV-1a as 16 hexadecimal digits.
-std::string fnv1a(std::string_view bytes) {
-    uint64_t value = 0xCBF29CE484222325u;
-    for (const char c : bytes) value = (value ^ static_cast<unsigned char>(c)) * 0x100000001B3u;
-    std::string text(16, '0');
-    for (size_t i = 16; i-- > 0; value >>= 4) text[i] = "0123456789abcdef"[value & 15];
-    return text;
-}
-
-std::vector<int32_t> ids_of(const Json& array) {
-    std::vector<int32_t> ids;
-    for (size_t i = 0; i < array.size(); ++i) ids.push_back(static_cast<int32_t>(array.at(i).as_int()));
-    return ids;
-}
-
-std::vector<int32_t> ids_of(const std::vector<Token>& tokens) {
-    std::vector<int32_t> ids;
-    for (const Token& token : tokens) ids.push_back(token.id);
-    return ids;
-}
-
-bool tiles(const std::vector<Token>& tokens, size_t n_bytes) {
-    size_t at = 0;
-    for (const Token& token : tokens) {
-        if (token.begin != at || token.end < at) return false;
-        at = token.end;
-    }
-    return at == n_bytes;
-}
 
 std::string normal_form(NormalForm form, const std::string& text) {
     TextEdit edit(text);

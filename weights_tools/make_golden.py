@@ -153,25 +153,25 @@ def greedy(model, embeds, n, what):
     return ids
 
 
-def embed(model, source, slots):
+def embed(model, source, chunk_rows):
     """Decoder input rows: a token's embedding, or slot i for -1 - i."""
     table = model.get_input_embeddings().weight
-    return torch.stack([table[s] if s >= 0 else slots[-1 - s] for s in source])
+    return torch.stack([table[s] if s >= 0 else chunk_rows[-1 - s] for s in source])
 
 
 def llama_golden(out, name, model, seed):
     generator = torch.Generator().manual_seed(seed)
     vocab = model.config.vocab_size
     ids = [1] + torch.randint(3, vocab, (51,), generator=generator).tolist()
-    slots = torch.randn((7, model.config.hidden_size), generator=generator) * 0.6
+    chunk_rows = torch.randn((7, model.config.hidden_size), generator=generator) * 0.6
     slot_rows = {1: 0, 2: 1, 3: 2, 20: 6, 31: 3, 32: 4, 51: 5}  # first, last, both sides of a page border; not in order
     source = [-1 - slot_rows[i] if i in slot_rows else t for i, t in enumerate(ids)]
     plain = model(torch.tensor([ids]), output_hidden_states=True)
-    mixed = embed(model, source, slots)
+    mixed = embed(model, source, chunk_rows)
     states = torch.cat([h[0] for h in plain.hidden_states])  # input, after each layer but the last, normed last
-    save_tensors(out / f"{name}.safetensors", {"logits": plain.logits[0], "hidden_states": states, "slots": slots,
+    save_tensors(out / f"{name}.safetensors", {"logits": plain.logits[0], "hidden_states": states, "chunk_rows": chunk_rows,
                                                "mixed_logits": model(inputs_embeds=mixed.unsqueeze(0)).logits[0]})
-    write_json(out / f"{name}.json", {"ids": ids, "source": source, "greedy": greedy(model, embed(model, ids, slots), 12, name),
+    write_json(out / f"{name}.json", {"ids": ids, "source": source, "greedy": greedy(model, embed(model, ids, chunk_rows), 12, name),
                                       "mixed_greedy": greedy(model, mixed, 12, name)})
     print(f"{name}: logits of standard deviation {plain.logits.std():.2f}")
 
@@ -362,10 +362,10 @@ def make_tiny_refrag(model_dir, out):
 
     chunk_emb = torch.stack([encode(c["ids"]) for c in chunks])
     question_emb = torch.stack([encode(p) for p in question_pieces])
-    slots = F.linear(F.gelu(F.linear(chunk_emb, projector["fc1.weight"], projector["fc1.bias"])),
+    chunk_rows = F.linear(F.gelu(F.linear(chunk_emb, projector["fc1.weight"], projector["fc1.bias"])),
                      projector["fc2.weight"], projector["fc2.bias"])
     logits = policy_forward(policy, 2, POLICY_HEADS, chunk_emb, question_emb)
-    outputs = {"chunk_emb": chunk_emb, "question_emb": question_emb, "slots": slots, "policy_logits": logits,
+    outputs = {"chunk_emb": chunk_emb, "question_emb": question_emb, "chunk_rows": chunk_rows, "policy_logits": logits,
                "policy_logits_no_question": policy_forward(policy, 2, POLICY_HEADS, chunk_emb)}
     n_some = max(1, math.floor(0.25 * len(chunks) + 0.5))
     ranked = logits.sort(descending=True).values
@@ -374,7 +374,7 @@ def make_tiny_refrag(model_dir, out):
     expectations = {}
     for mode, expanded in modes.items():
         source = mixed_source(segments, chunks, expanded)
-        rows = embed(decoder, source, slots)
+        rows = embed(decoder, source, chunk_rows)
         outputs[f"logits_{mode}"] = decoder(inputs_embeds=rows.unsqueeze(0)).logits[0, -4:]  # the last 4 rows
         expectations[mode] = {"expanded": expanded, "source": source, "greedy": greedy(decoder, rows, 8, mode)}
     save_tensors(out / "tiny-refrag.safetensors", outputs)

@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "base/median.h"
 #include "bench/cost.h"
 #include "bench/random_model.h"
 #include "refrag/engine.h"
@@ -21,12 +22,6 @@ namespace {
 constexpr double kWarmUpMs = 2000.0;
 
 using Passages = std::vector<std::shared_ptr<SharedPassage>>;  // one for each request of a batch
-
-double median(std::vector<double> values) {
-    std::sort(values.begin(), values.end());
-    const size_t half = values.size() / 2;
-    return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2.0;
-}
 
 // One round of one row.
 struct Sample {

@@ -5,6 +5,7 @@
 #include <string_view>
 #include <utility>
 
+#include "base/utf8.h"
 #include "bench/cost.h"
 #include "io/json.h"
 #include "models/random_weights.h"
@@ -64,15 +65,6 @@ std::vector<std::string> syllables() {
         for (const char vowel : std::string_view("aeiou")) all.push_back({consonant, vowel});
     }
     return all;
-}
-
-void append_utf8(std::string& out, char32_t code) {
-    if (code < 0x80) {
-        out += static_cast<char>(code);
-    } else {
-        out += static_cast<char>(0xc0 | (code >> 6));  // the alphabet ends below U+0800
-        out += static_cast<char>(0x80 | (code & 0x3f));
-    }
 }
 
 std::string spelled(std::string_view bytes) {

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/check.h"
+#include "base/median.h"
 #include "cli/answer_json.h"
 #include "cli/run.h"
 #include "io/file.h"
@@ -118,13 +119,6 @@ std::string result_line(const Model& model, const Job& job, const Result& result
     }
     json.end_object();
     return json.text();
-}
-
-double median(std::vector<double> values) {
-    if (values.empty()) return 0.0;
-    std::sort(values.begin(), values.end());
-    const size_t half = values.size() / 2;
-    return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2.0;
 }
 
 }  // namespace

@@ -146,7 +146,7 @@ class CpuBackend : public Backend {
                                 Tensor cos_sin, const Batch& batch) override;
 
     // embedding.cpp
-    void embed(Tensor out, const Matrix& table, const int32_t* source, Tensor slots) override;
+    void embed(Tensor out, const Matrix& table, const int32_t* source, Tensor vectors) override;
     void add_embed(Tensor x, const Matrix& table, const int32_t* ids) override;
     void gather_rows(Tensor out, Tensor x, const int32_t* index) override;
 

@@ -11,7 +11,7 @@ constexpr double kPackedReadCost = 4.0;
 
 }  // namespace
 
-void CpuBackend::embed(Tensor out, const Matrix& table, const int32_t* source, Tensor slots) {
+void CpuBackend::embed(Tensor out, const Matrix& table, const int32_t* source, Tensor vectors) {
     const auto& matrix = dynamic_cast<const PackedMatrix&>(table);
     const int64_t dim = out.cols;
     REFRAG_DCHECK(table.in_dim() == dim);
@@ -22,9 +22,9 @@ void CpuBackend::embed(Tensor out, const Matrix& table, const int32_t* source, T
                 REFRAG_DCHECK(source[r] < table.out_dim());
                 matrix.copy_row_to(to, source[r]);
             } else {
-                const int64_t slot = -1 - static_cast<int64_t>(source[r]);
-                REFRAG_DCHECK(slot < slots.rows && slots.cols == dim);
-                std::copy_n(slots.f32() + slot * dim, dim, to);
+                const int64_t row = -1 - static_cast<int64_t>(source[r]);
+                REFRAG_DCHECK(row < vectors.rows && vectors.cols == dim);
+                std::copy_n(vectors.f32() + row * dim, dim, to);
             }
         }
     });

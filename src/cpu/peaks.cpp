@@ -25,6 +25,7 @@
 #include "base/check.h"
 #include "base/threads.h"
 #include "cpu/cpu_backend.h"
+#include "cpu/simd_amx.h"
 #include "cpu/simd_unroll.h"
 
 namespace refrag {
@@ -115,23 +116,11 @@ __attribute__((target("avx512f,avx512vnni"))) float int8_avx512(int64_t n) {
 
 // The tile unit: 4 sums of 16x16, 2 tiles of each factor, as a product's inner loop has them. A tile
 // multiplication is 16 x 16 x 32 bf16 or 16 x 16 x 64 int8 multiply-adds.
-struct alignas(64) TileConfig {
-    uint8_t palette = 1;
-    uint8_t start_row = 0;
-    uint8_t reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-};
 constexpr double kTileBf16 = 4 * 2.0 * 16 * 16 * 32;
 constexpr double kTileInt8 = 4 * 2.0 * 16 * 16 * 64;
 
 #define REFRAG_TILE_LOOP(multiply)                \
-    TileConfig config;                            \
-    for (int i = 0; i < 8; ++i) {                 \
-        config.row_bytes[i] = 64;                 \
-        config.rows[i] = 16;                      \
-    }                                             \
-    _tile_loadconfig(&config);                    \
+    _tile_loadconfig(&amx::whole_tiles);          \
     alignas(64) unsigned char ones[1024];         \
     std::memset(ones, 1, sizeof ones);            \
     _tile_zero(0);                                \

@@ -22,7 +22,6 @@ constexpr int64_t block_rows = 16;
 constexpr int64_t piece_tiles = 8;
 // Rows whose sums wait between pieces: 32 KB of them.
 constexpr int64_t chunk_rows = 256;
-constexpr int64_t tile_floats = block_rows * kPanel;
 
 // A stretch of the right operand's next two panels, to be asked for meanwhile: weights come from memory or
 // the last cache level, and tile loads do not announce themselves.
@@ -71,10 +70,7 @@ REFRAG_AMX void add_piece(const uint16_t* a, int64_t a_stride, const uint16_t* b
         }
         if constexpr (R == 2 && P == 2) _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_stored(0, sums, tile_row_bytes);
-    if constexpr (P == 2) _tile_stored(1, sums + tile_floats, tile_row_bytes);
-    if constexpr (R == 2) _tile_stored(2, sums + 2 * tile_floats, tile_row_bytes);
-    if constexpr (R == 2 && P == 2) _tile_stored(3, sums + 3 * tile_floats, tile_row_bytes);
+    store_sums<R, P>(sums);
 }
 
 REFRAG_AMX void add_piece(int row_blocks, int panels, const uint16_t* a, int64_t a_stride, const uint16_t* b,

@@ -1,4 +1,5 @@
-// What the files of AMX products share: targets and the tiles' configuration. Included by those files only.
+// What the files of AMX products share: targets and the tiles' configuration. Included by those files and by
+// peaks.cpp alone.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +12,7 @@
 namespace refrag::amx {
 
 inline constexpr int64_t tile_row_bytes = 64;
+inline constexpr int64_t tile_floats = 16 * 16;  // of a tile of sums
 
 // All eight tiles: 16 rows of 64 bytes. In memory as a whole, since the intrinsic tells the compiler of its
 // first bytes only.
@@ -22,6 +24,15 @@ struct alignas(64) TileConfig {
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 inline constexpr TileConfig whole_tiles;
+
+// The sums of R by P tiles, tiles 0 to 3, one behind the other.
+template <int R, int P>
+REFRAG_AMX inline void store_sums(float* sums) {
+    _tile_stored(0, sums, tile_row_bytes);
+    if constexpr (P == 2) _tile_stored(1, sums + tile_floats, tile_row_bytes);
+    if constexpr (R == 2) _tile_stored(2, sums + 2 * tile_floats, tile_row_bytes);
+    if constexpr (R == 2 && P == 2) _tile_stored(3, sums + 3 * tile_floats, tile_row_bytes);
+}
 
 // gemm_bf16 of so few rows and k, with vector instructions instead of tiles: bit for bit the same.
 inline constexpr int64_t vector_rows = 2;

@@ -16,7 +16,6 @@ namespace {
 // later.
 constexpr int64_t ring_tiles = 4;
 constexpr int64_t lag = 2;
-constexpr int64_t tile_floats = kPanel * kPanel;
 // How many blocks of each panel ahead weights are asked for: the stores of widening fill the window before
 // the next loads enter it. Beyond a panel's end come the panels that are next.
 constexpr int64_t ahead_blocks = 8;
@@ -61,10 +60,7 @@ REFRAG_AMX void multiply(const Int8Bf16Gemm& g, const Int8Block* b, float* sums)
         }
         if constexpr (R == 2 && P == 2) _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_stored(0, sums, tile_row_bytes);
-    if constexpr (P == 2) _tile_stored(1, sums + tile_floats, tile_row_bytes);
-    if constexpr (R == 2) _tile_stored(2, sums + 2 * tile_floats, tile_row_bytes);
-    if constexpr (R == 2 && P == 2) _tile_stored(3, sums + 3 * tile_floats, tile_row_bytes);
+    store_sums<R, P>(sums);
 }
 
 }  // namespace

@@ -210,10 +210,10 @@ class Backend : public MemorySource {
     }
 
     // ---- embedding ------------------------------------------------------------------------------------
-    // out[r, :] = source[r] >= 0 ? table[source[r], :] : slots[-1 - source[r], :], widened to F32.
+    // out[r, :] = source[r] >= 0 ? table[source[r], :] : vectors[-1 - source[r], :], widened to F32.
     // out [n, d]; table [vocab, d]; source [n] int32 in device memory, each below vocab (callers check);
     // slots [n_slots, d] F32, or empty when no source is negative.
-    virtual void embed(Tensor out, const Matrix& table, const int32_t* source, Tensor slots) = 0;
+    virtual void embed(Tensor out, const Matrix& table, const int32_t* source, Tensor vectors) = 0;
     // x[r, :] += table[ids[r], :], in place.
     virtual void add_embed(Tensor x, const Matrix& table, const int32_t* ids) = 0;
     // out[r, :] = x[index[r], :]; index [out.rows] int32 in device memory.

@@ -16,11 +16,10 @@ start|resume)
         exit 1
     fi
     allocator=$(ldconfig -p | sed -n 's/.*libtcmalloc_minimal\.so\.4 .*=> //p' | head -n 1)  # a third faster than glibc's
-    setsid nice -n 19 env OMP_WAIT_POLICY=PASSIVE LD_PRELOAD="$allocator" "$python" -m weights_tools.train.smol.run_all \
-        weights_tools/train/configs/smol --out "$state/export" "$@" >>"$state/log" 2>&1 </dev/null &
+    # A session of its own is a scheduling group of its own: nice counts only between groups by what autogroup says, and only the new session may say it.
+    setsid nice -n 19 sh -c 'echo 19 2>/dev/null >/proc/self/autogroup || true; exec "$@"' sh env OMP_WAIT_POLICY=PASSIVE LD_PRELOAD="$allocator" \
+        "$python" -m weights_tools.train.smol.run_all weights_tools/train/configs/smol --out "$state/export" "$@" >>"$state/log" 2>&1 </dev/null &
     echo $! >"$state/pgid"
-    # A session of its own is a scheduling group of its own: nice counts only between groups by this.
-    echo 19 2>/dev/null >"/proc/$!/autogroup" || true
     echo "process group $!, log $state/log"
     ;;
 stop)  # the stage saves first

@@ -9,6 +9,7 @@ It computes what `transformers` and `peft` compute (test_smol.py), in few and la
 
 Shapes: B rows of at most W positions, M in all; nq query heads and nk key heads of d numbers; r the adapter's rank.
 """
+import copy
 import math
 
 import numpy as np
@@ -87,7 +88,7 @@ class NormLinear(torch.autograd.Function):
     def backward(ctx, dy):
         x, r = ctx.saved_tensors
         hat, dh = x * r, dy @ ctx.merged.w
-        gradients = ctx.merged.gradients(hat, dy)
+        gradients = ctx.merged.gradients(hat, dy) if len(ctx.needs_input_grad) > 3 else ()
         share = torch.linalg.vecdot(dh, hat)[:, None].div_(x.shape[1])
         dx = dh.addcmul_(hat, share, value=-1).mul_(r)
         return dx, None, None, *gradients
@@ -105,7 +106,7 @@ class Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         (x,) = ctx.saved_tensors
-        return dy @ ctx.merged.w, None, *ctx.merged.gradients(x, dy)
+        return dy @ ctx.merged.w, None, *(ctx.merged.gradients(x, dy) if len(ctx.needs_input_grad) > 2 else ())
 
 
 class GatedLinear(torch.autograd.Function):
@@ -125,33 +126,34 @@ class GatedLinear(torch.autograd.Function):
         gu, s, h = ctx.saved_tensors
         g, u = gu.chunk(2, 1)
         dh = dy @ ctx.merged.w
-        gradients = ctx.merged.gradients(h, dy)
+        gradients = ctx.merged.gradients(h, dy) if len(ctx.needs_input_grad) > 2 else ()
         out = torch.empty_like(gu)
         torch.mul(dh, s, out=out[:, s.shape[1] :])
         torch.ops.aten.silu_backward.grad_input(dh.mul_(u), g, grad_input=out[:, : s.shape[1]])
         return out, None, *gradients
 
 
-class Rows:
-    """Rows of a batch, packed: their positions follow each other without padding. Only attention meets them as rows, padded to the longest.
+class Group:
+    """Rows of about one length, padded to the longest for attention, which goes through their queries in blocks, each with the keys that come
+    before the block's end: what lies beyond the diagonal costs little."""
 
-    mask: bool [B, W, W] or None: causal; true where a row's position (second) may look at another (third), none of which is later. Attention goes
-    through the queries in blocks, each with the keys that come before its end, so what lies beyond the diagonal costs little."""
-
-    BLOCK = 128
-
-    def __init__(self, lengths, dtype, positions=None, mask=None, block=BLOCK):
-        """positions: [M], 0 .. length - 1 of each row when absent"""
-        n = torch.as_tensor(lengths)
-        self.b, self.w, self.m = len(n), int(n.max()), int(n.sum())
-        kept = torch.arange(self.w) < n[:, None]
-        self.positions = torch.arange(self.w).expand(self.b, -1)[kept] if positions is None else positions
-        self.taken = self.back = None  # [B * W] the packed place of each padded one, and the way back
-        if self.m < self.b * self.w:
-            self.back = kept.flatten().nonzero().squeeze(1)
-            self.taken = torch.zeros(self.b * self.w, dtype=torch.long)
-            self.taken[self.back] = torch.arange(self.m)
+    def __init__(self, rows, begins, lengths, masks, dtype, block):
+        """rows: their numbers, of which begins, lengths and masks are"""
+        self.b, self.w = len(rows), max(lengths[i] for i in rows)
+        n = torch.tensor([lengths[i] for i in rows])
+        at = torch.arange(self.w)
+        kept = at < n[:, None]
+        places = torch.tensor([begins[i] for i in rows])[:, None] + at
+        self.places = places[kept]  # [rows' positions] the packed places
+        self.taken = torch.where(kept, places, places[:, :1]).flatten()  # [B W]; padding repeats a row's first
+        self.back = None if bool(kept.all()) else kept.flatten().nonzero().squeeze(1)
         self.blocks = []  # first query, end, first key that has a mask, mask [B, 1, end - first, end - first masked] to be added or None
+        mask = None
+        if any(masks[i] is not None for i in rows):
+            mask = torch.eye(self.w, dtype=torch.bool).repeat(self.b, 1, 1)  # padding looks at itself
+            for j, i in enumerate(rows):
+                m = lengths[i]
+                mask[j, :m, :m] = torch.ones(m, m, dtype=torch.bool).tril() if masks[i] is None else masks[i]
         for first in range(0, self.w, block):
             end = min(first + block, self.w)
             if mask is None:
@@ -165,13 +167,34 @@ class Rows:
             self.blocks.append((first, end, free, added if free < end else None))
 
     def padded(self, x):
-        """x [M, ...] -> [B, W, ...]; padding repeats some position, and a mask keeps it to itself"""
-        return (x if self.taken is None else x.index_select(0, self.taken)).unflatten(0, (self.b, self.w))
+        """Packed x [M, ...] -> [B, W, ...]"""
+        return x.index_select(0, self.taken).unflatten(0, (self.b, self.w))
 
-    def packed(self, x):
-        """The way back."""
+    def put(self, out, x):
+        """Into the packed `out` [M, ...] what is these rows' of x [B, W, ...]."""
         x = x.flatten(0, 1)
-        return x if self.back is None else x.index_select(0, self.back)
+        out.index_copy_(0, self.places, x if self.back is None else x.index_select(0, self.back))
+
+
+class Rows:
+    """Rows of a batch, packed: their positions follow each other without padding, [M]. Only attention takes them apart, in groups of like length.
+
+    lengths: of each row; positions [M]: 0 .. length - 1 of each row when absent; masks: of each row None, causal, or bool [length, length], true
+    where a position (first) may look at another (second), none of which is later."""
+
+    def __init__(self, lengths, dtype, positions=None, masks=None, block=128):
+        lengths = list(lengths)
+        begins = [0, *np.cumsum(lengths)[:-1].tolist()]
+        self.m, self.groups, at = sum(lengths), [], 0
+        self.positions = torch.cat([torch.arange(n) for n in lengths]) if positions is None else positions
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        masks = masks or [None] * len(lengths)
+        while at < len(order):
+            end = at + 1
+            while end < len(order) and lengths[order[end]] >= 0.75 * lengths[order[at]] - 4:
+                end += 1
+            self.groups.append(Group(order[at:end], begins, lengths, masks, dtype, block))
+            at = end
 
 
 def rotated(x, turns):
@@ -180,61 +203,68 @@ def rotated(x, turns):
 
 
 class Attention(torch.autograd.Function):
-    """qkv [M, (nq + 2 nk) d] before rotation, turns complex [B, 1, W, d / 2] -> [M, nq d]. The query heads of a key head are taken together, as rows of one product."""
+    """qkv [M, (nq + 2 nk) d] before rotation -> [M, nq d]. turns: of each group, complex [B, 1, W, d / 2]. The query heads of a key head are taken
+    together, as rows of one product."""
 
     @staticmethod
-    def heads(qkv, rows, turns, nq, nk):
+    def heads(qkv, group, turns, nq, nk):
         """q [B nk, nq / nk, W, d], scaled, k and v [B nk, W, d]"""
-        d = 2 * turns.shape[-1]
-        x = rows.padded(qkv).view(rows.b, rows.w, nq + 2 * nk, d).transpose(1, 2)
-        qk = torch.empty(rows.b, nq + nk, rows.w, d, dtype=qkv.dtype)
+        b, w, d = group.b, group.w, 2 * turns.shape[-1]
+        x = group.padded(qkv).view(b, w, nq + 2 * nk, d).transpose(1, 2)
+        qk = torch.empty(b, nq + nk, w, d, dtype=qkv.dtype)
         qk.copy_(rotated(x[:, : nq + nk].float(), turns))
         q, k = qk.split((nq, nk), 1)
-        q = (q * d**-0.5).view(rows.b * nk, nq // nk, rows.w, d)
-        return q, k.reshape(rows.b * nk, rows.w, d), x[:, nq + nk :].reshape(rows.b * nk, rows.w, d)
+        q = (q * d**-0.5).view(b * nk, nq // nk, w, d)
+        return q, k.reshape(b * nk, w, d), x[:, nq + nk :].reshape(b * nk, w, d)
 
     @staticmethod
     def forward(ctx, qkv, rows, turns, nq, nk):
-        q, k, v = Attention.heads(qkv, rows, turns, nq, nk)
-        n, g, w, d = q.shape
-        out, shares = torch.empty_like(q), []
-        for first, end, free, mask in rows.blocks:
-            s = q[:, :, first:end].reshape(n, -1, d) @ k[:, :end].transpose(1, 2)
-            if mask is not None:
-                s.view(rows.b, nq, end - first, end)[..., free:].add_(mask)
-            share = s.softmax(-1)
-            out[:, :, first:end] = (share @ v[:, :end]).view(n, g, end - first, d)
-            shares.append(share)
+        out, saved, shares = qkv.new_empty(rows.m, nq * qkv.shape[1] // (nq + 2 * nk)), [], []
+        for group, turn in zip(rows.groups, turns):
+            q, k, v = Attention.heads(qkv, group, turn, nq, nk)
+            n, g, w, d = q.shape
+            mixed, kept = torch.empty_like(q), []
+            for first, end, free, mask in group.blocks:
+                s = q[:, :, first:end].reshape(n, -1, d) @ k[:, :end].transpose(1, 2)
+                if mask is not None:
+                    s.view(group.b, nq, end - first, end)[..., free:].add_(mask)
+                share = s.softmax(-1)
+                mixed[:, :, first:end] = (share @ v[:, :end]).view(n, g, end - first, d)
+                kept.append(share)
+            group.put(out, mixed.view(group.b, nq, w, d).transpose(1, 2).flatten(2))
+            saved += [q, k, v]
+            shares.append(kept)
         ctx.rows, ctx.turns, ctx.heads, ctx.shares = rows, turns, (nq, nk), shares
-        ctx.save_for_backward(q, k, v)
-        return rows.packed(out.view(rows.b, nq, w, d).transpose(1, 2)).reshape(rows.m, nq * d)
+        ctx.save_for_backward(*saved)
+        return out
 
     @staticmethod
     def backward(ctx, dy):
-        q, k, v = ctx.saved_tensors
-        rows, (nq, nk) = ctx.rows, ctx.heads
-        n, g, w, d = q.shape
-        dy = dy.view(rows.m, nq, d)
-        if rows.back is None:
-            dy = dy.view(rows.b, w, nq, d)
-        else:
-            dy = torch.zeros(rows.b * w, nq, d, dtype=dy.dtype).index_copy_(0, rows.back, dy).view(rows.b, w, nq, d)
-        dy = dy.transpose(1, 2).reshape(n, g, w, d)
-        dqkv = torch.empty(rows.b, nq + 2 * nk, w, d)
-        dq = dqkv[:, :nq].view(rows.b, nk, g, w, d)
-        dk, dv = torch.zeros(n, w, d), torch.zeros(n, w, d)
-        for (first, end, _, _), share in zip(rows.blocks, ctx.shares):
-            dout = dy[:, :, first:end].reshape(n, -1, d)
-            ds = torch._softmax_backward_data(dout @ v[:, :end].transpose(1, 2), share, -1, share.dtype)
-            dq[:, :, :, first:end] = (ds @ k[:, :end]).view(rows.b, nk, g, end - first, d)
-            dk[:, :end] += ds.transpose(1, 2) @ q[:, :, first:end].reshape(n, -1, d)
-            dv[:, :end] += share.transpose(1, 2) @ dout
+        rows, (nq, nk), saved = ctx.rows, ctx.heads, ctx.saved_tensors
+        out = dy.new_empty(rows.m, dy.shape[1] // nq * (nq + 2 * nk))
+        for i, (group, turn, kept) in enumerate(zip(rows.groups, ctx.turns, ctx.shares)):
+            q, k, v = saved[3 * i : 3 * i + 3]
+            b, (n, g, w, d) = group.b, q.shape
+            dmixed = group.padded(dy)
+            if group.back is not None:  # what padding repeats is nobody's
+                dmixed = dmixed.flatten(0, 1)
+                dmixed = torch.zeros_like(dmixed).index_copy_(0, group.back, dmixed.index_select(0, group.back))
+            dmixed = dmixed.view(b, w, nq, d).transpose(1, 2).reshape(n, g, w, d)
+            dqkv = torch.empty(b, nq + 2 * nk, w, d)
+            dq = dqkv[:, :nq].view(b, nk, g, w, d)
+            dk, dv = torch.zeros(n, w, d), torch.zeros(n, w, d)
+            for (first, end, _, _), share in zip(group.blocks, kept):
+                part = dmixed[:, :, first:end].reshape(n, -1, d)
+                ds = torch._softmax_backward_data(part @ v[:, :end].transpose(1, 2), share, -1, share.dtype)
+                dq[:, :, :, first:end] = (ds @ k[:, :end]).view(b, nk, g, end - first, d)
+                dk[:, :end] += ds.transpose(1, 2) @ q[:, :, first:end].reshape(n, -1, d)
+                dv[:, :end] += share.transpose(1, 2) @ part
+            dqkv[:, :nq] *= d**-0.5
+            dqkv[:, nq : nq + nk], dqkv[:, nq + nk :] = dk.view(b, nk, w, d), dv.view(b, nk, w, d)
+            dqkv[:, : nq + nk] = rotated(dqkv[:, : nq + nk], turn.conj())
+            group.put(out, torch.empty(b, w, nq + 2 * nk, d, dtype=dy.dtype).copy_(dqkv.transpose(1, 2)).flatten(2))
         ctx.shares = None
-        dqkv[:, :nq] *= d**-0.5
-        dqkv[:, nq : nq + nk], dqkv[:, nq + nk :] = dk.view(rows.b, nk, w, d), dv.view(rows.b, nk, w, d)
-        dqkv[:, : nq + nk] = rotated(dqkv[:, : nq + nk], ctx.turns.conj())
-        out = torch.empty(rows.b, w, nq + 2 * nk, d, dtype=dy.dtype).copy_(dqkv.transpose(1, 2))
-        return rows.packed(out).view(rows.m, -1), None, None, None, None
+        return out, None, None, None, None
 
 
 class LeanDecoder(nn.Module):
@@ -253,7 +283,7 @@ class LeanDecoder(nn.Module):
         frequencies = c["rope_theta"] ** (-torch.arange(0, self.d, 2).double() / self.d)
         angles = torch.arange(c["max_position_embeddings"]).double()[:, None] * frequencies
         self.turns = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
-        self.products, self.adapters = [], nn.ModuleList()
+        self.products, self.adapters, self.merged_versions = [], nn.ModuleList(), None
         for i in range(c["num_hidden_layers"]):
             at = f"model.layers.{i}."
             raw = {name: w[f"{at}{PLACE[name]}.{name}.weight"].to(dtype) for name in LINEARS}
@@ -273,24 +303,30 @@ class LeanDecoder(nn.Module):
 
     @torch.no_grad()
     def merge(self):
-        """To be called after every change of the adapter."""
-        for i, products in enumerate(self.products if self.rank else []):
+        """To be called after every change of the adapter; costs nothing where one that does not learn was merged before."""
+        versions = [p._version for p in self.adapters.parameters()]  # a fused optimizer does not count its changes
+        if versions == self.merged_versions and not any(p.requires_grad for p in self.adapters.parameters()):
+            return
+        self.merged_versions = versions
+        for i, products in enumerate(self.products):
             for group, product in products.items():
                 product.merge(self.parts(i, group), self.scale)
 
     @torch.no_grad()
     def unmerge(self):
         """The untouched base until the next `merge`."""
+        self.merged_versions = None
         for products in self.products:
             for product in products.values():
                 product.w, product.parts = product.base, []
 
     def hidden(self, x, rows):
         """Last hidden states [M, dim], without the last norm's weight, which is in `head`. x [M, dim]: embeddings, packed as `rows` says."""
-        turns, eps, nq, nk = rows.padded(self.turns[rows.positions])[:, None], self.config["rms_norm_eps"], self.n_heads, self.n_kv
-        x = x.to(self.dtype)
+        eps, nq, nk = self.config["rms_norm_eps"], self.n_heads, self.n_kv
+        turns = [group.padded(self.turns[rows.positions])[:, None] for group in rows.groups]
+        x, learns = x.to(self.dtype), torch.is_grad_enabled() and any(q.requires_grad for q in self.adapters.parameters())
         for i, p in enumerate(self.products):
-            flat = {g: [q for pair in self.parts(i, g) for q in pair] if m.parts else [] for g, m in p.items()}
+            flat = {g: [q for pair in self.parts(i, g) for q in pair] if m.parts and learns else [] for g, m in p.items()}
             qkv = NormLinear.apply(x, eps, p["qkv"], *flat["qkv"])
             x = x + Linear.apply(Attention.apply(qkv, rows, turns, nq, nk), p["o"], *flat["o"])
             gu = NormLinear.apply(x, eps, p["gate_up"], *flat["gate_up"])
@@ -308,6 +344,18 @@ class LeanDecoder(nn.Module):
         """VocabularyLoss (../model.py) of hidden states [N, dim]: (sum of share * nll, nll [N] without gradient)."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             return VocabularyLoss.apply(hidden, self.head, targets, share, *teaching)
+
+    @torch.no_grad()
+    def frozen(self):
+        """A decoder without adapter that stays what this one is now; embeddings are shared."""
+        self.merge()
+        out = copy.copy(self)
+        out._modules, out.rank, out.products, out.adapters = {}, 0, [], nn.ModuleList()
+        for products in self.products:
+            out.products.append({group: copy.copy(product) for group, product in products.items()})
+            for product in out.products[-1].values():
+                product.base, product.parts = product.w, []  # `merge` makes new ones
+        return out
 
     def exported(self):
         """{name in a PEFT adapter: fp32 tensor}"""

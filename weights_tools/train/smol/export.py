@@ -3,7 +3,8 @@
     OUT/adapter/    the decoder's adapter as PEFT reads it: adapter_config.json, adapter_model.safetensors
     OUT/model/      a model directory whose decoder has the adapter merged in, in bf16
 
-Before the encoder is trained the directory has a small random one: `refrag` runs it with everything expanded (--policy all) only.
+Before the encoder is trained the directory has a small random one: `refrag` runs it with everything expanded (--policy all) only. Before the policy is,
+that is random: --policy bm25, all or none.
 
     python -m weights_tools.train.smol.export weights_tools/train/configs/smol/reader.toml --out OUT [--checkpoint last.pt]
 """
@@ -22,9 +23,8 @@ from ..common import read_config
 from ..export import exchange, refrag_config
 from ..model import Policy, Projector
 from .decoder import LINEARS, PLACE
-from .model import Smol, open_gguf, place, take_weights
+from .model import BOS, EOS, PAD, Smol, open_gguf, place, take_weights
 
-BOS, EOS, PAD = 1, 2, 3  # of the encoder: <|im_start|>, <|im_end|>, and a reserved token that never comes from text
 UNTRAINED = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -66,31 +66,37 @@ def write(cfg, model, gguf, out):
     write_json(decoder / "generation_config.json", {k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")} | {"do_sample": False})
 
     torch.manual_seed(0)
-    shape = cfg["encoder"] | UNTRAINED
-    encoder_config = RobertaConfig(**shape, vocab_size=config["vocab_size"], bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
-    encoder, policy = RobertaModel(encoder_config, add_pooling_layer=False), cfg["policy"]
-    heads = {"projector": Projector(shape["hidden_size"], config["hidden_size"]),
-             "policy": Policy(shape["hidden_size"], *(policy[k] for k in ("dim", "hidden_dim", "n_heads", "n_layers", "norm_eps", "sees_question")))}
+    heads, policy = {}, cfg["policy"]
+    if hasattr(model, "encoder"):
+        encoder_config, weights, heads["projector"] = model.encoder.config, model.encoder.exported(), model.projector
+    else:
+        encoder_config = RobertaConfig(**(cfg["encoder"] | UNTRAINED), vocab_size=config["vocab_size"], bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD)
+        encoder = RobertaModel(encoder_config, add_pooling_layer=False)
+        weights = {k: v for k, v in encoder.state_dict().items() if "position_ids" not in k and "token_type_ids" not in k}
+        heads["projector"] = Projector(UNTRAINED["hidden_size"], config["hidden_size"])
+    shape = (policy[k] for k in ("dim", "hidden_dim", "n_heads", "n_layers", "norm_eps", "sees_question"))
+    heads["policy"] = model.policy if hasattr(model, "policy") else Policy(encoder_config.hidden_size, *shape)
     write_json(new / "model/encoder/config.json", encoder_config.to_dict() | {"architectures": ["RobertaModel"], "torch_dtype": "bfloat16"})
     shutil.copyfile(decoder / "tokenizer.json", new / "model/encoder/tokenizer.json")
-    save({k: v.bfloat16() for k, v in encoder.state_dict().items() if "position_ids" not in k and "token_type_ids" not in k},
-         new / "model/encoder/model.safetensors")
+    save({k: v.bfloat16() for k, v in weights.items()}, new / "model/encoder/model.safetensors")
     for name, head in heads.items():
         save({k: v.bfloat16() for k, v in head.state_dict().items()}, new / f"model/{name}.safetensors")
     (new / "model/refrag.json").write_text(json.dumps(refrag_config(cfg), indent=2) + "\n")
     exchange(new, out)
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("config")
     parser.add_argument("--checkpoint", help="default: last.pt of the stage")
     parser.add_argument("--out", required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     cfg = read_config(args.config)
     gguf = open_gguf(cfg)
-    model = Smol(cfg, gguf=gguf)
-    take_weights(model, args.checkpoint or place(cfg["run"]["out"]) / "last.pt")
+    checkpoint = args.checkpoint or place(cfg["run"]["out"]) / "last.pt"
+    held = {k.split(".")[0] for k in torch.load(checkpoint, weights_only=True, map_location="cpu")["model"]}
+    model = Smol(cfg, held & {"encoder", "policy"}, gguf)
+    take_weights(model, checkpoint)
     place(args.out).parent.mkdir(parents=True, exist_ok=True)
     write(cfg, model, gguf, place(args.out))
 

@@ -14,15 +14,13 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..batches import Segments
 from ..corpora import NO_ANSWER
 from ..facts import FactMaker
-from ..model import IGNORE
 from ..tasks import Tasks, in_random_order, read_jsonl
 from .bm25 import Bm25
-from .decoder import Rows
+from .rows import Branched
 
 N_NEAR = 24
 
@@ -143,16 +141,6 @@ class Template:
         return self.segments(" " + answer) + [self.end]
 
 
-class Branched:
-    """A row in ids: context, then branches [(ids before the answer, answer ids)]."""
-
-    def __init__(self, context, branches):
-        self.context, self.branches = context, branches
-
-    def __len__(self):
-        return len(self.context) + sum(len(q) + len(a) for q, a in self.branches)
-
-
 def draw(asker, template, rng, max_context, max_asked, max_answer=64):
     """(source, Branched): one that fits."""
     while True:
@@ -170,33 +158,6 @@ def draw(asker, template, rng, max_context, max_asked, max_answer=64):
                 room -= len(question) + len(answer)
         if branches:
             return source, Branched(context, branches)
-
-
-def pack(rows, dtype):
-    """Rows of `Branched` -> ids [M], labels [M], weight [M], branch [M] (a number for each branch of the batch, -1 elsewhere), and the batch's `Rows`.
-    labels[m] is the token after m; an answer counts as the root of its length."""
-    width, size = max(map(len, rows)), sum(map(len, rows))
-    ids, positions = [], []
-    labels, weight, branch = np.full(size, IGNORE), np.zeros(size, np.float32), np.full(size, -1)
-    mask = np.zeros((len(rows), width, width), dtype=bool)
-    number = begin = 0
-    for b, row in enumerate(rows):
-        n = at = len(row.context)
-        ids += row.context
-        positions += range(n)
-        mask[b, :n, :n] = np.tri(n, dtype=bool)
-        for question, answer in row.branches:
-            m = len(question) + len(answer)
-            ids += question + answer
-            positions += range(n, n + m)
-            mask[b, at : at + m, :n], mask[b, at : at + m, at : at + m] = True, np.tri(m, dtype=bool)
-            taught = slice(begin + at + len(question) - 1, begin + at + m - 1)
-            labels[taught], weight[taught], branch[taught] = answer, len(answer) ** -0.5, number
-            at, number = at + m, number + 1
-        mask[b, range(at, width), range(at, width)] = True  # padding looks at itself
-        begin += at
-    arrays = (torch.from_numpy(a) for a in (np.array(ids), labels, weight, branch))
-    return *arrays, Rows(list(map(len, rows)), dtype, torch.tensor(positions), torch.from_numpy(mask))
 
 
 def draw_part(asker, template, rng, data, place):

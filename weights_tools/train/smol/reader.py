@@ -9,19 +9,16 @@ import numpy as np
 import torch
 
 from ..common import parts_of, train
-from ..model import IGNORE
 from .model import begin
-from .questions import Asker, Template, draw_part, held_out, pack
+from .questions import Asker, Template, draw_part, held_out
+from .rows import pack
 
 SHAPES = 2**31  # beside the generators of parts
 
 
 def part_loss(model, rows):
     """(mean loss of the answers' tokens, each answer weighted by the root of its length; nll [targets])"""
-    ids, labels, weight, _, packed = pack(rows, model.decoder.dtype)
-    at = labels != IGNORE
-    h = model.decoder.hidden(model.decoder.embeddings(ids), packed)[at]
-    return model.decoder.loss(h, labels[at], weight[at] / weight[at].sum())
+    return model.loss(pack(rows, model.decoder.dtype))
 
 
 @torch.no_grad()
@@ -33,12 +30,13 @@ def measure(model, rows, positions=2048):
         end = begin + 1
         while end < len(rows) and len(rows[end]) * (end + 1 - begin) <= positions:
             end += 1
-        ids, labels, _, branch, packed = pack(rows[begin:end], model.decoder.dtype)
-        taught = labels != IGNORE
-        logits = model.decoder.logits(model.decoder.hidden(model.decoder.embeddings(ids), packed)[taught]).float()
-        nats += torch.nn.functional.cross_entropy(logits, labels[taught], reduction="sum").item()
-        n += int(taught.sum())
-        wrong = torch.zeros(int(branch.max()) + 1).index_add_(0, branch[taught], (logits.argmax(1) != labels[taught]).float())
+        batch = pack(rows[begin:end], model.decoder.dtype)
+        taught = batch.taught()
+        labels, branch = batch.labels[taught], batch.branch[taught]
+        logits = model.decoder.logits(model.hidden(batch)[taught]).float()
+        nats += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        n += len(labels)
+        wrong = torch.zeros(int(branch.max()) + 1).index_add_(0, branch, (logits.argmax(1) != labels).float())
         right, answers, begin = right + int((wrong == 0).sum()), answers + len(wrong), end
     return {"nats": nats / n, "exact": right / answers, "answers": answers}
 

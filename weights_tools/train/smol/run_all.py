@@ -11,23 +11,25 @@ from pathlib import Path
 from ..common import read_config
 from .model import place
 
-STAGES = ["reader"]  # modules here and configurations of the same names, in order
+# In order: configurations and their modules here.
+STAGES = {"reader": "reader", "warm": "warm", "reconstruct": "reconstruct", "cpt": "cpt", "cpt-lora": "cpt", "sft": "sft", "policy": "policy"}
+NAMES = list(STAGES)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("configs")
     parser.add_argument("--out", required=True, help="a folder for each stage's export")
-    parser.add_argument("--first", choices=STAGES, default=STAGES[0])
-    parser.add_argument("--last", choices=STAGES, default=STAGES[-1])
+    parser.add_argument("--first", choices=NAMES, default=NAMES[0])
+    parser.add_argument("--last", choices=NAMES, default=NAMES[-1])
     args = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: None)  # the stage saves and ends; its code then ends this
-    for stage in STAGES[STAGES.index(args.first) : STAGES.index(args.last) + 1]:
+    for stage in NAMES[NAMES.index(args.first) : NAMES.index(args.last) + 1]:
         config = Path(args.configs) / f"{stage}.toml"
         out = place(read_config(config)["run"]["out"])
         if not (out / "done.json").exists():
             print(f"== {stage}", flush=True)
-            code = subprocess.run([sys.executable, "-m", f"weights_tools.train.smol.{stage}", str(config)]).returncode
+            code = subprocess.run([sys.executable, "-m", f"weights_tools.train.smol.{STAGES[stage]}", str(config)]).returncode
             if code:
                 raise SystemExit(code)
         exported = place(args.out) / stage

@@ -1,85 +1,22 @@
-"""refrag-smol's trainer on toy networks: a decoder of two layers, in fp32.
+"""refrag-smol's trainer on toy networks, in fp32: the lean decoder, rows, the encoder, and every stage's loss.
 
     python -m unittest weights_tools.train.test_smol
 """
 import json
-import os
-import subprocess
 import tempfile
 import unittest
-from contextlib import redirect_stdout
-from io import StringIO
-from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGUFWriter
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import RobertaModel
 
-from weights_tools.gguf import Gguf, llama_config, llama_weights
-
-from .facts import FactMaker
-from .model import chunked
-from .smol import cpt, export, policy, reader, reconstruct, sft, warm
-from .smol.decoder import LINEARS, LeanDecoder, Rows
+from .common import read_config
+from .smol import cpt, policy, reader, reconstruct, sft, warm
+from .smol.decoder import Rows
 from .smol.model import PAD, Smol, reader_of, settle_projector
-from .smol.questions import Template, near_passages
-from .smol.rows import Branched, Pieces, pack
-
-REPOSITORY = Path(__file__).parents[2]
-CONFIGS = REPOSITORY / "weights_tools/train/configs/smol"
-
-VOCABULARY = 300
-
-
-def toy_config():
-    return {"model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 6,
-            "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-            "tie_word_embeddings": True, "rope_scaling": None}
-
-
-def toy_pair(rank=4, seed=0):
-    """(LLaMA of `transformers` with an adapter of `peft`, lean decoder with the same weights)"""
-    torch.manual_seed(seed)
-    c = toy_config()
-    theirs = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in c.items() if k != "model_type"}, attn_implementation="eager"))
-    with torch.no_grad():
-        for name, p in theirs.named_parameters():
-            p.copy_(torch.rand_like(p) + 0.5 if "norm" in name else torch.randn_like(p) * 0.15)
-    lean = LeanDecoder(c, {k: v.clone() for k, v in theirs.state_dict().items()}, rank=rank, scale=2.0)
-    theirs = get_peft_model(theirs, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(LINEARS), lora_dropout=0.0))
-    with torch.no_grad():
-        for p in lean.adapters.parameters():
-            p.normal_(0, 0.1)
-    lean.merge()
-    state = {k.replace(".weight", ".default.weight"): v for k, v in lean.exported().items()}
-    missing, unexpected = theirs.load_state_dict(state, strict=False)
-    assert not unexpected and not any("lora" in k for k in missing)
-    return theirs, lean
-
-
-def toy_model(lean, parts=(), seed=0):
-    """A `Smol` around a lean decoder."""
-    torch.manual_seed(seed)
-    model = Smol.__new__(Smol)
-    torch.nn.Module.__init__(model)
-    model.cfg, model.decoder, model.end, model.cut = toy_cfg(), lean, 2, chunked
-    model.add(model.cfg, parts)
-    return model
-
-
-def toy_cfg():
-    return {"decoder": {"neutral_token": 9}, "template": {},
-            "encoder": {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32,
-                        "type_vocab_size": 1, "layer_norm_eps": 1e-5},
-            "policy": {"dim": 16, "hidden_dim": 32, "n_heads": 2, "n_layers": 2, "norm_eps": 1e-5, "sees_question": True}}
-
-
-def ids(rng, n):
-    return rng.integers(0, VOCABULARY, n).tolist()
+from .smol.questions import Template
+from .smol.rows import Branched, pack
+from .toy_smol import CONFIGS, VOCABULARY, ToyRun, ids, toy_model, toy_pair
 
 
 class SameAsTransformers(unittest.TestCase):
@@ -169,209 +106,201 @@ class Branches(unittest.TestCase):
         self.assertAlmostEqual(float(found.weight[2]), 0.5**0.5, places=6)
 
 
-class ToyRun:
-    """A folder with a GGUF file, data and the stages' configurations, all of them small."""
-
-    SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<reserved>")
-    STEPS = 3
-
-    def __init__(self, folder):
-        self.folder = Path(folder)
-        rng, maker = np.random.default_rng(3), FactMaker("train")
-        passages = [maker.passage(rng) for _ in range(40)]
-        texts = [f"{p['title']}\n{p['text']}" for p in passages]
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
-        tokenizer.decoder = decoders.ByteLevel()
-        tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, special_tokens=list(self.SPECIALS), show_progress=False,
-                                                                 initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
-        for name in ("data/tasks", "data/text", "data/validation"):
-            (self.folder / name).mkdir(parents=True)
-        tokenizer.save(str(self.folder / "data/tokenizer.json"))
-        self.write_gguf(json.loads(tokenizer.to_str())["model"])
-        squad = [{"title": p["title"], "text": p["text"], "qas": p["qas"]} for p in passages]
-        lines = [{"id": str(i), "title": p["title"], "text": p["text"], "question": p["qas"][0][0], "answers": [p["qas"][0][1]]} for i, p in enumerate(squad)]
-        for name, rows in (("tasks/squad", squad), ("validation/squad", lines[:4])):
-            (self.folder / f"data/{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
-        np.save(self.folder / "data/tasks/squad-near.npy", near_passages([json.loads(json.dumps(p)) for p in squad]))
-        np.save(self.folder / "data/text/novels.npy", np.array(tokenizer.encode("\n".join(texts)).ids, dtype=np.uint16))
-        (self.folder / "data/validation/novels.txt").write_text("\n".join(texts[:12]), encoding="utf-8")
-
-    def write_gguf(self, bpe):
-        c, generator = toy_config(), torch.Generator().manual_seed(5)
-        writer = GGUFWriter(self.folder / "toy.gguf", "llama")
-        tokens = sorted(bpe["vocab"], key=bpe["vocab"].get)
-        writer.add_context_length(c["max_position_embeddings"])
-        writer.add_embedding_length(c["hidden_size"])
-        writer.add_block_count(c["num_hidden_layers"])
-        writer.add_feed_forward_length(c["intermediate_size"])
-        writer.add_head_count(c["num_attention_heads"])
-        writer.add_head_count_kv(c["num_key_value_heads"])
-        writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("smollm")
-        writer.add_token_list(tokens)
-        writer.add_token_types([3 if t in self.SPECIALS else 1 for t in tokens])
-        writer.add_token_merges([" ".join(m) for m in bpe["merges"]])
-        for add, i in ((writer.add_bos_token_id, 1), (writer.add_eos_token_id, 2), (writer.add_pad_token_id, 2)):
-            add(i)
-        dim, wide, kv = c["hidden_size"], c["intermediate_size"], c["num_key_value_heads"] * c["head_dim"]
-        shapes = {"attn_q": (dim, dim), "attn_k": (kv, dim), "attn_v": (kv, dim), "attn_output": (dim, dim), "ffn_gate": (wide, dim), "ffn_up": (wide, dim),
-                  "ffn_down": (dim, wide), "attn_norm": (dim,), "ffn_norm": (dim,)}
-        named = {"token_embd.weight": (len(tokens), dim), "output_norm.weight": (dim,)}
-        for i in range(c["num_hidden_layers"]):
-            named |= {f"blk.{i}.{name}.weight": shape for name, shape in shapes.items()}
-        for name, shape in named.items():
-            value = torch.rand(shape, generator=generator) + 0.5 if "norm" in name else torch.randn(shape, generator=generator) * 0.2
-            writer.add_tensor(name, value.numpy())
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-
-    CHANGES = {
-        "warm": {"tokens": 256, "random": 64},
-        "reconstruct": {"positions": 120, "n_chunks": [1, 2]},
-        "cpt": {"window": 200, "positions": 120, "target": 16, "n_chunks": [2, 4, 8], "watched": 2, "watched_context": 64},
-        "cpt-lora": {"n_chunks": [4, 8], "hold": 0.5}, "sft": {"text": 0.3},
-        "policy": {"begin_with_words": 200, "imitation": 0.5, "imitation_tasks": 2, "imitation_questions": 2, "group_tasks": 2, "group": 3},
-    }
-
-    def config(self, stage, number, run=None):
-        """Path of a stage's configuration: the real one with toy sizes."""
-        changes = {}
-        for name in STAGES[STAGES.index("cpt") : number + 1] if number >= STAGES.index("cpt") else [stage]:  # each is a variant of the one before
-            changes |= self.CHANGES.get(name, {})
-        out = {
-            "decoder": {"gguf": str(self.folder / "toy.gguf"), "rank": 4, "alpha": 8, "neutral_token": 9}, "encoder": toy_cfg()["encoder"], "policy": toy_cfg()["policy"],
-            "run": {"precision": "fp32", "max_steps": self.STEPS, "parts": 2, "print_every": 1, "evaluate_every": 1000, "out": str(self.folder / stage),
-                    "reader": str(self.folder / "reader/last.pt")} | (run or {}),
-            "data": {"folder": str(self.folder / "data"), "max_context": 600, "max_asked": 120} | changes,
-        }
-        if number:
-            out["run"].setdefault("init", str(self.folder / STAGES[number - 1] / "last.pt"))
-        if stage not in ("warm", "reconstruct", "cpt"):
-            out["data"] |= {"positions": 300}
-        text = f'base = "{CONFIGS / stage}.toml"\n'
-        for table, values in out.items():
-            text += f"[{table}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in values.items())
-        text += "[data.weights]\nnovels = 1.0\n[data.tasks]\nsquad = [0.6, 10]\nfacts = [0.4, 6]\n"
-        path = self.folder / f"{stage}{len(list(self.folder.glob('*.toml')))}.toml"
-        path.write_text(text, encoding="utf-8")
-        return path
-
-
-STAGES = ["reader", "warm", "reconstruct", "cpt", "cpt-lora", "sft", "policy"]
-MAINS = {"reader": reader, "warm": warm, "reconstruct": reconstruct, "cpt": cpt, "cpt-lora": cpt, "sft": sft, "policy": policy}
-
-
-def binary():
-    """The runtime, where it is built."""
-    found = [REPOSITORY / "build/refrag", *(Path(p) for p in [os.environ.get("REFRAG_BINARY", "")] if p)]
-    return next((str(p) for p in found if p.is_file()), None)
-
-
-class Stages(unittest.TestCase):
-    """All stages one after another, as run_all.py runs them, each for a few steps."""
+class Descends(unittest.TestCase):
+    """Each stage's loss on one batch of toy data, before and after some steps of Adam on what the stage trains."""
 
     @classmethod
     def setUpClass(cls):
         torch.set_num_threads(2)
         cls.kept = tempfile.TemporaryDirectory()
         cls.toy = ToyRun(cls.kept.name)
-        cls.log = StringIO()
-        cls.configs = {}
-        with redirect_stdout(cls.log):
-            for i, stage in enumerate(STAGES):
-                cls.configs[stage] = cls.toy.config(stage, i)
-                MAINS[stage].main(cls.configs[stage])
+        tokenizer = cls.toy.folder / "data/tokenizer.json"
+        cls.template = Template(tokenizer, read_config(CONFIGS / "model.toml")["template"], 2)
+        cls.ids = np.load(cls.toy.folder / "data/text/novels.npy").astype(np.int64)
+        cls.passages = [json.loads(line) for line in (cls.toy.folder / "data/tasks/squad.jsonl").read_text(encoding="utf-8").splitlines()]
 
     @classmethod
     def tearDownClass(cls):
         cls.kept.cleanup()
 
-    def weights(self, stage, checkpoint="last.pt"):
-        return torch.load(self.toy.folder / stage / checkpoint, weights_only=True)["model"]
+    def model(self, parts=("encoder",)):
+        return Smol(read_config(self.toy.config("warm", 1)), parts)
 
-    def learnt(self, stage, before):
-        """Networks of which a stage changed a weight."""
-        a, b = self.weights(stage), self.weights(before)
-        return {k.split(".")[0] for k in a if k in b and not torch.equal(a[k], b[k])}
+    def descends(self, model, networks, loss, share, steps=25, lr=1e-2):
+        for name, module in model.named_children():
+            module.requires_grad_(name in networks)
+        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr)
+        first = loss().item()
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+            model.parameters_changed()
+        self.assertLess(loss().item(), share * first)
 
-    def test_each_stage_changes_its_networks_alone(self):
-        self.assertEqual(self.learnt("warm", "reader"), set())
-        self.assertEqual(self.learnt("reconstruct", "warm"), {"encoder", "projector"})
-        self.assertEqual(self.learnt("cpt", "reconstruct"), {"encoder", "projector"})
-        self.assertEqual(self.learnt("cpt-lora", "cpt"), {"encoder", "projector", "decoder"})
-        self.assertEqual(self.learnt("sft", "cpt-lora"), {"encoder", "projector", "decoder"})
-        self.assertEqual(self.learnt("policy", "sft"), set())
-        self.assertIn("policy", {k.split(".")[0] for k in self.weights("policy")})
-        self.assertNotIn("maps", {k.split(".")[0] for k in self.weights("reconstruct")})
+    def test_reader(self):
+        model, p = self.model(()), self.passages[0]
+        rows = [Branched(self.template.context([p]), [(self.template.question(q), self.template.answer(a)) for q, a in p["qas"]])]
+        self.descends(model, {"decoder"}, lambda: reader.part_loss(model, rows)[0], 0.7)
 
-    def test_a_stopped_stage_goes_on_to_the_same_weights(self):
-        for stage in ("warm", "cpt-lora", "policy"):
-            with self.subTest(stage):
-                number, half = STAGES.index(stage), str(self.toy.folder / f"{stage}-half")
-                with redirect_stdout(self.log):
-                    for steps in (1, self.toy.STEPS):
-                        # The learning rate and the curriculum follow max_steps: the first run is cut, not shorter.
-                        module, path = MAINS[stage], self.toy.config(stage, number, {"out": half})
-                        real = module.train
-                        module.train = cut_after(real, steps)
-                        try:
-                            module.main(path)
-                        finally:
-                            module.train = real
-                a, b = self.weights(stage), self.weights(f"{stage}-half")
-                for name in a:
-                    self.assertTrue(torch.equal(a[name], b[name]), name)
+    def test_warm(self):
+        model = self.model()
+        model.maps = warm.Maps(8, 48)
+        chunks = self.ids[: 8 * 16].reshape(16, 8).tolist()
+        loss = lambda: warm.warm_loss(model, chunks, 64, np.random.default_rng(0))[0]  # noqa: E731
+        self.descends(model, {"encoder", "projector", "maps"}, loss, 0.5)
 
-    def test_export(self):
-        for stage in ("reader", "policy"):
-            with self.subTest(stage):
-                out = self.toy.folder / f"exported-{stage}"
-                cfg = export.read_config(self.configs[stage])
-                export.main([str(self.configs[stage]), "--out", str(out)])
-                tensors = load_file(out / "model/decoder/model.safetensors")
-                self.assertIn("model.layers.1.mlp.down_proj.weight", tensors)
-                if stage == "policy":
-                    state = self.weights(stage)
-                    table = tensors["model.embed_tokens.weight"].float()
-                    words = load_file(out / "model/encoder/model.safetensors")["embeddings.word_embeddings.weight"]
-                    self.assertTrue(torch.equal(words, (table @ state["encoder.directions"]).bfloat16()))
-                    self.assertEqual(words.shape, (len(table), cfg["encoder"]["hidden_size"]))
-                    head = load_file(out / "model/projector.safetensors")
-                    self.assertTrue(torch.equal(head["fc2.bias"], state["projector.fc2.bias"].bfloat16()))
-                if binary():
-                    shown = subprocess.run([binary(), "inspect", "-m", str(out / "model")], capture_output=True, text=True)
-                    self.assertEqual(shown.returncode, 0, shown.stderr)
+    def test_reconstruct(self):
+        model = self.model()
+        rows = [reconstruct.rebuilt_row(self.template, [7], self.ids[at : at + 8], 4) for at in (0, 100, 200)]
+        settle_projector(model, [c for r in rows for _, c in r.slots], 0.5)
+        self.descends(model, {"encoder", "projector"}, lambda: model.loss(pack(rows, torch.float32))[0], 0.9)
 
-    def test_merged_weights_are_the_adapter_on_the_base(self):
-        out = self.toy.folder / "exported-sft"
-        export.main([str(self.configs["sft"]), "--out", str(out)])
-        base = dict(llama_weights(Gguf(self.toy.folder / "toy.gguf")))
-        adapter, merged = load_file(out / "adapter/adapter_model.safetensors"), load_file(out / "model/decoder/model.safetensors")
-        for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
-            a, b = (adapter[f"base_model.{name}.lora_{x}.weight"].float() if f"base_model.{name}.lora_{x}.weight" in adapter
-                    else adapter[f"base_model.model.{name}.lora_{x}.weight"].float() for x in "AB")
-            expected = torch.from_numpy(base[f"{name}.weight"]) + 2.0 * b @ a
-            self.assertLess((merged[f"{name}.weight"].float() - expected).abs().max(), 0.01)
-            self.assertGreater((b @ a).abs().max(), 0)
+    def split(self, model, p):
+        """(rows, teacher's hidden states) of two windows' parts"""
+        rows, said = [], []
+        for at in (0, 300):
+            window = self.ids[at : at + 100]
+            expanded = {1, 5} if p else set()
+            row, taught = cpt.split_row(self.template, window, 8, 9, expanded, 20)
+            rows.append(row)
+            said.append(cpt.read_as_tokens(model, model.decoder, self.template, [window])[0][taught])
+        return rows, torch.cat(said)
 
+    def test_continual_pretraining(self):
+        model = self.model()
+        rows, said = self.split(model, 0.25)
+        taught, head = torch.ones(len(said)), model.decoder.head
+        self.descends(model, {"encoder", "projector"}, lambda: model.loss(pack(rows, torch.float32), taught, said)[0] + self.divergence(model, rows, said, head), 0.95)
 
-def cut_after(train, steps):
-    """`train` that is told to stop after so many steps."""
-    def cut(cfg, model, loss_of, *more):
-        def counted(rng, fraction, number):
-            if number == (steps - 1) * cfg["run"]["parts"] and steps < cfg["run"]["max_steps"]:
-                os.kill(os.getpid(), 15)
-            return loss_of(rng, fraction, number)
+    @staticmethod
+    def divergence(model, rows, said, head):
+        """KL from the teacher, by hand; its gradient is that of the teaching."""
+        batch = pack(rows, torch.float32)
+        ours, theirs = (model.hidden(batch)[batch.taught()] @ head.T).log_softmax(1), (said @ head.T).log_softmax(1)
+        return (theirs.exp() * (theirs - ours)).sum(1).mean()
 
-        try:
-            train(cfg, model, counted, *more)
-        except SystemExit as stopped:
-            assert stopped.code == 3
-    return cut
+    def test_taught_gradient_is_that_of_the_divergence(self):
+        model = self.model()
+        rows, said = self.split(model, 0.25)
+        parameters = [p for n, p in model.named_parameters() if n.startswith(("encoder", "projector"))]
+
+        def gradients(loss):
+            return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+
+        batch = pack(rows, torch.float32)
+        found = gradients(model.loss(batch, torch.ones(len(said)), said)[0])
+        expected = gradients(self.divergence(model, rows, said, model.decoder.head))
+        self.assertLess((found - expected).norm(), 1e-4 * expected.norm())
+
+    def test_teacher_reads_the_full_context(self):
+        """Every target's teacher is the reader's state after the same tokens, all of them read as tokens in a row that ends there."""
+        model = self.model()
+        rows, said = self.split(model, 0.25)
+        at = 0
+        for row, start in zip(rows, (0, 300)):
+            window = self.ids[start : start + 100]
+            for place in [*range(8, 16), *range(40, 48), *range(72, 92)]:
+                alone = pack([Branched([*self.template.before, *window[:place].tolist()])], torch.float32)
+                self.assertLess((model.hidden(alone)[-1] - said[at]).abs().max(), 1e-4)
+                self.assertEqual(int(pack([row], torch.float32).labels[pack([row], torch.float32).taught()][at % 36]), int(window[place]))
+                at += 1
+        self.assertEqual(at, len(said))
+
+    def test_everything_expanded_is_the_full_context(self):
+        model = self.model()
+        window = self.ids[:100]
+        row, _ = cpt.split_row(self.template, window, 8, 9, set(range(9)), 20)
+        self.assertEqual(row.context, [*self.template.before, *window[:92].tolist()])
+        self.assertEqual(row.slots, [])
+        task = self.task(8)
+        full = sft.context_of(self.template, task, set(range(len(task.chunks))))
+        self.assertEqual(full.ids, self.template.context(self.passages[:3]))
+
+    def task(self, k, n=3):
+        passages = self.passages[:n]
+        asked = [(q, a, i) for i, p in enumerate(passages) for q, a in p["qas"]]
+        return sft.Task(self.template, passages, asked, lambda ids, k: [ids[i : i + k] for i in range(0, len(ids), k)], k)
+
+    def test_sft(self):
+        model, task = self.model(), self.task(8)
+        row = sft.question_row(self.template, task, {0, 3})
+        lesson = pack([row.lesson], torch.float32)
+        with torch.no_grad():
+            said = model.hidden(lesson)[lesson.taught()]
+        batch = pack([row], torch.float32)
+        self.assertEqual(batch.labels[batch.taught()].tolist(), lesson.labels[lesson.taught()].tolist())
+        taught = torch.full((len(said),), 0.5)
+        self.descends(model, {"encoder", "projector", "decoder"}, lambda: model.loss(pack([row], torch.float32), taught, said)[0], 0.7)
+
+    def test_chosen_chunks(self):
+        task, rng = self.task(8), np.random.default_rng(0)
+        held = {h for q in task.qas for h in q[3]}
+        self.assertTrue(held)
+        n = min(3, len(held))
+        self.assertLessEqual(sft.chosen(self.template, task, n, "answers", rng), held)
+        found = [sft.chosen(self.template, task, 5, "bm25", np.random.default_rng(i)) for i in range(20)]
+        self.assertTrue(all(len(f) == 5 for f in found))
+        # BM25 finds chunks of the passage asked about far more often than chance would.
+        names = [i for i, c in enumerate(task.chunks) if self.passages[0]["title"].split()[0] in self.template.segments.tokenizer.decode(list(c))]
+        task.qas = [q for q in task.qas if self.passages[0]["title"].split()[0] in q[0]]
+        if names and task.qas:
+            self.assertTrue(set(names[:1]) & sft.chosen(self.template, task, 5, "bm25", rng))
+
+    def test_rewards_are_minus_the_mean_nll(self):
+        model, task = self.model(("encoder", "policy")), self.task(8)
+        question, answer = task.qas[0][1], task.qas[0][2]
+        asked = [(task, [5], question, answer, [0])]
+        found = policy.rewards_of(model, self.template, asked, torch.tensor([[[0, 1], [2, 3]]]))
+        for j, picks in enumerate(({0, 1}, {2, 3})):
+            row = sft.context_of(self.template, task, picks).row([(question, answer)])
+            batch = pack([row], torch.float32)
+            with torch.no_grad():
+                logits = model.decoder.logits(model.hidden(batch)[batch.taught()])
+            nll = torch.nn.functional.cross_entropy(logits, torch.tensor(answer))
+            self.assertAlmostEqual(float(found[0, j]), -float(nll), places=4)
+
+    def test_policy(self):
+        model, task = self.model(("encoder", "policy")), self.task(8)
+        asked = [(task.chunks, self.template.segments(q[0]), q[3]) for q in task.qas if q[3]][:4]
+        self.descends(model, {"policy"}, lambda: policy.imitation(model, asked, 8)[0], 0.6)
+
+    def test_reader_of_a_checkpoint_stays(self):
+        model = self.model()
+        row = pack([Branched(self.ids[:30].tolist())], torch.float32)
+        with torch.no_grad():
+            for p in model.decoder.adapters.parameters():
+                p.normal_(0, 0.1)
+            model.decoder.merge()
+            wanted = model.hidden(row)
+            torch.save({"model": model.state_dict()}, self.toy.folder / "some.pt")
+            for p in model.decoder.adapters.parameters():
+                p.normal_(0, 0.1)
+            model.decoder.merge()
+            ours = model.hidden(row)
+            teacher = reader_of(model, self.toy.folder / "some.pt")
+            self.assertTrue(torch.equal(model.hidden(row, teacher), wanted))
+            self.assertTrue(torch.equal(model.hidden(row), ours))
+            self.assertFalse(torch.equal(ours, wanted))
+            for p in model.decoder.adapters.parameters():
+                p.zero_()
+            model.decoder.merge()
+            self.assertTrue(torch.equal(model.hidden(row, teacher), wanted))
+
+    def test_encoder_is_that_of_transformers(self):
+        """Chunks of several lengths, padded; word embeddings are the table times V."""
+        model = self.model()
+        encoder = model.encoder
+        theirs = RobertaModel(encoder.config, add_pooling_layer=False).eval()
+        theirs.load_state_dict({k: v.float() for k, v in encoder.exported().items()}, strict=False)
+        chunks = [self.ids[:8].tolist(), self.ids[8:12].tolist()]
+        with torch.no_grad():
+            found = encoder(chunks)
+            for c, f in zip(chunks, found):
+                expected = theirs(torch.tensor([[1, *c, 2]])).last_hidden_state[0].mean(0)
+                self.assertLess((f - expected).abs().max(), 1e-4)
+        self.assertEqual(encoder.config.pad_token_id, PAD)
+        self.assertNotEqual(PAD, 2)
 
 
 if __name__ == "__main__":

@@ -297,6 +297,7 @@ class LeanDecoder(nn.Module):
                     nn.init.kaiming_uniform_(a, a=math.sqrt(5))
                     adapter[f"{name}_A"], adapter[f"{name}_B"] = a, nn.Parameter(torch.zeros(raw[name].shape[0], rank))
                 self.adapters.append(adapter)
+        self.merge()
 
     def parts(self, layer, group):
         return [(self.adapters[layer][f"{n}_A"], self.adapters[layer][f"{n}_B"]) for n in GROUPS[group]] if self.rank else []

@@ -171,7 +171,8 @@ class Descends(unittest.TestCase):
         model = self.model()
         rows, said = self.split(model, 0.25)
         taught, head = torch.ones(len(said)), model.decoder.head
-        self.descends(model, {"encoder", "projector"}, lambda: model.loss(pack(rows, torch.float32), taught, said)[0] + self.divergence(model, rows, said, head), 0.95)
+        loss = lambda: model.loss(pack(rows, torch.float32), taught, said)[0] + self.divergence(model, rows, said, head)  # noqa: E731
+        self.descends(model, {"encoder", "projector"}, loss, 0.95)
 
     @staticmethod
     def divergence(model, rows, said, head):

@@ -142,7 +142,8 @@ class ToyRun:
         for name in STAGES[STAGES.index("cpt") : number + 1] if number >= STAGES.index("cpt") else [stage]:  # each is a variant of the one before
             changes |= self.CHANGES.get(name, {})
         out = {
-            "decoder": {"gguf": str(self.folder / "toy.gguf"), "rank": 4, "alpha": 8, "neutral_token": 9}, "encoder": toy_cfg()["encoder"], "policy": toy_cfg()["policy"],
+            "decoder": {"gguf": str(self.folder / "toy.gguf"), "rank": 4, "alpha": 8, "neutral_token": 9},
+            "encoder": toy_cfg()["encoder"], "policy": toy_cfg()["policy"],
             "run": {"precision": "fp32", "max_steps": self.STEPS, "parts": 2, "print_every": 1, "evaluate_every": 1000, "out": str(self.folder / stage),
                     "reader": str(self.folder / "reader/last.pt")} | (run or {}),
             "data": {"folder": str(self.folder / "data"), "max_context": 600, "max_asked": 120} | changes,

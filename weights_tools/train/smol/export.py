@@ -22,7 +22,7 @@ from weights_tools.gguf import llama_config, llama_weights, tokenizer_config, to
 from ..common import read_config
 from ..export import exchange, refrag_config
 from ..model import Policy, Projector
-from .decoder import LINEARS, PLACE
+from .decoder import LINEARS
 from .model import BOS, EOS, PAD, Smol, open_gguf, place, take_weights
 
 UNTRAINED = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}

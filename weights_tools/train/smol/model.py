@@ -83,7 +83,8 @@ class Encoder(nn.Module):
 
 
 def start_projector(projector, table, token, share=1.0):
-    """A projector whose slots are the token's embedding, but for about `share` of the table's deviation. `settle_projector` makes that small before a decoder reads slots."""
+    """A projector whose slots are the token's embedding, but for about `share` of the table's deviation; `settle_projector` makes that small before a
+    decoder reads slots."""
     with torch.no_grad():
         projector.fc2.bias.copy_(table[token].float())
         projector.fc2.weight.normal_(0, share * float(table.float().std()) / 0.3 / projector.fc2.in_features**0.5)

@@ -7,7 +7,6 @@ for a question, or at random. Rows with everything expanded hold the adapter whe
 """
 import sys
 
-import numpy as np
 import torch
 
 from ..common import train

@@ -7,6 +7,7 @@
 #include "failing.h"
 #include "golden.h"
 #include "models/kv_cache.h"
+#include "tap_backend.h"
 
 using namespace refrag;
 using namespace refrag_test;
@@ -377,4 +378,84 @@ TEST_CASE("kv cache: a reserve that finds no memory for a wider table changes no
         REQUIRE(stamps_of(kv, 0) == range(0, 1200));
     }
     CHECK(failed_once);
+}
+
+namespace {
+
+// Counts memory, and can fail to copy a page.
+class CountingBackend : public TapBackend {
+  public:
+    CountingBackend() : TapBackend(cpu()) {}
+    void* allocate(size_t bytes) override {
+        void* const data = inner_.allocate(bytes);
+        held += bytes;
+        most = std::max(most, held);
+        sizes.emplace_back(data, bytes);
+        return data;
+    }
+    void release(void* data) noexcept override {
+        const auto at =
+            std::find_if(sizes.begin(), sizes.end(), [&](const auto& s) { return s.first == data; });
+        held -= at->second;
+        sizes.erase(at);
+        inner_.release(data);
+    }
+    void copy(Tensor out, Tensor x) override {
+        if (copies_left-- == 0) fail(Status::runtime, "no copy");
+        inner_.copy(out, x);
+    }
+    uint64_t held = 0, most = 0;
+    std::vector<std::pair<void*, size_t>> sizes;
+    int copies_left = -1;
+};
+
+}  // namespace
+
+TEST_CASE("kv cache: page tables take no more than was said, while they grow too") {
+    for (const int64_t most_entries :
+         {int64_t{64}, int64_t{512}, int64_t{545}, int64_t{1025}, int64_t{5000}}) {
+        for (const int64_t n_blocks : {int64_t{1}, int64_t{17}, int64_t{200}}) {
+            CAPTURE(most_entries);
+            CAPTURE(n_blocks);
+            CountingBackend backend;
+            constexpr int32_t kSlots = 3;
+            KvCache kv(backend, kSlots, kLayers, kKvHeads, kHeadDim, most_entries, DType::f32, n_blocks);
+            const uint64_t lengths = kSlots * kHeads * sizeof(int32_t);
+            const int64_t longest = std::min(KvCache::blocks_for(most_entries), n_blocks);
+            const int64_t entries = std::min(most_entries, longest * kPageEntries);
+            for (int64_t n = 0; n < entries; n += 7) {
+                const auto more = static_cast<int32_t>(std::min<int64_t>(7, entries - n));
+                kv.reserve(1, more);
+                kv.advance(1, more);
+            }
+            const uint64_t most = KvCache::most_table_bytes(kSlots, kHeads, longest);
+            const uint64_t tables = backend.held - kv.device_bytes() - lengths;
+            CHECK(tables == static_cast<uint64_t>(kSlots * kHeads * longest) * sizeof(int32_t));
+            CHECK(backend.most - kv.device_bytes() - lengths <= most);
+            CHECK(most <= 2 * tables);
+        }
+    }
+}
+
+TEST_CASE("kv cache: a page that cannot be copied leaves both sides as they were") {
+    for (int n_copied = 0; n_copied < kHeads; ++n_copied) {
+        CAPTURE(n_copied);
+        CountingBackend backend;
+        KvCache kv(backend, 2, kLayers, kKvHeads, kHeadDim, kMaxEntries);
+        append(kv, 0, range(0, 40));
+        kv.share_prefix(0, 1, 40);
+        const int64_t free = kv.free_pages();
+        backend.copies_left = n_copied;
+        CHECK(contains(error_of([&] { kv.reserve(1, 1); }), "no copy"));
+        CHECK(kv.free_pages() == free - n_copied);
+        CHECK(stamps_of(kv, 1) == range(0, 40));
+        CHECK(stamps_of(kv, 0) == range(0, 40));
+        append(kv, 1, {70});
+        append(kv, 0, {60});
+        CHECK(stamps_of(kv, 1) == joined(range(0, 40), {70}));
+        CHECK(stamps_of(kv, 0) == joined(range(0, 40), {60}));
+        kv.truncate(0, 0);
+        kv.truncate(1, 0);
+        CHECK(kv.free_pages() == kv.n_pages());
+    }
 }

@@ -75,6 +75,13 @@ void KvCache::set_length(int32_t slot, int32_t n) noexcept {
     changed_[static_cast<size_t>(slot)] = true;
 }
 
+uint64_t KvCache::most_table_bytes(int32_t n_slots, int32_t n_heads, int64_t n_pages) {
+    // The old table, which work under way may read, is at most as wide as the new one less a page.
+    const int64_t before = n_pages > kFirstTablePages ? n_pages - 1 : 0;
+    return static_cast<uint64_t>(n_slots) * static_cast<uint64_t>(n_heads) *
+           static_cast<uint64_t>(n_pages + before) * sizeof(int32_t);
+}
+
 void KvCache::widen_table(int64_t n_pages) {
     if (n_pages <= view_.max_pages) return;
     const int64_t doubled = std::max<int64_t>(n_pages, int64_t{2} * view_.max_pages);
@@ -144,12 +151,15 @@ void KvCache::reserve(int32_t slot, int32_t n) {
             std::vector<int32_t>& pages = pages_of(slot, h);
             for (size_t i = first; i < std::min(pages.size(), wanted); ++i) {
                 if (!is_shared_page(pages[i])) continue;
-                const int32_t old = pages[i];
-                pages[i] = take_page();
-                // Given back before the copy, so that a copy that fails loses no page; whoever else holds it
-                // keeps its entries where they are.
+                const int32_t old = pages[i], fresh = take_page();
+                try {
+                    copy_page(old, fresh);
+                } catch (...) {
+                    put_page(fresh);
+                    throw;
+                }
+                pages[i] = fresh;
                 put_page(old);
-                copy_page(old, pages[i]);
             }
             while (pages.size() < wanted) pages.push_back(take_page());
         }

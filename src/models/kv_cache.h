@@ -22,8 +22,9 @@ class KvCache {
     // n_slots sequences of at most max_entries entries each, over a pool of n_blocks blocks; 0: as many as
     // all slots can take. The pool is allocated here and stays in place. Bytes: n_blocks * n_layers *
     // n_kv_heads * 2 * 32 * head_dim * sizeof(dtype). The page table grows with the longest sequence that
-    // there was: 4 bytes * n_slots * n_layers * n_kv_heads * view().max_pages. Status::usage for sizes that
-    // make no sense, Status::out_of_memory beyond 2^31 - 1 pages.
+    // there was: 4 bytes * n_slots * n_layers * n_kv_heads * view().max_pages; while it grows, the old one is
+    // held too (most_table_bytes). Status::usage for sizes that make no sense, Status::out_of_memory beyond
+    // 2^31 - 1 pages.
     KvCache(Backend& backend, int32_t n_slots, int32_t n_layers, int32_t n_kv_heads, int32_t head_dim,
             int64_t max_entries, DType dtype = DType::f32, int64_t n_blocks = 0);
 
@@ -37,6 +38,10 @@ class KvCache {
     // Blocks that a sequence of so many entries takes.
     static int64_t blocks_for(int64_t n_entries) { return (n_entries + kPageEntries - 1) / kPageEntries; }
 
+    // What page tables can take of the device's memory at a time, where no sequence has more than n_pages
+    // pages for each of n_heads = n_layers * n_kv_heads heads.
+    static uint64_t most_table_bytes(int32_t n_slots, int32_t n_heads, int64_t n_pages);
+
     // Entries that `slot` holds; of one layer and KV head, or, where all hold as many, of each.
     int32_t length(int32_t slot) const { return length_[head_row(slot, 0)]; }
     int32_t length(int32_t slot, int32_t layer, int32_t kv_head) const {
@@ -49,7 +54,8 @@ class KvCache {
     // written. Whatever changed in the slot since the last call is then in device memory; call it before ops
     // read or write the slot. Status::runtime with both numbers when the sequence would pass max_entries,
     // Status::out_of_memory when the pool has too few pages or the table cannot grow. Nothing changes on
-    // these errors.
+    // these errors. Where the backend fails, the slot holds what it held, perhaps in more pages than that
+    // takes (truncate gives them back).
     void reserve(int32_t slot, int32_t n);
     // The ops have appended n entries to every head of `slot` (kv_append raises the lengths in device
     // memory).

@@ -53,15 +53,15 @@ MemoryPlan plan_memory(const Model& model, int32_t n_slots, int64_t max_context,
     plan.workspace_bytes =
         workspace_bytes(decoder, model.has_encoder() ? model.encoder().config() : RobertaConfig{},
                         model.config().policy, n_slots, max_context, n_chunks * n_slots);
-    plan.workspace_bytes += static_cast<uint64_t>(n_slots) * static_cast<uint64_t>(plan.request_blocks) *
-                            static_cast<uint64_t>(decoder.n_layers) *
-                            static_cast<uint64_t>(decoder.n_kv_heads) * sizeof(int32_t);
     if (plan.is_remote) plan.workspace_bytes += device_scratch_bytes(decoder, n_slots, max_context);
     const uint64_t block_bytes = Generator::block_bytes(decoder, model.decoder().kv_dtype());
     plan.request_bytes = static_cast<uint64_t>(plan.request_blocks) * block_bytes;
 
     int64_t wanted = plan.request_blocks * n_slots;
     if (kv_entries > 0) wanted = std::min(wanted, KvCache::blocks_for(kv_entries));
+    // No sequence has more pages than the pool.
+    plan.workspace_bytes += KvCache::most_table_bytes(n_slots, decoder.n_layers * decoder.n_kv_heads,
+                                                      std::min(plan.request_blocks, wanted));
     uint64_t room = plan.available_bytes - std::min(plan.available_bytes, plan.workspace_bytes);
     if (!plan.is_remote) room /= 2;
     const uint64_t affordable = std::max<uint64_t>(1, room / block_bytes);

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
+#include <utility>
 
 namespace refrag {
 namespace {
@@ -41,8 +43,8 @@ uint64_t PrefixCache::hash_of(const Node* parent, std::span<const RowName> rows)
     return hash;
 }
 
-PrefixCache::Node* PrefixCache::find(const Node* parent, std::span<const RowName> rows) const {
-    const auto [begin, end] = nodes_.equal_range(hash_of(parent, rows));
+PrefixCache::Node* PrefixCache::find(const Node* parent, uint64_t hash, std::span<const RowName> rows) const {
+    const auto [begin, end] = by_hash_.equal_range(hash);
     for (auto at = begin; at != end; ++at) {
         Node& node = *at->second;
         if (node.parent == parent && std::equal(rows.begin(), rows.end(), node.rows.begin(), node.rows.end()))
@@ -51,71 +53,95 @@ PrefixCache::Node* PrefixCache::find(const Node* parent, std::span<const RowName
     return nullptr;
 }
 
+// Called for a prompt's blocks in their order, so that each comes to lie right before the one that it
+// continues, and the first at the end.
+void PrefixCache::touch(Node& node) noexcept {
+    nodes_.splice(node.parent == nullptr ? nodes_.end() : node.parent->self, nodes_, node.self);
+}
+
+PrefixCache::Node& PrefixCache::add(Node* parent, uint64_t hash, std::span<const RowName> rows,
+                                    KvBlock block) {
+    Nodes fresh(1);
+    Node& node = fresh.front();
+    node.rows.assign(rows.begin(), rows.end());
+    by_hash_.emplace(hash, &node);
+    node.id = next_id_++;
+    node.parent = parent;
+    node.hash = hash;
+    node.block = std::move(block);
+    node.self = fresh.begin();
+    nodes_.splice(nodes_.end(), fresh);
+    if (parent != nullptr) ++parent->n_children;
+    return node;
+}
+
+PrefixCache::Nodes::iterator PrefixCache::erase(Nodes::iterator at) noexcept {
+    if (at->parent != nullptr) --at->parent->n_children;
+    kv_.drop_block(at->block);
+    auto named = by_hash_.equal_range(at->hash).first;
+    while (named->second != &*at) ++named;
+    by_hash_.erase(named);
+    return nodes_.erase(at);
+}
+
 int32_t PrefixCache::restore(int32_t slot, std::span<const RowName> rows) {
     REFRAG_DCHECK(kv_.length(slot) == 0);
-    ++clock_;
     Node* parent = nullptr;
     for (size_t i = 0; (i + 1) * kPageEntries < rows.size(); ++i) {
-        Node* const node = find(parent, block_of(rows, i));
+        const std::span<const RowName> block = block_of(rows, i);
+        Node* const node = find(parent, hash_of(parent, block), block);
         if (node == nullptr) break;
         kv_.append_block(slot, node->block);
-        node->used = clock_;
+        touch(*node);
         parent = node;
     }
     return kv_.length(slot);
 }
 
-void PrefixCache::keep(int32_t slot, std::span<const RowName> rows) {
-    REFRAG_DCHECK(std::ssize(rows) <= kv_.length(slot));
-    ++clock_;
+void PrefixCache::keep(int32_t slot, std::span<const RowName> rows) noexcept {
     Node* parent = nullptr;
     for (size_t i = 0; (i + 1) * kPageEntries <= rows.size(); ++i) {
         const std::span<const RowName> block = block_of(rows, i);
-        Node* node = find(parent, block);
+        const uint64_t hash = hash_of(parent, block);
+        Node* node = find(parent, hash, block);
         if (node == nullptr) {
-            auto fresh = std::make_unique<Node>();
-            fresh->id = next_id_++;
-            fresh->parent = parent;
-            fresh->rows.assign(block.begin(), block.end());
-            node = fresh.get();
-            const auto at = nodes_.emplace(hash_of(parent, block), std::move(fresh));
+            KvBlock held;
             try {
-                node->block = kv_.hold_block(slot, static_cast<int32_t>(i));
+                held = kv_.hold_block(slot, static_cast<int32_t>(i));
+                node = &add(parent, hash, block, held);
             } catch (...) {
-                nodes_.erase(at);
-                throw;
+                kv_.drop_block(held);
+                return;
             }
-            if (parent != nullptr) ++parent->n_children;
         }
-        node->used = clock_;
+        touch(*node);
         parent = node;
     }
 }
 
 int64_t PrefixCache::n_idle() const {
-    return std::count_if(nodes_.begin(), nodes_.end(),
-                         [&](const auto& entry) { return !kv_.is_shared(entry.second->block); });
+    // Of a block that a slot uses, those before it may have come from another slot, which has let go of
+    // them; they stay as long as it does. What continues a block comes before it here.
+    int64_t n = 0;
+    for (const Node& node : nodes_) {
+        const bool used = kv_.is_shared(node.block) || node.before_used;
+        node.before_used = false;
+        if (used && node.parent != nullptr) node.parent->before_used = true;
+        n += used ? 0 : 1;
+    }
+    return n;
 }
 
 void PrefixCache::make_room(int64_t n_blocks) noexcept {
-    while (kv_.free_blocks() < n_blocks) {
-        // A block with others behind it stays until those are gone. Where a slot uses one, it uses all
-        // before.
-        auto oldest = nodes_.end();
-        for (auto at = nodes_.begin(); at != nodes_.end(); ++at) {
-            const Node& node = *at->second;
-            if (node.n_children > 0 || kv_.is_shared(node.block)) continue;
-            if (oldest == nodes_.end() || node.used < oldest->second->used) oldest = at;
-        }
-        if (oldest == nodes_.end()) return;
-        if (Node* const parent = oldest->second->parent) --parent->n_children;
-        kv_.drop_block(oldest->second->block);
-        nodes_.erase(oldest);
+    for (auto at = nodes_.begin(); at != nodes_.end() && kv_.free_blocks() < n_blocks;) {
+        const bool stays = at->n_children > 0 || kv_.is_shared(at->block);
+        at = stays ? std::next(at) : erase(at);
     }
 }
 
 void PrefixCache::clear() noexcept {
-    for (const auto& [hash, node] : nodes_) kv_.drop_block(node->block);
+    for (const Node& node : nodes_) kv_.drop_block(node.block);
+    by_hash_.clear();
     nodes_.clear();
 }
 

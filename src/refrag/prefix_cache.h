@@ -7,7 +7,7 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
+#include <list>
 #include <span>
 #include <unordered_map>
 #include <vector>
@@ -36,36 +36,44 @@ class PrefixCache {
     PrefixCache& operator=(const PrefixCache&) = delete;
 
     // Puts the longest kept prefix of a prompt into an empty slot. The prompt's last row is never among it,
-    // since its logits are wanted. Returns its rows, a multiple of 32.
+    // since its logits are wanted. Returns its rows, a multiple of 32. Allocates nothing where the slot has
+    // the memory (KvCache::expect); what it throws leaves in the slot what was put there.
     int32_t restore(int32_t slot, std::span<const RowName> rows);
-    // Keeps the whole blocks of what a slot holds; `rows` name all its entries or the first of them.
-    void keep(int32_t slot, std::span<const RowName> rows);
+    // Keeps the whole blocks of what a slot holds; `rows` name all its entries or the first of them. Where
+    // the host's memory runs out it keeps fewer.
+    void keep(int32_t slot, std::span<const RowName> rows) noexcept;
 
-    // Blocks that are kept for nobody: make_room() can give them back.
+    // Blocks that are kept for nobody: make_room() can give them back. Time: linear in n_blocks().
     int64_t n_idle() const;
     // Gives back blocks that no slot uses, the longest unused first, until the pool has n free ones or none
-    // is left.
+    // is left. Time: linear in those given back and those in use that were used before them.
     void make_room(int64_t n_blocks) noexcept;
     void clear() noexcept;
     int64_t n_blocks() const { return std::ssize(nodes_); }
 
   private:
+    struct Node;
+    using Nodes = std::list<Node>;
     struct Node {
         uint64_t id = 0;
         Node* parent = nullptr;  // null: a prompt's first block
+        uint64_t hash = 0;
         std::vector<RowName> rows;
         KvBlock block;
-        uint64_t used = 0;  // when last
         int64_t n_children = 0;
+        Nodes::iterator self;
+        mutable bool before_used = false;  // n_idle's: a block behind it is in use
     };
-    using Nodes = std::unordered_multimap<uint64_t, std::unique_ptr<Node>>;
     static uint64_t hash_of(const Node* parent, std::span<const RowName> rows);
-    Node* find(const Node* parent, std::span<const RowName> rows) const;
+    Node* find(const Node* parent, uint64_t hash, std::span<const RowName> rows) const;
+    Node& add(Node* parent, uint64_t hash, std::span<const RowName> rows, KvBlock block);
+    void touch(Node& node) noexcept;
+    Nodes::iterator erase(Nodes::iterator at) noexcept;
 
     KvCache& kv_;
-    Nodes nodes_;  // by hash_of
+    Nodes nodes_;  // the longest unused first, each behind those that continue it
+    std::unordered_multimap<uint64_t, Node*> by_hash_;
     uint64_t next_id_ = 1;
-    uint64_t clock_ = 0;
 };
 
 }  // namespace refrag

@@ -374,8 +374,8 @@ TEST_CASE_FIXTURE(Fixture, "an engine that cannot be is refused") {
         change(request.options);
         return error_of([&] { engine.submit(std::move(request)); });
     };
-    CHECK(contains(message([](AnswerOptions& o) { o.max_new_tokens = 0; }), "expected at least 1, or -1"));
-    CHECK(contains(message([](AnswerOptions& o) { o.max_new_tokens = -2; }), "found -2"));
+    CHECK(contains(message([](AnswerOptions& o) { o.max_new_tokens = -2; }),
+                   "expected 0 or more, or -1 for no limit, found -2"));
     CHECK(contains(message([](AnswerOptions& o) { o.logprobs = 21; }), "logprobs: expected 0 to 20"));
     CHECK(contains(message([](AnswerOptions& o) { o.logprobs = -1; }), "found -1"));
     CHECK(contains(message([](AnswerOptions& o) { o.stop = {""}; }), "stop string"));

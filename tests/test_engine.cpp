@@ -5,51 +5,24 @@
 #include <map>
 #include <string>
 
-#include "golden.h"
-#include "refrag/engine.h"
+#include "engine_test.h"
+#include "refrag/memory_plan.h"
 
 using namespace refrag;
 using refrag_test::contains;
 using refrag_test::error_of;
+using refrag_test::run_all;
 
 namespace {
 
 struct Fixture : refrag_test::TinyRefrag {
-    // A prompt of ids 3, 4, ... (whatever they spell).
     static Request tokens(int32_t n, int32_t n_new, int32_t first = 3) {
-        Request request;
-        TokenSegment segment;
-        for (int32_t i = 0; i < n; ++i) segment.ids.push_back(first + i % 200);
-        request.segments.emplace_back(std::move(segment));
-        request.options.max_new_tokens = n_new;
-        request.options.ignore_eos = true;
-        return request;
+        return refrag_test::token_request(n, n_new, first);
     }
-    // Distinct passages of several chunks each, all compressed.
     Request compressed(int n_passages, int32_t n_new) const {
-        Request request;
-        for (int i = 0; i < n_passages; ++i) {
-            std::string text = str("Passage ", i, ":");
-            for (int word = 0; word < 20; ++word) text += str(" w", i * 31 + word);
-            request.segments.emplace_back(PassageSegment{std::make_shared<SharedPassage>(model, text)});
-        }
-        request.segments.emplace_back(TextSegment{"And so?"});
-        request.options.max_new_tokens = n_new;
-        request.options.ignore_eos = true;
-        request.options.policy = SelectPolicy::none;
-        return request;
+        return refrag_test::compressed_request(model, n_passages, n_new);
     }
 };
-
-std::map<uint64_t, Result> run_all(Engine& engine) {
-    std::map<uint64_t, Result> results;
-    for (int step = 0; !engine.idle(); ++step) {
-        REQUIRE(step < 5000);
-        engine.step();
-        for (Result& result : engine.take_finished()) results[result.id] = std::move(result);
-    }
-    return results;
-}
 
 TextSink count(int& n) {
     return [&n](std::string_view) {
@@ -305,4 +278,15 @@ TEST_CASE_FIXTURE(Fixture, "engine: kept prefixes give way to requests that need
 TEST_CASE_FIXTURE(Fixture, "engine: options that make no sense are refused") {
     CHECK(contains(error_of([&] { Engine(model, {.step_rows = 0}); }), "at least 1 row a step"));
     CHECK(contains(error_of([&] { Engine(model, {.kv_entries = -1}); }), "found 2048 and -1"));
+}
+
+TEST_CASE_FIXTURE(Fixture,
+                  "engine: the memory plan counts page tables as wide as a sequence can come to be") {
+    const LlamaConfig& c = model.decoder().config();
+    const auto tables = [&](int64_t longest) {
+        return KvCache::most_table_bytes(4, c.n_layers * c.n_kv_heads, longest);
+    };
+    const MemoryPlan whole = plan_memory(model, 4, 512), pool = plan_memory(model, 4, 512, 96);
+    CHECK(pool.kv_blocks == 3);
+    CHECK(whole.workspace_bytes - pool.workspace_bytes == tables(16) - tables(3));
 }

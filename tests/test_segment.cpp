@@ -7,6 +7,7 @@
 
 #include "golden.h"
 #include "refrag/prompt_work.h"
+#include "refrag/scoring.h"
 #include "refrag/session.h"
 
 using namespace refrag;
@@ -308,9 +309,22 @@ TEST_CASE_FIXTURE(Fixture, "segments: scored ids have the log-probabilities of t
     CHECK(prompt.input.source.size() + 1 == answer.positions);  // the last id is predicted, never read
     const int32_t dim = model.decoder().config().dim;
     const Tensor rows{prompt.chunk_rows.data(), DType::f32, std::ssize(prompt.input.row_chunk), dim};
-    KvCache kv = model.decoder().make_kv_cache(backend, 1, 512);
-    const std::vector<float> nll =
-        prompt_nll(backend, model.decoder(), prompt.input.source, rows, prompt.scores, kv, 0, arena);
+    const std::vector<float> nll = [&] {
+        KvCache kv = model.decoder().make_kv_cache(backend, 1, 512);
+        const auto n_rows = std::ssize(prompt.input.source);
+        const Tensor all = prefill(backend, model.decoder(), prompt.input.source, rows, kv, 0, n_rows, arena);
+        std::vector<int32_t> index, targets;
+        for (const ScoredRow& score : prompt.scores) {
+            index.push_back(static_cast<int32_t>(score.row));
+            targets.push_back(score.target);
+        }
+        const Tensor wanted = arena.tensor(std::ssize(index), dim);
+        backend.gather_rows(wanted, all, upload_vector(backend, arena, index));
+        std::vector<float> values;
+        for (const TokenLogprobs& row : row_logprobs(backend, model.decoder(), wanted, targets, 0, arena))
+            values.push_back(static_cast<float>(-row.chosen.logprob));
+        return values;
+    }();
     // All logits, one log-softmax a row in double.
     KvCache again = model.decoder().make_kv_cache(backend, 1, 512);
     const Tensor hidden = prefill(backend, model.decoder(), prompt.input.source, rows, again, 0,

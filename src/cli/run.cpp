@@ -264,6 +264,8 @@ AnswerOptions checked_answer_options(const RunOptions& options) {
     }
     answer.want_logits = !options.explain.empty();
     check_answer_options(answer);
+    REFRAG_CHECK(answer.max_new_tokens != 0, Status::usage,
+                 "tokens to generate: expected at least 1, or -1 for no limit, found 0");
     return answer;
 }
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "eval/statistics.h"
+#include "refrag/engine.h"
 #include "refrag/prompt_work.h"
 
 namespace refrag {
@@ -34,12 +35,11 @@ class WindowScorer {
           tokens_(tokens),
           options_(options),
           context_(context),
-          backend_(model.device().make_backend()),
-          kv_(model.decoder().make_kv_cache(
-              *backend_, 1,
-              std::min<int64_t>(model.decoder().config().max_seq_len, 1 + context + options.output))),
-          arena_(*backend_),
-          cache_(cache) {}
+          cache_(cache),
+          engine_(model, {.n_slots = 1,
+                          .max_context = std::min<int64_t>(model.decoder().config().max_seq_len,
+                                                           1 + context + options.output),
+                          .prefix_cache = false}) {}
 
     // Decoder positions of a window's context in a row.
     int64_t context_positions(const PlannedRow& planned) const {
@@ -77,17 +77,16 @@ class WindowScorer {
             segments.emplace_back(TokenSegment{ids_of(context)});
         }
         segments.emplace_back(TokenSegment{ids_of(output), /*score=*/true});
-        const ArenaScope scratch(arena_);
-        Answer report;
-        const Prompt prompt = make(planned, window, std::move(segments), report);
-        const Tensor chunk_rows{prompt.chunk_rows.data(), DType::f32, std::ssize(prompt.input.row_chunk),
-                                model_.decoder().config().dim};
-        kv_.truncate(0, 0);
+        Request request;
+        request.segments = std::move(segments);
+        request.options = answer_options(planned, window);
+        engine_.submit(std::move(request));
+        while (!engine_.idle()) engine_.step();
+        const Result result = std::move(engine_.take_finished().at(0));
+        if (result.error) throw Error(result.error->status(), result.error->message());
         double sum = 0.0;
-        for (const float nll : prompt_nll(*backend_, model_.decoder(), prompt.input.source, chunk_rows,
-                                          prompt.scores, kv_, 0, arena_))
-            sum += static_cast<double>(nll);
-        return sum / static_cast<double>(prompt.scores.size());
+        for (const PromptScore& score : result.answer.scores) sum -= score.logprobs->chosen.logprob;
+        return sum / static_cast<double>(result.answer.scores.size());
     }
 
   private:
@@ -104,7 +103,7 @@ class WindowScorer {
             {}};
     }
 
-    Prompt make(const PlannedRow& planned, int64_t window, std::vector<Segment> segments, Answer& report) {
+    AnswerOptions answer_options(const PlannedRow& planned, int64_t window) const {
         AnswerOptions options;
         options.max_new_tokens = 0;
         options.policy = planned.policy;
@@ -112,15 +111,17 @@ class WindowScorer {
         options.chunk_len = planned.row.chunk_len.value_or(0);
         options.expand_fraction = planned.row.expand_fraction;
         options.sampler.seed = options_.seed + static_cast<uint64_t>(window);
-        return make_prompt(*backend_, model_, std::move(segments), options,
-                           model_.decoder().config().max_seq_len, arena_, report);
+        return options;
     }
 
     // How many context positions `refrag` takes in this row and window.
     int64_t refrag_positions(const PlannedRow& planned, int64_t window, std::span<const Token> context) {
         if (context_ % *planned.row.chunk_len == 0) return context_positions(planned);
+        if (!backend_) backend_ = model_.device().make_backend();
+        Arena arena(*backend_);
         Answer report;
-        make(planned, window, {compressed(planned.row, context)}, report);
+        make_prompt(*backend_, model_, {compressed(planned.row, context)}, answer_options(planned, window),
+                    model_.decoder().config().max_seq_len, arena, report);
         return static_cast<int64_t>(report.positions);
     }
 
@@ -129,10 +130,9 @@ class WindowScorer {
     std::span<const Token> tokens_;
     const PerplexityOptions& options_;
     int64_t context_;
-    std::unique_ptr<Backend> backend_;
-    KvCache kv_;
-    Arena arena_;
     PassageCache& cache_;
+    Engine engine_;
+    std::unique_ptr<Backend> backend_;  // for prompts that are only measured
 };
 
 // Where the target spans begin: as many as there are or as are asked for, spread evenly over what has the

@@ -21,10 +21,14 @@ struct AnswerOptions {
     std::optional<SelectPolicy> policy;     // none: the model's
     std::optional<Unexpanded> unexpanded;   // none: the model's
     SamplerOptions sampler;                 // its seed also draws SelectPolicy::random
-    int32_t max_new_tokens = 256;           // -1: until an end token comes or the context is full
-    std::vector<std::string> stop;          // looked for in the text without its leading space (stop.h)
-    bool ignore_eos = false;                // end tokens are never sampled
-    std::optional<int32_t> logprobs;        // report each token's log-probability and this many alternatives
+    // -1: until an end token comes or the context is full; 0: the prompt is read (and scored), no more.
+    int32_t max_new_tokens = 256;
+    std::vector<std::string> stop;    // looked for in the text without its leading space (stop.h)
+    bool ignore_eos = false;          // end tokens are never sampled
+    std::optional<int32_t> logprobs;  // report each token's log-probability and this many alternatives
+    // Report the prompt's positions too (Answer::scores): each token's log-probability and this many
+    // alternatives.
+    std::optional<int32_t> prompt_logprobs;
     bool want_logits = false;  // run the policy network even where its choice is already known (p = 0 or 1)
 };
 
@@ -61,15 +65,19 @@ enum class FinishReason {
     stop_string,
     max_tokens,
     context_full,
-    cancelled  // its sink wanted no more
+    cancelled,  // its sink wanted no more
+    deadline    // its time was over (Request::deadline)
 };
-// "end", "stop", "length", "context", "cancelled"
+// "end", "stop", "length", "context", "cancelled", "deadline"
 const char* finish_reason_name(FinishReason reason);
 
 struct Answer {
     std::string text;          // without the one leading space that answers are trained with
     std::vector<int32_t> ids;  // all that were generated but the end token; a stop string's among them
     std::vector<TokenLogprobs> logprobs;  // one for each id, where asked for
+    // Of the prompt, by position: all positions where AnswerOptions::prompt_logprobs asks for them, else the
+    // ids of scored segments (TokenSegment::score), without alternatives.
+    std::vector<PromptScore> scores;
     FinishReason finish = FinishReason::end_token;
     std::optional<std::string> stop;            // the stop string found
     SelectPolicy policy = SelectPolicy::model;  // this and the next three: the model's where none was given

@@ -1,10 +1,7 @@
-// See generator.h.
+// See generator.h. Sequences that come, wait for their rows and go; generator_feed.cpp feeds them.
 #include "refrag/generator.h"
 
 #include <algorithm>
-
-#include "refrag/scoring.h"
-#include "refrag/timer.h"
 
 namespace refrag {
 namespace {
@@ -48,6 +45,7 @@ int64_t Generator::most_entries(int64_t n_rows, int64_t max_new) const {
 }
 
 bool Generator::can_hold(int64_t n_rows, int64_t max_new) const {
+    if (max_new == 0) return n_rows <= pool_entries();
     // A sequence without a limit of its own ends where the pool does, but not before its first id.
     return std::max(n_rows + 1, most_entries(n_rows, max_new)) <= pool_entries();
 }
@@ -86,15 +84,20 @@ std::optional<int32_t> Generator::start(Start& start) {
     const int64_t n_entries = most_entries(std::ssize(start.source), start.max_new);
     const int64_t n_blocks = KvCache::blocks_for(n_entries);
     int32_t reused = 0;
-    if (!start.names.empty()) reused = prefixes_.restore(slot, start.names);
-    if (n_blocks - KvCache::blocks_for(reused) > available_blocks()) {
-        kv_.truncate(slot, 0);
-        return std::nullopt;
-    }
     // All memory first: what follows cannot fail.
     try {
         order_.reserve(order_.size() + 1);
         kv_.expect(slot, n_blocks * kPageEntries);
+        if (!start.names.empty()) {
+            // The hidden state of a row that is taken over is not there to be scored.
+            size_t n = start.names.size();
+            if (!start.scores.empty()) n = std::min(n, static_cast<size_t>(start.scores.front().row) + 1);
+            reused = prefixes_.restore(slot, std::span(start.names).first(n));
+        }
+        if (n_blocks - KvCache::blocks_for(reused) > available_blocks()) {
+            kv_.truncate(slot, 0);
+            return std::nullopt;
+        }
         if (!start.names.empty()) start.names.reserve(static_cast<size_t>(n_blocks) * kPageEntries + 1);
     } catch (...) {
         kv_.truncate(slot, 0);
@@ -113,7 +116,14 @@ std::optional<int32_t> Generator::start(Start& start) {
     sequence.next = std::move(start.next);
     sequence.n_logits = start.n_logits;
     sequence.draw = std::move(start.draw);
+    sequence.generates = start.max_new != 0;
+    sequence.scores = std::move(start.scores);
+    sequence.n_top = start.n_top;
+    sequence.scored = std::move(start.scored);
     order_.push_back(slot);
+    ++counts_.prompts;
+    counts_.prefix_hits += reused > 0 ? 1 : 0;
+    counts_.rows_reused += reused;
     return slot;
 }
 
@@ -131,7 +141,7 @@ int32_t Generator::start(std::vector<int32_t> source, Buffer chunk_rows, NextTok
     return *slot;
 }
 
-void Generator::keep_prefix(int32_t slot) {
+void Generator::keep_prefix(int32_t slot) noexcept {
     // The last id was not fed.
     const std::span<const RowName> names = at(slot).names;
     prefixes_.keep(slot, names.first(std::min(names.size(), static_cast<size_t>(kv_.length(slot)))));
@@ -153,132 +163,80 @@ void Generator::plan_rows(int64_t max_rows) {
             const int64_t unread = std::ssize(sequence.source) - static_cast<int64_t>(sequence.fed);
             const int64_t n = generating ? 1 : std::min(left, unread);
             if (n <= 0) continue;
-            parts_.push_back({slot, static_cast<int32_t>(n)});
+            parts_.push_back({slot, static_cast<int32_t>(n), 0});
             left -= n;
         }
     }
 }
 
-Tensor Generator::feed_decoder(double& logits_began_ms) {
-    plan_.clear();
-    source_.clear();
-    chunk_rows_.clear();
-    outputs_.clear();
-    last_rows_.clear();
-    int64_t n_chunk_rows = 0;
-    for (const auto& [slot, n] : parts_) {
+void Generator::advance() {
+    for (const auto& [slot, n, scores_end] : parts_) {
         Sequence& sequence = at(slot);
-        // Promised when it began: what is missing is held by kept prefixes alone.
-        prefixes_.make_room(KvCache::blocks_for(kv_.length(slot) + n) -
-                            KvCache::blocks_for(kv_.length(slot)));
-        kv_.reserve(slot, n);
-        plan_.add_cached(slot, kv_.length(slot), n);
-        int64_t named = 0;
-        for (size_t i = sequence.fed; i < sequence.fed + static_cast<size_t>(n); ++i) {
-            const int32_t row = sequence.source[i];
-            REFRAG_DCHECK(row >= 0 || -1 - row == sequence.chunk_rows_fed + named);
-            source_.push_back(row >= 0 ? row : static_cast<int32_t>(-1 - (n_chunk_rows + named++)));
-        }
-        if (named > 0) chunk_rows_.push_back({slot, named});
-        n_chunk_rows += named;
-        if (sequence.fed + static_cast<size_t>(n) == sequence.source.size()) {
-            outputs_.push_back(slot);
-            last_rows_.push_back(plan_.n_rows() - 1);
-        }
+        kv_.advance(slot, n);
+        sequence.fed += static_cast<size_t>(n);
+        if (!sequence.generating) counts_.prompt_rows += n;
     }
+    for (const auto& [slot, n] : chunk_rows_) at(slot).chunk_rows_fed += n;
+}
 
-    const auto fed = [&] {
-        for (const auto& [slot, n] : parts_) {
-            kv_.advance(slot, n);
-            at(slot).fed += static_cast<size_t>(n);
-        }
-    };
-    // Nothing but generating: what is fed, and whose logits are wanted, is a token of each.
-    const bool decodes =
-        std::all_of(parts_.begin(), parts_.end(), [&](const Part& part) { return at(part.slot).generating; });
-    if (decodes) {
-        const Tensor logits = decoder_.decode(backend_, decode_workspace_, plan_, source_, kv_);
-        logits_began_ms = now_ms();
-        fed();
-        return logits;
+std::exception_ptr Generator::try_feed() noexcept {
+    try {
+        feed();
+        advance();
+        return nullptr;
+    } catch (...) {
+        // The device may have appended some of the rows, and raised some lengths: the next reserve() writes
+        // the host's again.
+        for (const Part& part : parts_) kv_.truncate(part.slot, kv_.length(part.slot));
+        return std::current_exception();
     }
+}
 
-    const int64_t dim = decoder_.config().dim;
-    const Tensor chunk_rows = arena_.tensor(n_chunk_rows, dim);
-    int64_t begin = 0;
-    for (const auto& [slot, n] : chunk_rows_) {
+std::optional<int32_t> Generator::next_of(int32_t slot, size_t output) {
+    const auto n_logits = static_cast<size_t>(n_logits_);
+    Logits logits{std::span(logits_).subspan(output * n_logits, n_logits), {}};
+    if (!drawn_.empty()) logits.drawn = drawn_[output];
+    if (!ids_.empty()) logits.ids = std::span(ids_).subspan(output * n_logits, n_logits);
+    return at(slot).next(logits, logits_ms_);
+}
+
+void Generator::hand_out() {
+    size_t output = 0, score = 0;
+    for (const auto& [slot, n, scores_end] : parts_) {
         Sequence& sequence = at(slot);
-        const Tensor from{sequence.chunk_rows.data(), DType::f32, sequence.chunk_rows_fed + n, dim};
-        backend_.copy(chunk_rows.row_slice(begin, n), from.row_slice(sequence.chunk_rows_fed, n));
-        sequence.chunk_rows_fed += n;
-        begin += n;
+        const bool all_read = sequence.fed == sequence.source.size(), is_first = !sequence.generating;
+        const bool has_output = all_read && sequence.generates;
+        Ended end{slot, false, nullptr};
+        bool goes_on = !all_read;
+        try {
+            for (size_t i = score; i < scores_end; ++i)
+                sequence.scored(sequence.scores[sequence.n_scored++], std::move(scored_[i]));
+            if (all_read) {
+                sequence.chunk_rows = Buffer{};
+                sequence.generating = true;
+                if (is_first) keep_prefix(slot);
+                std::optional<int32_t> id;
+                if (has_output) id = next_of(slot, output);
+                end.context_full = id && kv_.length(slot) >= sequence.n_entries;
+                goes_on = id && !end.context_full;
+                if (goes_on) {
+                    sequence.source.assign(1, *id);
+                    sequence.fed = 0;
+                    if (!sequence.names.empty()) sequence.names.push_back(token_row_name(*id));
+                } else if (!is_first) {
+                    keep_prefix(slot);
+                }
+            }
+        } catch (...) {
+            goes_on = false;
+            end.error = std::current_exception();
+        }
+        score = scores_end;
+        output += has_output ? 1 : 0;
+        if (goes_on) continue;
+        stop(slot);
+        ended_.push_back(end);
     }
-    const Tensor hidden = decoder_.forward(backend_, plan_, source_, chunk_rows, kv_, arena_);
-    fed();
-    if (outputs_.empty()) return {};
-    logits_began_ms = now_ms();
-    const Tensor last = arena_.tensor(std::ssize(outputs_), dim);
-    backend_.gather_rows(last, hidden, upload_vector(backend_, arena_, last_rows_));
-    return decoder_.logits(backend_, last, arena_);
-}
-
-void Generator::feed() {
-    const ArenaScope scratch(arena_);
-    double started_ms = 0.0;
-    const Tensor logits = feed_decoder(started_ms);
-    if (outputs_.empty()) return;
-    ids_.clear();
-    logits_.clear();
-    n_logits_ = 0;
-    if (draw(logits)) {
-        logits_ms_ = now_ms() - started_ms;
-        return;
-    }
-    n_logits_ = logits_wanted();
-    Tensor wanted = logits;
-    if (n_logits_ < logits.cols) {
-        wanted = arena_.tensor(logits.rows, n_logits_);
-        const Tensor ids = arena_.tensor(logits.rows, n_logits_, DType::i32);
-        backend_.top_logits(wanted, static_cast<int32_t*>(ids.data), logits);
-        ids_.resize(static_cast<size_t>(ids.size()));
-        backend_.download(ids_.data(), ids.data, ids.bytes());
-    }
-    logits_.resize(static_cast<size_t>(wanted.size()));
-    backend_.download(logits_.data(), wanted.data, wanted.bytes());
-    logits_ms_ = now_ms() - started_ms;
-}
-
-bool Generator::draw(Tensor logits) {
-    draws_.clear();
-    drawn_.clear();
-    if (!backend_.device().is_remote() || logits.cols < Backend::kMaxTopLogits) return false;
-    for (const int32_t slot : outputs_) {
-        const Sequence& sequence = at(slot);
-        const std::optional<TokenDraw> draw = sequence.draw ? sequence.draw() : std::nullopt;
-        if (!draw) return false;
-        draws_.push_back(*draw);
-    }
-    const ArenaScope scratch(arena_);
-    const TokenDraw* const draws = upload_vector(backend_, arena_, draws_);
-    const Tensor ids = arena_.tensor(1, std::ssize(draws_), DType::i32);
-    backend_.draw(static_cast<int32_t*>(ids.data), logits, draws);
-    drawn_.resize(draws_.size());
-    backend_.download(drawn_.data(), ids.data, ids.bytes());
-    if (std::find(drawn_.begin(), drawn_.end(), -1) == drawn_.end()) return true;
-    drawn_.clear();
-    return false;
-}
-
-int64_t Generator::logits_wanted() const {
-    const int64_t vocab = decoder_.config().vocab_size;
-    if (!backend_.device().is_remote()) return vocab;
-    int64_t most = 0;
-    for (const int32_t slot : outputs_) {
-        const int64_t n = sequences_[static_cast<size_t>(slot)].n_logits;
-        if (n == 0 || n > Backend::kMaxTopLogits) return vocab;
-        most = std::max(most, n);
-    }
-    return std::min(most, vocab);
 }
 
 const std::vector<Generator::Ended>& Generator::step(int64_t max_rows) {
@@ -286,41 +244,25 @@ const std::vector<Generator::Ended>& Generator::step(int64_t max_rows) {
     plan_rows(max_rows);
     if (parts_.empty()) return ended_;
     ended_.reserve(parts_.size());  // nothing below may fail for want of memory
-    try {
-        feed();
-    } catch (...) {
-        // What the cache holds of these sequences is unknown now; all others were not touched.
-        for (const auto& [slot, n] : parts_) ended_.push_back({slot, false, std::current_exception()});
-        for (const Ended& end : ended_) stop(end.slot);
+    redone_.reserve(parts_.size());
+    ++counts_.steps;
+    std::exception_ptr error = try_feed();
+    if (!error) {
+        hand_out();
         return ended_;
     }
-    const auto n_logits = static_cast<size_t>(n_logits_);
-    for (size_t i = 0; i < outputs_.size(); ++i) {
-        const int32_t slot = outputs_[i];
-        Sequence& sequence = at(slot);
-        sequence.chunk_rows = Buffer{};
-        const bool is_first = !sequence.generating;
-        sequence.generating = true;
-        Ended end{slot, false, nullptr};
-        try {
-            if (is_first) keep_prefix(slot);
-            Logits logits{std::span(logits_).subspan(i * n_logits, n_logits), {}};
-            if (!drawn_.empty()) logits.drawn = drawn_[i];
-            if (!ids_.empty()) logits.ids = std::span(ids_).subspan(i * n_logits, n_logits);
-            const std::optional<int32_t> id = sequence.next(logits, logits_ms_);
-            end.context_full = id && kv_.length(slot) >= sequence.n_entries;
-            if (id && !end.context_full) {
-                sequence.source.assign(1, *id);
-                sequence.fed = 0;
-                if (!sequence.names.empty()) sequence.names.push_back(token_row_name(*id));
-                continue;
-            }
-            keep_prefix(slot);
-        } catch (...) {
-            end.error = std::current_exception();
+    redone_.assign(parts_.begin(), parts_.end());
+    const bool redo = redone_.size() > 1;
+    counts_.steps_redone += redo ? 1 : 0;
+    for (const Part& part : redone_) {
+        parts_.assign(1, part);
+        if (redo) error = try_feed();
+        if (!error) {
+            hand_out();
+        } else {
+            stop(part.slot);
+            ended_.push_back({part.slot, false, error});
         }
-        stop(slot);
-        ended_.push_back(end);
     }
     return ended_;
 }

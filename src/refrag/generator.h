@@ -8,6 +8,9 @@
 //
 // A sequence begins when the pool has pages for all that it may ever hold, so it never runs out of them. A
 // prompt that begins like one read before takes over its pages (prefix_cache.h).
+//
+// A step that fails is undone, and done again sequence by sequence: those whose own rows fail end with the
+// error, all others go on as if nothing had been.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +23,7 @@
 #include "base/arena.h"
 #include "models/llama.h"
 #include "refrag/logits.h"
+#include "refrag/logprobs.h"
 #include "refrag/prefix_cache.h"
 
 namespace refrag {
@@ -30,13 +34,16 @@ class Generator {
   public:
     // The logits after all rows fed so far, as many as `start` was told, or all of them, valid during the
     // call; logits_ms: what making them took. Returns the id to feed next, or nothing when the sequence is to
-    // end. What it throws ends its sequence.
+    // end. What it throws ends its sequence. It calls nothing of this generator.
     using NextToken = std::function<std::optional<int32_t>(const Logits& logits, double logits_ms)>;
+    // The log-probabilities of one of the rows that `start` was told to score, in their order, each once, all
+    // before the first call of NextToken. What it throws ends its sequence.
+    using RowScored = std::function<void(const ScoredRow& row, TokenLogprobs&& logprobs)>;
 
     struct Ended {
         int32_t slot = 0;
         bool context_full = false;  // there was a next token, but no position for it
-        std::exception_ptr error;   // what NextToken or the decoder threw; null if nothing
+        std::exception_ptr error;   // what a callback or the decoder threw; null if nothing
     };
 
     // `backend` (a queue of the decoder's device, this generator's thread's) and `decoder` must outlive it.
@@ -57,17 +64,21 @@ class Generator {
         std::vector<int32_t> source;
         Buffer chunk_rows;           // their values [n, dim] F32
         std::vector<RowName> names;  // of all rows; empty: nothing is shared with other sequences
-        int64_t max_new = -1;        // ids that `next` gives at most; -1: until max_context or the pool's end
+        int64_t max_new = -1;  // ids that `next` gives at most; -1: until max_context or the pool's end;
+                               // 0: it ends when its rows have been read, and `next` is never called
         NextToken next;
         int32_t n_logits = 0;  // how many of the largest logits `next` needs; 0: all
         // Asked before each call of `next`; where it gives something, the token may have been drawn when
         // `next` is called.
         Draw draw;
+        std::vector<ScoredRow> scores;  // rising rows of the prompt; those from the first on are not reused
+        int32_t n_top = 0;              // alternatives of each (row_logprobs)
+        RowScored scored;
     };
     // Whether the pool could hold such a sequence if there were no other.
     bool can_hold(int64_t n_rows, int64_t max_new) const;
     // Positions that the pool holds.
-    int64_t pool_entries() const { return kv_.n_pages() / kv_.n_heads() * kPageEntries; }
+    int64_t pool_entries() const { return n_blocks() * kPageEntries; }
     // Begins a sequence and returns its slot; nothing, and `start` unchanged, where there is now no free slot
     // or too few pages for all rows and max_new more.
     std::optional<int32_t> start(Start& start);
@@ -76,7 +87,7 @@ class Generator {
                   Draw draw = {});
     // Rows of a sequence's prompt that it took over from an earlier one.
     int32_t n_reused(int32_t slot) const { return sequences_[static_cast<size_t>(slot)].n_reused; }
-    // Drops a sequence; its slot and its pages are free at once.
+    // Drops a sequence; its slot and its pages are free at once. Between steps.
     void stop(int32_t slot) noexcept;
     // One batch of about max_rows rows: fewer sequences than max_rows generate in any case. Returns the
     // sequences that ended in it, until the next step; their slots are free again. Where all sequences
@@ -90,12 +101,26 @@ class Generator {
     // Rows of prompts that have not been read.
     int64_t n_unread() const;
     // Blocks that a further sequence could take now.
-    int64_t available_blocks() const { return kv_.free_blocks() + prefixes_.n_idle() - n_promised(); }
+    int64_t available_blocks() const { return free_blocks() + idle_blocks() - n_promised(); }
+    int64_t n_blocks() const { return kv_.n_pages() / kv_.n_heads(); }  // of the pool
+    int64_t free_blocks() const { return kv_.free_blocks(); }
+    int64_t idle_blocks() const { return prefixes_.n_idle(); }  // hold prefixes, and no sequence uses them
     int32_t n_slots() const { return kv_.n_slots(); }
     int64_t max_context() const { return kv_.max_entries(); }
     size_t kv_bytes() const { return kv_.device_bytes(); }
     // Of steps in which all sequences generated.
     const Recording::Counts& decode_counts() const { return decode_workspace_.counts(); }
+
+    // Since the generator was made.
+    struct Counts {
+        int64_t steps = 0;         // that fed something
+        int64_t steps_redone = 0;  // of these, sequence by sequence
+        int64_t prompt_rows = 0;   // that the decoder read
+        int64_t prompts = 0;       // begun
+        int64_t prefix_hits = 0;   // of these, that took over rows of an earlier one
+        int64_t rows_reused = 0;   // that they took over
+    };
+    const Counts& counts() const { return counts_; }
 
   private:
     struct Sequence {
@@ -108,13 +133,19 @@ class Generator {
         int64_t n_entries = 0;       // that it may come to hold
         int32_t n_reused = 0;
         bool generating = false;  // the prompt has been read
+        bool generates = true;    // a token is wanted after the prompt
         NextToken next;
         int32_t n_logits = 0;
         Draw draw;
+        std::vector<ScoredRow> scores;
+        size_t n_scored = 0;  // of them
+        int32_t n_top = 0;
+        RowScored scored;
     };
     struct Part {
         int32_t slot;
-        int32_t n;  // rows of this step
+        int32_t n;          // rows of this step
+        size_t scores_end;  // of scored_: where those of this part end, once it has been fed
     };
     Sequence& at(int32_t slot) { return sequences_[static_cast<size_t>(slot)]; }
     // The chunk rows of a step: the next n of the sequence in `slot`.
@@ -128,12 +159,23 @@ class Generator {
     int64_t n_promised() const;
     void plan_rows(int64_t max_rows);
     // Keeps what the slot holds for others that begin alike.
-    void keep_prefix(int32_t slot);
+    void keep_prefix(int32_t slot) noexcept;
+    // Feeds parts_; what threw. Then nothing has changed but which pages the slots hold.
+    std::exception_ptr try_feed() noexcept;
+    // logits_ become those of outputs_, [outputs_.size(), n_logits_], and ids_ their tokens; scored_ what is
+    // scored.
+    void feed();
     // The decoder's pass over parts_; the logits of outputs_, in memory that arena_'s scope holds, and when
     // they were begun.
     Tensor feed_decoder(double& logits_began_ms);
-    // Feeds parts_; logits_ become those of outputs_, [outputs_.size(), n_logits_], and ids_ their tokens.
-    void feed();
+    void list_rows();
+    // hidden [rows of parts_, dim]
+    void score(Tensor hidden);
+    // What was fed counts as held.
+    void advance();
+    // Tells the callbacks what feed() gave.
+    void hand_out();
+    std::optional<int32_t> next_of(int32_t slot, size_t output);
     // How many logits of each of outputs_ are brought: all, or the largest.
     int64_t logits_wanted() const;
     // Draws the tokens of all of outputs_ where the logits are, into drawn_, if that is wanted of all of
@@ -150,10 +192,11 @@ class Generator {
     std::vector<int32_t> order_;       // slots in use, in the order of their start
     // One step's lists, kept for their memory.
     std::vector<Part> parts_;
+    std::vector<Part> redone_;
     BatchPlan plan_;
     std::vector<int32_t> source_;
     std::vector<ChunkRows> chunk_rows_;
-    std::vector<int32_t> outputs_;    // slots whose rows have all been read
+    std::vector<int32_t> outputs_;    // slots whose rows have all been read, and which generate
     std::vector<int32_t> last_rows_;  // of outputs_
     std::vector<Ended> ended_;
     std::vector<float> logits_;
@@ -162,6 +205,8 @@ class Generator {
     std::vector<TokenDraw> draws_;
     std::vector<int32_t> drawn_;  // tokens of outputs_, or empty
     double logits_ms_ = 0.0;
+    std::vector<TokenLogprobs> scored_;  // of parts_ in their order
+    Counts counts_;
 };
 
 }  // namespace refrag

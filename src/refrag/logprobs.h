@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -16,11 +17,25 @@ struct TokenLogprob {
     bool operator==(const TokenLogprob&) const = default;
 };
 
-// One generated token and the most likely ones at its place.
+// One token and the most likely ones at its place.
 struct TokenLogprobs {
     TokenLogprob chosen;
     std::vector<TokenLogprob> top;  // most likely first, equal ones by id; may hold the chosen one
     bool operator==(const TokenLogprobs&) const = default;
+};
+
+// An id whose log-probability after a row of a prompt is wanted.
+struct ScoredRow {
+    int64_t row = 0;
+    int32_t target = 0;
+};
+
+// A position of a prompt.
+struct PromptScore {
+    int64_t position = 0;
+    int32_t id = -1;  // the token there; -1: a row that is no token (a compressed chunk, a given vector)
+    std::optional<TokenLogprobs> logprobs;  // none: no token, nothing before it, or not read
+    bool operator==(const PromptScore&) const = default;
 };
 
 // `chosen` and the n_top most likely of logits [vocab_size] (all, if there are fewer), in double. The logits

@@ -8,6 +8,7 @@
 
 #include "models/device_batch.h"
 #include "refrag/bm25.h"
+#include "refrag/scoring.h"
 #include "refrag/timer.h"
 
 namespace refrag {
@@ -310,13 +311,24 @@ void PromptWork::choose() {
     }
     answer_.positions = prompt_.input.source.size();
     answer_.plain_tokens = prompt_.input.plain_tokens;
+    name_rows();
+    std::vector<int32_t>& source = prompt_.input.source;
+    if (options_.prompt_logprobs) {
+        for (size_t i = 1; i < source.size(); ++i) {
+            if (source[i] >= 0) prompt_.scores.push_back({static_cast<int64_t>(i) - 1, source[i]});
+        }
+    }
+    if (options_.max_new_tokens == 0 && source.size() > 1) source.pop_back();
+    phase_ = Phase::encode_rest;
+}
 
+void PromptWork::name_rows() {
     size_t chunk = 0;
     int64_t position = 0;
     for (size_t p = 0; p < parts_.size(); ++p) {
         const Part& part = parts_[p];
         for (const int32_t id : part.ids) {
-            if (part.score) {
+            if (part.score && !options_.prompt_logprobs) {
                 REFRAG_CHECK(position > 0, Status::usage,
                              "a scored token segment: expected a row before it, found none");
                 prompt_.scores.push_back({position - 1, id});
@@ -337,9 +349,6 @@ void PromptWork::choose() {
         }
         position += part.n_rows;
     }
-    if (options_.max_new_tokens == 0 && prompt_.input.source.size() > 1 && prompt_.input.source.back() >= 0)
-        prompt_.input.source.pop_back();
-    phase_ = Phase::encode_rest;
 }
 
 bool PromptWork::project(Backend& backend, Arena& arena, int64_t budget_rows, int64_t& used_rows) {

@@ -15,8 +15,8 @@
 #include "refrag/answer.h"
 #include "refrag/assemble.h"
 #include "refrag/choice.h"
+#include "refrag/logprobs.h"
 #include "refrag/model.h"
-#include "refrag/scoring.h"
 #include "refrag/segment.h"
 
 namespace refrag {
@@ -33,14 +33,17 @@ struct Prompt {
     // [input.row_chunk.size(), dim] F32 in the order of the input, taken from the backend that made them.
     Buffer chunk_rows;
     std::vector<ChunkRowKey> row_keys;  // of the chunk rows, for sharing prefixes
-    std::vector<ScoredRow> scores;      // in the order of the input
+    // In the order of the input: of scored segments, or of all tokens but a first one where
+    // AnswerOptions::prompt_logprobs asks for them.
+    std::vector<ScoredRow> scores;
 };
 
 class PromptWork {
   public:
     // Fills in what `answer` says of the prompt: chunk_len to plain_tokens, chunks, and its stages' times.
     // max_context: positions, of which one is left for an answer unless max_new_tokens is 0; then the last
-    // row, which only a next token would need, is left out. Model, options and answer must outlive it.
+    // row, which only a next token would need, is left out unless it is the only one. Model, options and
+    // answer must outlive it.
     PromptWork(const Model& model, std::vector<Segment> segments, const AnswerOptions& options,
                int64_t max_context, Answer& answer);
 
@@ -100,6 +103,8 @@ class PromptWork {
                 int64_t& used_rows);
     void sense(Backend& backend, Arena& arena, int64_t& used_rows);
     void choose();
+    // What the prompt's rows are, once it is known which chunks are expanded.
+    void name_rows();
     bool project(Backend& backend, Arena& arena, int64_t budget_rows, int64_t& used_rows);
     // Chunk embeddings [rows.size(), d_enc] into `out`.
     void gather(Backend& backend, Arena& arena, std::span<const RowRef> rows, Tensor out) const;

@@ -2,12 +2,15 @@
 #include "refrag/scoring.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace refrag {
 namespace {
 
-// Rows whose logits are held at once: 512 rows of 128,256 logits are 250 MB.
-constexpr int64_t kLogitRows = 512;
+// Rows whose logits are held at once: 512, or what 64 MB hold (130 rows of 128,256 logits).
+int64_t logit_rows(const Llama& decoder) {
+    return std::clamp<int64_t>((int64_t{16} << 20) / decoder.config().vocab_size, 1, 512);
+}
 // Rows of chunks read alone in one call.
 constexpr int64_t kAloneRows = 2048;
 
@@ -37,39 +40,51 @@ Tensor prefill(Backend& backend, const Llama& decoder, std::span<const int32_t> 
     return result;
 }
 
-std::vector<float> prompt_nll(Backend& backend, const Llama& decoder, std::span<const int32_t> source,
-                              Tensor chunk_rows, std::span<const ScoredRow> scores, KvCache& kv, int32_t slot,
-                              Arena& arena) {
-    if (scores.empty()) return {};
-    const ArenaScope scratch(arena);
-    const int64_t n_last = std::ssize(source) - scores.front().row;
-    const Tensor last = prefill(backend, decoder, source, chunk_rows, kv, slot, n_last, arena);
-    std::vector<int32_t> targets;
-    std::vector<int32_t> index;
-    for (const ScoredRow& score : scores) {
-        targets.push_back(score.target);
-        index.push_back(static_cast<int32_t>(score.row - scores.front().row));
-    }
-    Tensor hidden = last;
-    if (std::ssize(scores) != n_last) {
-        hidden = arena.tensor(std::ssize(scores), last.cols);
-        backend.gather_rows(hidden, last, upload_vector(backend, arena, index));
-    }
-    return target_nll(backend, decoder, hidden, targets, arena);
-}
-
-std::vector<float> target_nll(Backend& backend, const Llama& decoder, Tensor hidden,
-                              std::span<const int32_t> targets, Arena& arena) {
-    REFRAG_DCHECK(hidden.rows == std::ssize(targets));
-    std::vector<float> result(targets.size());
-    for (int64_t begin = 0; begin < hidden.rows; begin += kLogitRows) {
-        const int64_t n = std::min(kLogitRows, hidden.rows - begin);
+std::vector<TokenLogprobs> row_logprobs(Backend& backend, const Llama& decoder, Tensor hidden,
+                                        std::span<const int32_t> targets, int32_t n_top, Arena& arena) {
+    REFRAG_DCHECK(hidden.rows == std::ssize(targets) && n_top <= Backend::kMaxTopLogits);
+    const int64_t n_ids = std::min<int64_t>(n_top, decoder.config().vocab_size);
+    std::vector<TokenLogprobs> result(targets.size());
+    std::vector<float> nll, nll_of_first, top;
+    std::vector<int32_t> top_ids, first_ids;
+    const auto nll_of = [&](Tensor logits, const std::vector<int32_t>& ids, std::vector<float>& out) {
+        const Tensor values = arena.tensor(1, logits.rows);
+        backend.nll(values, logits, upload_vector(backend, arena, ids));
+        out.resize(ids.size());
+        backend.download(out.data(), values.data, values.bytes());
+    };
+    const int64_t group = logit_rows(decoder);
+    for (int64_t begin = 0; begin < hidden.rows; begin += group) {
+        const int64_t n = std::min(group, hidden.rows - begin);
         const ArenaScope scratch(arena);
         const Tensor logits = decoder.logits(backend, hidden.row_slice(begin, n), arena);
-        const Tensor nll = arena.tensor(1, n);
-        const std::vector<int32_t> piece(targets.begin() + begin, targets.begin() + begin + n);
-        backend.nll(nll, logits, upload_vector(backend, arena, piece));
-        backend.download(result.data() + begin, nll.data, nll.bytes());
+        nll_of(logits, {targets.begin() + begin, targets.begin() + begin + n}, nll);
+        if (n_ids > 0) {
+            const Tensor values = arena.tensor(n, n_ids), ids = arena.tensor(n, n_ids, DType::i32);
+            backend.top_logits(values, static_cast<int32_t*>(ids.data), logits);
+            top.resize(static_cast<size_t>(values.size()));
+            top_ids.resize(top.size());
+            backend.download(top.data(), values.data, values.bytes());
+            backend.download(top_ids.data(), ids.data, ids.bytes());
+            // Of the others' log-probabilities the logits say only how far they are from the largest.
+            first_ids.clear();
+            for (int64_t i = 0; i < n; ++i) first_ids.push_back(top_ids[static_cast<size_t>(i * n_ids)]);
+            nll_of(logits, first_ids, nll_of_first);
+        }
+        for (int64_t i = 0; i < n; ++i) {
+            const auto row = static_cast<size_t>(begin + i);
+            const auto target_nll = static_cast<double>(nll[static_cast<size_t>(i)]);
+            REFRAG_CHECK(!std::isnan(target_nll), Status::runtime,
+                         "the decoder's logits: expected numbers, found NaN");
+            result[row].chosen = {targets[row], -target_nll};
+            for (int64_t j = 0; j < n_ids; ++j) {
+                const auto at = static_cast<size_t>(i * n_ids + j), first = static_cast<size_t>(i * n_ids);
+                const double below = static_cast<double>(top[first]) - static_cast<double>(top[at]);
+                const double first_nll = static_cast<double>(nll_of_first[static_cast<size_t>(i)]);
+                const bool is_target = top_ids[at] == targets[row];
+                result[row].top.push_back({top_ids[at], is_target ? -target_nll : -first_nll - below});
+            }
+        }
     }
     return result;
 }
@@ -101,12 +116,12 @@ std::vector<float> mean_nll_alone(Backend& backend, const Model& model,
             targets.insert(targets.end(), ids.begin(), ids.end());
         }
         const Tensor hidden = decoder.forward(backend, plan, source, Tensor{}, kv, arena);
-        const std::vector<float> nll = target_nll(backend, decoder, hidden, targets, arena);
+        const std::vector<TokenLogprobs> scores = row_logprobs(backend, decoder, hidden, targets, 0, arena);
         size_t at = 0;
         for (size_t i = begin; i < end; ++i) {
             kv.advance(static_cast<int32_t>(i - begin), static_cast<int32_t>(sequences[i].size()));
             double sum = 0.0;
-            for (size_t j = 0; j < sequences[i].size(); ++j) sum += static_cast<double>(nll[at++]);
+            for (size_t j = 0; j < sequences[i].size(); ++j) sum -= scores[at++].chosen.logprob;
             if (!sequences[i].empty())
                 result[i] = static_cast<float>(sum / static_cast<double>(sequences[i].size()));
         }

@@ -1,11 +1,12 @@
-// Negative log-likelihoods from the decoder: of given targets after given rows (evaluation), and of chunks
-// read alone (the perplexity baselines of the paper's Figure 3). `backend` is a queue of the model's device.
+// Log-probabilities from the decoder: of given targets after given rows (scored prompts), and of chunks read
+// alone (the perplexity baselines of the paper's Figure 3). `backend` is a queue of the model's device.
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <vector>
 
+#include "refrag/logprobs.h"
 #include "refrag/model.h"
 
 namespace refrag {
@@ -19,21 +20,11 @@ inline constexpr int64_t kPrefillRows = 2048;
 Tensor prefill(Backend& backend, const Llama& decoder, std::span<const int32_t> source, Tensor chunk_rows,
                KvCache& kv, int32_t slot, int64_t n_last, Arena& arena);
 
-// An id whose negative log-likelihood after a row is wanted.
-struct ScoredRow {
-    int64_t row = 0;
-    int32_t target = 0;
-};
-
-// Runs `source` through `slot` of `kv` (as prefill does); the negative log-likelihoods in nats of the targets
-// of `scores`, whose rows rise.
-std::vector<float> prompt_nll(Backend& backend, const Llama& decoder, std::span<const int32_t> source,
-                              Tensor chunk_rows, std::span<const ScoredRow> scores, KvCache& kv, int32_t slot,
-                              Arena& arena);
-
-// Negative log-likelihood in nats of targets[i] under the logits of hidden row i.
-std::vector<float> target_nll(Backend& backend, const Llama& decoder, Tensor hidden,
-                              std::span<const int32_t> targets, Arena& arena);
+// For every hidden row i the log-probability of targets[i] and the n_top most likely ids, n_top <=
+// max_top_logprobs, in fp32 and in the order of token_logprobs(). Logits of a bounded number of rows are held
+// at a time (64 MB). Status::runtime where one is NaN.
+std::vector<TokenLogprobs> row_logprobs(Backend& backend, const Llama& decoder, Tensor hidden,
+                                        std::span<const int32_t> targets, int32_t n_top, Arena& arena);
 
 // Mean negative log-likelihood of each sequence of ids when the decoder reads it alone after
 // Model::first_id().

@@ -9,13 +9,14 @@ import unittest
 from contextlib import redirect_stdout
 from importlib import import_module
 from io import StringIO
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 from weights_tools.gguf import Gguf, llama_weights
 
-from .smol import export
+from .smol import export, run_all
 from .smol.run_all import STAGES as MODULES
 from .toy_smol import REPOSITORY, STAGES, ToyRun
 
@@ -114,6 +115,42 @@ class Stages(unittest.TestCase):
             expected = torch.from_numpy(base[f"{name}.weight"]) + 2.0 * b @ a
             self.assertLess((merged[f"{name}.weight"].float() - expected).abs().max(), 0.01)
             self.assertGreater((b @ a).abs().max(), 0)
+
+
+class Gate(unittest.TestCase):
+    """run_all.py on stages that are done and exported, with a runtime that says what it is told to."""
+
+    def run_all(self, folder, found, refrag=True):
+        folder = Path(folder)
+        binary = folder / "refrag"
+        if refrag:
+            binary.write_text(f"""#!/bin/sh\necho "$@" >> {folder}/asked\necho '[{{"mode": "full", "exact_match": {found}}}]'\n""")
+            binary.chmod(0o755)
+        for i, stage in enumerate(("reader", "warm", "reconstruct")):
+            gate = "[gate]\nexact_match = 0.45\n" if stage == "reader" else ""
+            (folder / f"{stage}.toml").write_text(f'{gate}[run]\nout = "{folder}/{i}"\n[data]\nfolder = "{folder}/data"\n[refrag]\nchunk_lens = [8, 16]\n')
+            for path in (f"{i}/done.json", f"out/{stage}/model/refrag.json"):
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).write_text("{}")
+        with redirect_stdout(StringIO()) as said:
+            run_all.main([str(folder), "--out", str(folder / "out"), "--last", "reconstruct", "--refrag", str(binary)])
+        return said.getvalue(), (folder / "asked").read_text().splitlines()
+
+    def test_passes(self):
+        with tempfile.TemporaryDirectory() as folder:
+            said, asked = self.run_all(folder, 0.5)
+            self.assertIn("reader: exact match 0.500", said)
+            self.assertEqual([line.split()[1] for line in asked], ["qa", "qa", "qa", "perplexity"])
+            self.assertIn("--modes full ", asked[0] + " ")
+            self.assertIn("-k 8,16", asked[2])
+
+    def test_fails(self):
+        with tempfile.TemporaryDirectory() as folder, self.assertRaisesRegex(SystemExit, "expected an exact match of 0.45 .* found 0.440"):
+            self.run_all(folder, 0.44)
+
+    def test_cannot_measure(self):
+        with tempfile.TemporaryDirectory() as folder, self.assertRaisesRegex(SystemExit, "no way to measure"):
+            self.run_all(folder, 0.5, refrag=False)
 
 
 def cut_after(train, steps):

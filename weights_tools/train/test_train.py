@@ -276,7 +276,7 @@ class Networks(unittest.TestCase):
         self.addCleanup(common.cpu_multiplies_bf16.cache_clear)
         info = unittest.mock.Mock(exists=lambda: True)
         with unittest.mock.patch.object(common, "Path", return_value=info):
-            for flags, fast in (("fma avx2 avx512f", False), ("avx512f avx512_bf16", True), ("amx_bf16 amx_tile", True)):
+            for flags, fast in (("fma avx2 avx512f", False), ("avx512f avx512_bf16", False), ("avx512f avx512_bf16 amx_bf16 amx_tile", True)):
                 info.read_text = lambda flags=flags: f"processor\t: 0\nflags\t\t: fpu {flags} sse\n"
                 common.cpu_multiplies_bf16.cache_clear()
                 for run, wanted in (({}, fast), ({"precision": "auto"}, fast), ({"precision": "bf16"}, True), ({"precision": "fp32"}, False)):

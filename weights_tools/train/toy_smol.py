@@ -1,10 +1,10 @@
 """What the tests of refrag-smol's trainer train on: networks of two layers, a GGUF file, data and configurations of their size."""
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGUFWriter
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -68,6 +68,33 @@ def ids(rng, n):
     return rng.integers(0, VOCABULARY, n).tolist()
 
 
+def gguf_bytes(keys, tensors):
+    """A GGUF file of version 3: {key: text, whole number, fraction or list of one of them}, {name: fp32 tensor}."""
+    def text(value):
+        return struct.pack("<Q", len(value.encode())) + value.encode()
+
+    def value(v):
+        """(type, bytes)"""
+        if isinstance(v, str):
+            return 8, text(v)
+        if isinstance(v, list):
+            return 9, struct.pack("<IQ", value(v[0])[0], len(v)) + b"".join(value(x)[1] for x in v)
+        return (6, struct.pack("<f", v)) if isinstance(v, float) else (4, struct.pack("<I", v))
+
+    out, offset, data = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(keys))], 0, b""
+    for key, v in keys.items():
+        kind, raw = value(v)
+        out.append(text(key) + struct.pack("<I", kind) + raw)
+    for name, t in tensors.items():
+        shape = tuple(reversed(t.shape))  # the file names the fastest dimension first
+        out.append(text(name) + struct.pack("<I", len(shape)) + struct.pack(f"<{len(shape)}Q", *shape) + struct.pack("<IQ", 0, offset))
+        raw = t.numpy().astype("<f4").tobytes()
+        data += raw + bytes(-len(raw) % 32)
+        offset = len(data)
+    head = b"".join(out)
+    return head + bytes(-len(head) % 32) + data
+
+
 class ToyRun:
     """A folder with a GGUF file, data and the stages' configurations, all of them small."""
 
@@ -98,35 +125,25 @@ class ToyRun:
 
     def write_gguf(self, bpe):
         c, generator = toy_config(), torch.Generator().manual_seed(5)
-        writer = GGUFWriter(self.folder / "toy.gguf", "llama")
         tokens = sorted(bpe["vocab"], key=bpe["vocab"].get)
-        writer.add_context_length(c["max_position_embeddings"])
-        writer.add_embedding_length(c["hidden_size"])
-        writer.add_block_count(c["num_hidden_layers"])
-        writer.add_feed_forward_length(c["intermediate_size"])
-        writer.add_head_count(c["num_attention_heads"])
-        writer.add_head_count_kv(c["num_key_value_heads"])
-        writer.add_layer_norm_rms_eps(c["rms_norm_eps"])
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("smollm")
-        writer.add_token_list(tokens)
-        writer.add_token_types([3 if t in self.SPECIALS else 1 for t in tokens])
-        writer.add_token_merges([" ".join(m) for m in bpe["merges"]])
-        for add, i in ((writer.add_bos_token_id, 1), (writer.add_eos_token_id, 2), (writer.add_pad_token_id, 2)):
-            add(i)
+        keys = {
+            "general.architecture": "llama", "llama.context_length": c["max_position_embeddings"], "llama.embedding_length": c["hidden_size"],
+            "llama.block_count": c["num_hidden_layers"], "llama.feed_forward_length": c["intermediate_size"],
+            "llama.attention.head_count": c["num_attention_heads"], "llama.attention.head_count_kv": c["num_key_value_heads"],
+            "llama.attention.layer_norm_rms_epsilon": c["rms_norm_eps"], "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm",
+            "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [3 if t in self.SPECIALS else 1 for t in tokens],
+            "tokenizer.ggml.merges": [" ".join(m) for m in bpe["merges"]],
+            "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.padding_token_id": 2,
+        }
         dim, wide, kv = c["hidden_size"], c["intermediate_size"], c["num_key_value_heads"] * c["head_dim"]
         shapes = {"attn_q": (dim, dim), "attn_k": (kv, dim), "attn_v": (kv, dim), "attn_output": (dim, dim), "ffn_gate": (wide, dim), "ffn_up": (wide, dim),
                   "ffn_down": (dim, wide), "attn_norm": (dim,), "ffn_norm": (dim,)}
         named = {"token_embd.weight": (len(tokens), dim), "output_norm.weight": (dim,)}
         for i in range(c["num_hidden_layers"]):
             named |= {f"blk.{i}.{name}.weight": shape for name, shape in shapes.items()}
-        for name, shape in named.items():
-            value = torch.rand(shape, generator=generator) + 0.5 if "norm" in name else torch.randn(shape, generator=generator) * 0.2
-            writer.add_tensor(name, value.numpy())
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        tensors = {name: torch.rand(shape, generator=generator) + 0.5 if "norm" in name else torch.randn(shape, generator=generator) * 0.2
+                   for name, shape in named.items()}
+        (self.folder / "toy.gguf").write_bytes(gguf_bytes(keys, tensors))
 
     CHANGES = {
         "warm": {"tokens": 256, "random": 64},

@@ -275,6 +275,24 @@ TEST_CASE_FIXTURE(Fixture, "engine: kept prefixes give way to requests that need
     }
 }
 
+TEST_CASE_FIXTURE(Fixture,
+                  "engine: pages that were promised are there, whatever prefixes are kept meanwhile") {
+    // Nine blocks: three and six for two prompts that begin alike and are read at the same time. The first
+    // ends, and what is kept of it is promised to the third request. Then the second's prompt is kept, behind
+    // the same beginning.
+    Engine engine(model, {.n_slots = 3, .max_context = 512, .kv_entries = 288, .step_rows = 32});
+    engine.submit(tokens(70, 2));
+    engine.submit(tokens(140, 40));
+    engine.submit(tokens(60, 30, 120));
+    const std::map<uint64_t, Result> results = run_all(engine);
+    REQUIRE(results.size() == 3);
+    for (const auto& [id, result] : results) {
+        CAPTURE(id);
+        CHECK(!result.error);
+    }
+    CHECK(engine.stats().prefix_hits == 0);
+}
+
 TEST_CASE_FIXTURE(Fixture, "engine: options that make no sense are refused") {
     CHECK(contains(error_of([&] { Engine(model, {.step_rows = 0}); }), "at least 1 row a step"));
     CHECK(contains(error_of([&] { Engine(model, {.kv_entries = -1}); }), "found 2048 and -1"));

@@ -149,6 +149,27 @@ TEST_CASE("prefix cache: what lies before a block in use is not idle, whoever wr
     CHECK(kept.n_blocks() == 0);
 }
 
+TEST_CASE("prefix cache: keeping more of a slot takes nothing from what was idle") {
+    KvCache kv = make_cache();
+    PrefixCache kept(kv);
+    hold(kv, 0, 64);
+    hold(kv, 1, 96);
+    kept.keep(0, tokens(0, 64));
+    kv.truncate(0, 0);
+    CHECK(kept.n_idle() == 2);
+    CHECK(kv.free_blocks() == kBlocks - 2 - 3);
+    // Slot 1 has read the same rows into pages of its own. What it keeps behind them must not make the idle
+    // ones stay.
+    kept.keep(1, tokens(0, 96));
+    CHECK(kept.n_blocks() == 3);
+    CHECK(kept.n_idle() + kv.free_blocks() == kBlocks - 3);
+    kept.make_room(kBlocks - 3);
+    CHECK(kv.free_blocks() == kBlocks - 3);
+    kv.truncate(1, 0);
+    CHECK(kept.n_idle() == 3);
+    CHECK(kept.restore(2, tokens(0, 97)) == 96);
+}
+
 TEST_CASE("prefix cache: without the host's memory it keeps fewer, and what it keeps is whole") {
     bool done = false;
     int64_t fewest = 4;

@@ -104,15 +104,20 @@ void PrefixCache::keep(int32_t slot, std::span<const RowName> rows) noexcept {
         const std::span<const RowName> block = block_of(rows, i);
         const uint64_t hash = hash_of(parent, block);
         Node* node = find(parent, hash, block);
-        if (node == nullptr) {
-            KvBlock held;
-            try {
-                held = kv_.hold_block(slot, static_cast<int32_t>(i));
+        KvBlock held;
+        try {
+            held = kv_.hold_block(slot, static_cast<int32_t>(i));
+            if (node == nullptr) {
                 node = &add(parent, hash, block, held);
-            } catch (...) {
+            } else {
+                // Equal rows that another slot read. The slot's own page takes its place, so that what is
+                // kept behind it never holds idle pages fast: those are promised to others.
+                node->block.swap(held);
                 kv_.drop_block(held);
-                return;
             }
+        } catch (...) {
+            kv_.drop_block(held);
+            return;
         }
         touch(*node);
         parent = node;

@@ -39,7 +39,8 @@ class PrefixCache {
     // since its logits are wanted. Returns its rows, a multiple of 32. Allocates nothing where the slot has
     // the memory (KvCache::expect); what it throws leaves in the slot what was put there.
     int32_t restore(int32_t slot, std::span<const RowName> rows);
-    // Keeps the whole blocks of what a slot holds; `rows` name all its entries or the first of them. Where
+    // Keeps the whole blocks of what a slot holds, also in place of equal ones that are kept already; `rows`
+    // name all its entries or the first of them. n_idle() and free blocks together do not get fewer. Where
     // the host's memory runs out it keeps fewer.
     void keep(int32_t slot, std::span<const RowName> rows) noexcept;
 

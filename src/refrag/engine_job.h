@@ -23,7 +23,7 @@ class EngineJob {
   public:
     // Of a request that was submitted at submitted_ms (now_ms). `model` must outlive it, and n_generated,
     // which counts the tokens of all jobs. Throws where its options make no sense for the model.
-    EngineJob(const Model& model, uint64_t id, Request&& request, double submitted_ms, int64_t max_context,
+    EngineJob(const Model& model, uint64_t id, Request&& from, double submitted_ms, int64_t max_context,
               int64_t& n_generated);
     EngineJob(const EngineJob&) = delete;
     EngineJob& operator=(const EngineJob&) = delete;

@@ -202,7 +202,7 @@ class Descends(unittest.TestCase):
         for row, start in zip(rows, (0, 300)):
             window = self.ids[start : start + 100]
             for place in [*range(8, 16), *range(40, 48), *range(72, 92)]:
-                alone = pack([Branched([*self.template.before, *window[:place].tolist()])], torch.float32)
+                alone = pack([Branched([*self.template.text, *window[:place].tolist()])], torch.float32)
                 self.assertLess((model.hidden(alone)[-1] - said[at]).abs().max(), 1e-4)
                 self.assertEqual(int(pack([row], torch.float32).labels[pack([row], torch.float32).taught()][at % 36]), int(window[place]))
                 at += 1
@@ -212,7 +212,7 @@ class Descends(unittest.TestCase):
         model = self.model()
         window = self.ids[:100]
         row, _ = cpt.split_row(self.template, window, 8, 9, set(range(9)), 20)
-        self.assertEqual(row.context, [*self.template.before, *window[:92].tolist()])
+        self.assertEqual(row.context, [*self.template.text, *window[:92].tolist()])
         self.assertEqual(row.slots, [])
         task = self.task(8)
         full = sft.context_of(self.template, task, set(range(len(task.chunks))))

@@ -23,7 +23,7 @@ from .texts import held_out_windows, open_text
 def split_row(template, window, k, n_chunks, expanded, n_target):
     """(row: the window's first n_chunks in slots or, those of `expanded`, tokens, then n_target tokens; which of the window's ids are targets).
     Expanded tokens are targets too."""
-    row, taught = Pieces(template.before), []
+    row, taught = Pieces(template.text), []
     for i in range(n_chunks):
         chunk = [int(t) for t in window[i * k : (i + 1) * k]]
         if i in expanded:
@@ -38,11 +38,11 @@ def split_row(template, window, k, n_chunks, expanded, n_target):
 @torch.no_grad()
 def read_as_tokens(model, reader, template, windows):
     """The reader's hidden states before each id of `windows` (ids): a list of [size, dim]."""
-    batch = pack([Branched([*template.before, *(int(t) for t in w)]) for w in windows], model.decoder.dtype)
-    hidden, out, begin = model.hidden(batch, reader), [], len(template.before) - 1
+    batch = pack([Branched([*template.text, *(int(t) for t in w)]) for w in windows], model.decoder.dtype)
+    hidden, out, begin = model.hidden(batch, reader), [], len(template.text) - 1
     for w in windows:
         out.append(hidden[begin : begin + len(w)])
-        begin += len(template.before) + len(w)
+        begin += len(template.text) + len(w)
     return out
 
 
@@ -84,7 +84,7 @@ def shares(model, reader, template, windows, data, n_target=64):
         return model.decoder.loss(hidden, batch.labels[batch.taught()], torch.ones(len(hidden)))[1].mean().item()
 
     def as_tokens(w, begin):
-        return Pieces(template.before).tokens(w[begin:-n_target]).tokens(w[-n_target:], learn=True).row()
+        return Pieces(template.text).tokens(w[begin:-n_target]).tokens(w[-n_target:], learn=True).row()
 
     none = nll([as_tokens(w, len(w) - n_target) for w in windows], reader)
     full = nll([as_tokens(w, 0) for w in windows], reader)
@@ -112,7 +112,7 @@ def main(config):
         if rng.random() < 0.5:
             rows, name = draw_part(asker, template, rng, data, rng.random()), "held questions"
         else:
-            rows, name = [Pieces(template.before).tokens(text.window(rng, data["positions"] // 2), learn=True).row()], "held text"
+            rows, name = [Pieces(template.text).tokens(text.window(rng, data["positions"] // 2), learn=True).row()], "held text"
         loss, size, nll = held_part(model, reader, rows, data["teacher"])
         return loss, size, {name: nll.mean()}
 

@@ -122,7 +122,7 @@ class Template:
         self.segments.tokenizer.encode_special_tokens = plain
         self.before, self.prefix, self.suffix = ids["before"], ids["passage_prefix"], ids["passage_suffix"]
         self.before_question, self.after_question = ids["question_prefix"], ids["question_suffix"]
-        self.first = self.before[0]
+        self.text = self.before[:1]  # what text without a question begins with, as in `refrag eval perplexity`
 
     def passage(self, passage):
         return self.segments.passage(passage)

@@ -25,6 +25,7 @@ start|resume)
 stop)  # the stage saves first
     running || { echo "does not run"; exit 0; }
     kill -s CONT -- "-$(cat "$state/pgid")"
+    echo 0 2>/dev/null >"/proc/$(cat "$state/pgid")/autogroup" || true  # on a busy machine the step would not end for long
     kill -s TERM -- "-$(cat "$state/pgid")"
     while running; do sleep 1; done
     echo "stopped; '$0 resume' goes on"

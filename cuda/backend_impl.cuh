@@ -93,7 +93,7 @@ class CudaDevice : public Device {
     void enqueue_upload(void* dst, const void* src, size_t bytes);
     void finish_uploads();
 
-    int ordinal_ = 0;
+    int ordinal_;
     CudaOptions options_;
     std::string name_;
     uint64_t budget_bytes_ = 0;

@@ -4,7 +4,9 @@
 #include <cublas_v2.h>
 #include <dlfcn.h>
 
-#include <iterator>
+#include <cstdlib>
+#include <string>
+#include <vector>
 
 namespace refrag::REFRAG_CUDA {
 namespace {
@@ -22,34 +24,65 @@ struct Library {
     decltype(&cublasGetStatusString) status_string = nullptr;
 };
 
-// The toolkit that this was built with first: its enumerations are those of the calls below.
+// Where cuBLAS may lie: where the dynamic linker looks, in CUDA's folder, and, for a machine that has PyTorch
+// and no toolkit, in the folder of its package that REFRAG_CUBLAS or LD_LIBRARY_PATH names. The version that
+// this was built with first: its enumerations are those of the calls below, and have not changed since 12.
+std::vector<std::string> library_files() {
+    std::vector<std::string> files;
+    if (const char* const named = std::getenv("REFRAG_CUBLAS")) files.emplace_back(named);
+    constexpr int kOldest = 12;
+    std::vector<std::string> names = {str("libcublas.so.", CUBLAS_VER_MAJOR)};
+    for (int major = CUBLAS_VER_MAJOR - 1; major >= kOldest; --major)
+        names.push_back(str("libcublas.so.", major));
+    names.emplace_back("libcublas.so");
+    for (const char* const folder : {"", "/usr/local/cuda/lib64/"})
+        for (const std::string& name : names) files.push_back(folder + name);
+    return files;
+}
+
+// The library, or why there is none.
+struct Opened {
+    Library library;
+    std::string why;
+};
+
+Opened open_library() {
+    Opened opened;
+    void* file = nullptr;
+    std::string tried;
+    for (const std::string& name : library_files()) {
+        file = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
+        if (file != nullptr) break;
+        tried += (tried.empty() ? "" : ", ") + name;
+    }
+    if (file == nullptr) {
+        opened.why = str("cannot open cuBLAS (tried ", tried, "; REFRAG_CUBLAS may name the file)");
+        return opened;
+    }
+    const auto find = [&](auto& function, const char* name) {
+        void* const symbol = dlsym(file, name);
+        if (symbol == nullptr && opened.why.empty()) opened.why = str("cuBLAS has no ", name);
+        function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(symbol);
+    };
+    Library& found = opened.library;
+    find(found.create, "cublasCreate_v2");
+    find(found.destroy, "cublasDestroy_v2");
+    find(found.set_stream, "cublasSetStream_v2");
+    find(found.set_workspace, "cublasSetWorkspace_v2");
+    find(found.set_math_mode, "cublasSetMathMode");
+    find(found.gemm, "cublasGemmEx");
+    find(found.status_string, "cublasGetStatusString");
+    return opened;
+}
+
+const Opened& opened_once() {
+    static const Opened opened = open_library();
+    return opened;
+}
+
 const Library& library() {
-    static const Library loaded = [] {
-        const std::string major = str("libcublas.so.", CUBLAS_VER_MAJOR);
-        const std::string names[] = {major, "libcublas.so", "/usr/local/cuda/lib64/" + major};
-        void* file = nullptr;
-        std::string tried;
-        for (const std::string& name : names) {
-            if (file == nullptr) file = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-            tried += (tried.empty() ? "" : ", ") + name;
-        }
-        REFRAG_CHECK(file != nullptr, Status::runtime, "cannot open cuBLAS (tried ", tried, "): ", dlerror());
-        Library found;
-        const auto find = [&](auto& function, const char* name) {
-            void* const symbol = dlsym(file, name);
-            REFRAG_CHECK(symbol != nullptr, Status::runtime, "cuBLAS has no ", name);
-            function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(symbol);
-        };
-        find(found.create, "cublasCreate_v2");
-        find(found.destroy, "cublasDestroy_v2");
-        find(found.set_stream, "cublasSetStream_v2");
-        find(found.set_workspace, "cublasSetWorkspace_v2");
-        find(found.set_math_mode, "cublasSetMathMode");
-        find(found.gemm, "cublasGemmEx");
-        find(found.status_string, "cublasGetStatusString");
-        return found;
-    }();
-    return loaded;
+    REFRAG_CHECK(opened_once().why.empty(), Status::runtime, opened_once().why);
+    return opened_once().library;
 }
 
 void check(cublasStatus_t status, const char* call) {
@@ -63,6 +96,10 @@ cudaDataType type_of(DType dtype) {
 }
 
 }  // namespace
+
+std::string cublas_unavailable() {
+    return opened_once().why;
+}
 
 Cublas::Cublas(cudaStream_t stream, void* workspace, size_t workspace_bytes) {
     cublasHandle_t handle = nullptr;

@@ -6,6 +6,9 @@
 
 namespace refrag::REFRAG_CUDA {
 
+// Why the library cannot be opened, naming the files tried, or empty. Never throws.
+std::string cublas_unavailable();
+
 // A handle of the library, bound to a stream, with a workspace of its own, so that calls can be captured.
 class Cublas {
   public:

@@ -20,32 +20,47 @@ std::string mib(uint64_t bytes) {
 
 }  // namespace
 
-std::string cuda_unavailable() {
+bool cuda_present() {
     int driver = 0, count = 0;
     // The version is 0 where there is no driver at all.
+    if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return false;
+    const bool some = cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+    cudaGetLastError();  // so that no later call reports it again
+    return some;
+}
+
+std::string cuda_unavailable(int device) {
+    int driver = 0, count = 0;
     if (cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0) return "no NVIDIA driver is installed";
     const cudaError_t error = cudaGetDeviceCount(&count);
     if (error != cudaSuccess) {
-        cudaGetLastError();  // so that no later call reports it again
+        cudaGetLastError();
         return str("no CUDA device can be used: ", cudaGetErrorString(error));
     }
     if (count == 0) return "no CUDA device is visible";
-    int major = 0, minor = 0;
-    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) != cudaSuccess ||
-        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0) != cudaSuccess) {
-        return "no CUDA device can be used: it does not say its compute capability";
+    const std::string name = str("cuda:", device, ": ");
+    if (device < 0 || device >= count)
+        return str(name, count, count == 1 ? " device is" : " devices are", " visible, cuda:0",
+                   count == 1 ? "" : str(" to cuda:", count - 1));
+    int major = 0, minor = 0, pools = 0;
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&pools, cudaDevAttrMemoryPoolsSupported, device) != cudaSuccess) {
+        cudaGetLastError();
+        return name + "it does not say what it can do";
     }
-    if (major < kOldestMajor) {
-        return str("the CUDA device has compute capability ", major, ".", minor, "; at least ", kOldestMajor,
+    if (major < kOldestMajor)
+        return str(name, "it has compute capability ", major, ".", minor, "; at least ", kOldestMajor,
                    ".0 is needed");
-    }
-    return "";
+    // Some virtual GPUs have none.
+    if (pools == 0) return name + "it has no memory pools (cudaMallocAsync), which are needed";
+    return cublas_unavailable();
 }
 
 namespace {
 
 std::unique_ptr<CudaDevice> new_cuda_device(const CudaOptions& options) {
-    const std::string why = cuda_unavailable();
+    const std::string why = cuda_unavailable(options.device);
     REFRAG_CHECK(why.empty(), Status::runtime, why);
     return std::make_unique<CudaDevice>(options);
 }
@@ -64,7 +79,7 @@ std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options) {
 
 // ---- the device -----------------------------------------------------------------------------------------
 
-CudaDevice::CudaDevice(const CudaOptions& options) : options_(options) {
+CudaDevice::CudaDevice(const CudaOptions& options) : ordinal_(options.device), options_(options) {
     REFRAG_CHECK(options.memory_fraction > 0.0 && options.memory_fraction <= 1.0, Status::usage,
                  "GPU memory fraction: expected a number above 0, at most 1, found ",
                  options.memory_fraction);
@@ -92,7 +107,8 @@ CudaDevice::~CudaDevice() {
 }
 
 std::string CudaDevice::description() const {
-    return str("cuda: ", name_, options_.deterministic ? ", deterministic" : "");
+    return str("cuda", ordinal_ == 0 ? "" : str(":", ordinal_), ": ", name_,
+               options_.deterministic ? ", deterministic" : "");
 }
 
 std::unique_ptr<Backend> CudaDevice::make_backend() {

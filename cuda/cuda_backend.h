@@ -15,6 +15,7 @@
 namespace refrag::REFRAG_CUDA {
 
 struct CudaOptions {
+    int device = 0;  // among the visible ones (CUDA_VISIBLE_DEVICES)
     // Of the memory that is free on the device when it is opened, what this process may take at most.
     double memory_fraction = 0.9;
     // Every row's result then does not depend on the batch it is in, bit for bit: products go through the
@@ -22,11 +23,15 @@ struct CudaOptions {
     bool deterministic = false;
 };
 
-// Why no device can be used ("no CUDA device is visible: ..."), or empty where one can. Never throws, and
-// works where there is neither driver nor toolkit.
-std::string cuda_unavailable();
+// Is there a driver, and a device that it shows? Never throws, and works where there is neither driver nor
+// toolkit.
+bool cuda_present();
+// Why this device cannot be used ("no NVIDIA driver is installed", "cuda:1: 1 device is visible", "cannot
+// open cuBLAS ..."), or empty where it can. Throws and needs as little.
+std::string cuda_unavailable(int device = 0);
 
-// Opens the first visible device. Throws Status::runtime with the reason where it cannot be used.
+// Opens a device. Throws Status::runtime with the reason where it cannot be used. Every call of the device
+// and of its queues makes it the calling thread's current one.
 std::unique_ptr<Device> make_cuda_device(const CudaOptions& options = {});
 // A device with one queue, which owns it.
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options = {});

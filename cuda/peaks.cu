@@ -152,10 +152,10 @@ double product_gflops(cudaStream_t stream, PoolMemory& memory, Cublas& cublas, D
 
 }  // namespace
 
-GpuPeaks measure_gpu_peaks() {
-    const std::string why = cuda_unavailable();
+GpuPeaks measure_gpu_peaks(int device) {
+    const std::string why = cuda_unavailable(device);
     REFRAG_CHECK(why.empty(), Status::runtime, why);
-    CUDA_CHECK(cudaSetDevice(0));
+    CUDA_CHECK(cudaSetDevice(device));
     const Stream stream;
     PoolMemory memory(stream.handle);
     GpuPeaks peaks;
@@ -190,11 +190,11 @@ GpuPeaks measure_gpu_peaks() {
     return peaks;
 }
 
-GpuInfo gpu_info() {
-    const std::string why = cuda_unavailable();
+GpuInfo gpu_info(int device) {
+    const std::string why = cuda_unavailable(device);
     REFRAG_CHECK(why.empty(), Status::runtime, why);
     cudaDeviceProp properties{};
-    CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+    CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
     const auto version = [](int number) { return str(number / 1000, ".", number % 1000 / 10); };
     int driver = 0, runtime = 0;
     CUDA_CHECK(cudaDriverGetVersion(&driver));

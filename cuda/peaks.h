@@ -19,14 +19,14 @@ struct GpuPeaks {
 // Takes about a second and up to 4 GiB of device memory, beside whatever a backend holds; less of both where
 // memory is short. Products are of random numbers: zeros would run faster than data does. Throws as
 // make_cuda_backend does, and Status::out_of_memory when not even 64 MiB can be had.
-GpuPeaks measure_gpu_peaks();
+GpuPeaks measure_gpu_peaks(int device = 0);
 
 struct GpuInfo {
     std::string name;     // "NVIDIA H200"
     std::string driver;   // the newest CUDA version that the driver can run: "13.0"
     std::string runtime;  // the CUDA version of the runtime library: "13.0"
 };
-// Of the device that make_cuda_backend opens. Throws as it does.
-GpuInfo gpu_info();
+// Throws as make_cuda_backend does.
+GpuInfo gpu_info(int device = 0);
 
 }  // namespace refrag::REFRAG_CUDA

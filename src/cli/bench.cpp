@@ -109,7 +109,8 @@ void measure_machine(const BenchCommand& command, const Device& device, BenchRep
 #if defined(REFRAG_WITH_CUDA)
     if (is_gpu(device)) {
         const Progress progress("measuring the GPU's peaks");
-        report.gpu = BenchGpu{cuda::gpu_info().name, cuda::measure_gpu_peaks()};
+        const int number = gpu_number(command.device.device);
+        report.gpu = BenchGpu{cuda::gpu_info(number).name, cuda::measure_gpu_peaks(number)};
         return;
     }
 #endif

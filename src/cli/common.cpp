@@ -8,36 +8,11 @@
 #include <optional>
 
 #include "base/check.h"
-#include "cpu/cpu_backend.h"
 #include "io/file.h"
 #include "io/output.h"
 #include "refrag/select.h"
-#if defined(REFRAG_WITH_CUDA)
-#include "cuda/cuda_backend.h"
-#endif
 
 namespace refrag {
-namespace {
-
-// Why there is no GPU to compute on; empty where there is one.
-std::string gpu_unavailable() {
-#if defined(REFRAG_WITH_CUDA)
-    return cuda::cuda_unavailable();
-#else
-    return "this build has no CUDA backend";
-#endif
-}
-
-std::unique_ptr<Device> make_gpu_device(const DeviceOptions& options) {
-#if defined(REFRAG_WITH_CUDA)
-    return cuda::make_cuda_device({options.gpu_memory_fraction, options.deterministic});
-#else
-    (void)options;
-    fail(Status::runtime, gpu_unavailable());
-#endif
-}
-
-}  // namespace
 
 void add_model_option(CLI::App& app, std::string& model_dir) {
     app.add_option("-m,--model", model_dir,
@@ -88,48 +63,6 @@ ChatOptions chat_options(const ChatFlags& flags) {
     if (!flags.format.empty()) options.format = parse_chat_format(flags.format);
     if (flags.has_system) options.system = flags.system;
     return options;
-}
-
-void add_device_options(CLI::App& app, DeviceOptions& options) {
-    app.add_option("--device", options.device,
-                   "Where to compute; auto takes a GPU when this build and machine have one")
-        ->capture_default_str()
-        ->envname("REFRAG_DEVICE")
-        ->type_name("auto|cpu|cuda");
-    app.add_option("-t,--threads", options.threads, "CPU threads; 0: all this process may use")
-        ->capture_default_str()
-        ->transform(whole_number(0, 4096))
-        ->type_name("N");
-    app.add_flag("--deterministic", options.deterministic,
-                 "One accumulation order whatever the batch (the CPU always computes so; slow on a GPU)");
-    app.add_option("--gpu-memory-fraction", options.gpu_memory_fraction,
-                   "Of the GPU's free memory, how much to take at most (above 0, at most 1)")
-        ->capture_default_str()
-        ->transform(decimal_number())
-        ->type_name("X");
-    app.add_option("--weights", options.weights,
-                   "Layers' matrices: as stored, or quantised to 8 bits with a scale for every 32 weights")
-        ->capture_default_str()
-        ->type_name("auto|int8");
-}
-
-std::unique_ptr<Device> make_device(const DeviceOptions& options) {
-    REFRAG_CHECK(options.device == "auto" || options.device == "cpu" || options.device == "cuda",
-                 Status::usage, "--device: expected auto, cpu or cuda; found \"", options.device, "\"");
-    REFRAG_CHECK(options.gpu_memory_fraction > 0.0 && options.gpu_memory_fraction <= 1.0, Status::usage,
-                 "--gpu-memory-fraction: expected a number above 0, at most 1; found ",
-                 options.gpu_memory_fraction);
-    if (options.device == "cpu") return make_cpu_device(options.threads);
-    const std::string why = gpu_unavailable();
-    if (why.empty()) return make_gpu_device(options);
-    REFRAG_CHECK(options.device == "auto", Status::runtime, "--device cuda: ", why, "; use --device cpu");
-    return make_cpu_device(options.threads);
-}
-
-std::string device_choice(const DeviceOptions& options) {
-    if (options.device != "auto") return "asked for";
-    const std::string why = gpu_unavailable();
-    return why.empty() ? "a GPU is there" : why;
 }
 
 std::unique_ptr<Model> load_model(Device& device, const std::string& dir, const DeviceOptions& options,

@@ -8,6 +8,7 @@
 #include <string>
 #include <string_view>
 
+#include "cli/device.h"
 #include "cli/progress.h"
 #include "ops/backend.h"
 #include "refrag/model.h"
@@ -18,14 +19,6 @@ class Option;
 }  // namespace CLI
 
 namespace refrag {
-
-struct DeviceOptions {
-    std::string device = "auto";  // auto, cpu, cuda
-    int threads = 0;              // 0: all CPUs this process may use
-    bool deterministic = false;
-    std::string weights = "auto";  // auto, int8
-    double gpu_memory_fraction = 0.9;
-};
 
 // How prompts are put into words, as the command line says it.
 struct ChatFlags {
@@ -43,14 +36,6 @@ CLI::Option* add_unexpanded_option(CLI::App& app, std::string& unexpanded);
 void add_chat_options(CLI::App& app, ChatFlags& flags);
 // Status::usage for a word that is no format.
 ChatOptions chat_options(const ChatFlags& flags);
-// --device, -t/--threads, --deterministic, --weights.
-void add_device_options(CLI::App& app, DeviceOptions& options);
-
-// Status::usage for a word that is no device, Status::runtime for a device that is not here.
-std::unique_ptr<Device> make_device(const DeviceOptions& options);
-// Why make_device takes the device that it takes, in a few words.
-std::string device_choice(const DeviceOptions& options);
-
 // Loads a model directory, with a progress bar on a terminal. A chat template of no known format is said on
 // standard error.
 std::unique_ptr<Model> load_model(Device& device, const std::string& dir, const DeviceOptions& options,

@@ -235,10 +235,10 @@ std::string as_json(const Model& model, const std::string& choice) {
 }
 
 void inspect(const InspectOptions& options) {
-    const std::unique_ptr<Device> device = make_device(options.device);
+    std::string choice;
+    const std::unique_ptr<Device> device = make_device(options.device, &choice);
     const std::unique_ptr<Model> model =
         load_model(*device, options.model_dir, options.device, chat_options(options.chat));
-    const std::string choice = device_choice(options.device);
     write_stdout(options.json ? as_json(*model, choice) : as_text(*model, choice));
 }
 

@@ -3,6 +3,10 @@
 
 namespace refrag::REFRAG_CUDA {
 
+std::string cublas_unavailable() {
+    return refrag_on_host::device().has_cublas ? "" : "cannot open cuBLAS";
+}
+
 Cublas::Cublas(cudaStream_t stream, void*, size_t) : handle_(stream) {}
 Cublas::~Cublas() = default;
 

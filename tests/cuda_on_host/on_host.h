@@ -315,7 +315,9 @@ enum cudaError_t {
     cudaSuccess = 0,
     cudaErrorInvalidValue = 1,
     cudaErrorMemoryAllocation = 2,
+    cudaErrorDevicesUnavailable = 46,
     cudaErrorNoDevice = 100,
+    cudaErrorInvalidResourceHandle = 400,
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
@@ -324,6 +326,7 @@ enum cudaDeviceAttr {
     cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
     cudaDevAttrComputeCapabilityMajor = 75,
     cudaDevAttrComputeCapabilityMinor = 76,
+    cudaDevAttrMemoryPoolsSupported = 115,
 };
 enum cudaMemPoolAttr { cudaMemPoolAttrReleaseThreshold = 4 };
 inline constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2;
@@ -337,6 +340,7 @@ struct Graph {
     std::vector<std::function<void()>> steps;
 };
 struct Stream {
+    int device;  // work is enqueued by threads whose current device it is, as CUDA demands
     Graph* capturing = nullptr;
 };
 struct Event {};
@@ -353,7 +357,13 @@ struct Device {
     std::atomic<size_t> total_bytes = size_t{1} << 32;
     std::atomic<size_t> used_bytes = 0;
     std::atomic<uint64_t> n_allocated = 0;
-    std::atomic<bool> present = true;
+    std::atomic<int> n_devices = 1;  // all of them this one's memory
+    std::atomic<bool> has_driver = true;
+    std::atomic<bool> has_pools = true;
+    std::atomic<bool> has_cublas = true;
+    std::atomic<bool> opens =
+        true;  // else making a stream fails, as where another process has the device alone
+    std::atomic<int> capability = 9;
 };
 Device& device();
 
@@ -361,15 +371,24 @@ inline cudaError_t cudaGetLastError() {
     return cudaSuccess;
 }
 inline const char* cudaGetErrorString(cudaError_t error) {
-    return error == cudaErrorMemoryAllocation ? "out of memory"
-           : error == cudaErrorNoDevice       ? "no device"
-                                              : "?";
+    return error == cudaErrorMemoryAllocation        ? "out of memory"
+           : error == cudaErrorNoDevice              ? "no device"
+           : error == cudaErrorInvalidResourceHandle ? "invalid resource handle"
+           : error == cudaErrorDevicesUnavailable    ? "devices unavailable"
+                                                     : "?";
 }
 inline cudaError_t cudaGetDeviceCount(int* count) {
-    *count = device().present ? 1 : 0;
-    return device().present ? cudaSuccess : cudaErrorNoDevice;
+    *count = device().n_devices;
+    return *count > 0 ? cudaSuccess : cudaErrorNoDevice;
 }
-inline cudaError_t cudaSetDevice(int) {
+// The calling thread's, as the runtime keeps it.
+inline int& current_device() {
+    thread_local int current = 0;
+    return current;
+}
+inline cudaError_t cudaSetDevice(int ordinal) {
+    if (ordinal < 0 || ordinal >= device().n_devices) return cudaErrorInvalidValue;
+    current_device() = ordinal;
     return cudaSuccess;
 }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* prop, int) {
@@ -379,12 +398,13 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* prop, int) {
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     *value = attribute == cudaDevAttrMultiProcessorCount            ? 4
              : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 227 << 10
-             : attribute == cudaDevAttrComputeCapabilityMajor       ? 9
+             : attribute == cudaDevAttrComputeCapabilityMajor       ? device().capability.load()
+             : attribute == cudaDevAttrMemoryPoolsSupported         ? (device().has_pools ? 1 : 0)
                                                                     : 0;
     return cudaSuccess;
 }
 inline cudaError_t cudaDriverGetVersion(int* version) {
-    *version = 13000;
+    *version = device().has_driver ? 13000 : 0;
     return cudaSuccess;
 }
 inline cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
@@ -410,7 +430,8 @@ inline cudaError_t cudaFreeHost(void* data) {
     return cudaSuccess;
 }
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-    *stream = new Stream;
+    if (!device().opens) return cudaErrorDevicesUnavailable;
+    *stream = new Stream{current_device()};
     return cudaSuccess;
 }
 inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
@@ -436,6 +457,7 @@ inline cudaError_t cudaEventSynchronize(cudaEvent_t) {
 }
 template <typename Step>
 cudaError_t enqueue(cudaStream_t stream, Step step) {
+    if (stream->device != current_device()) return cudaErrorInvalidResourceHandle;
     if (stream->capturing != nullptr)
         stream->capturing->steps.emplace_back(std::move(step));
     else

@@ -13,6 +13,7 @@ refrag::cuda_on_host::CudaOptions prepared(const OpenOptions& options) {
     refrag::cuda_on_host::CudaOptions cuda;
     cuda.deterministic = options.deterministic;
     cuda.memory_fraction = options.memory_fraction;
+    cuda.device = options.device;
     return cuda;
 }
 
@@ -24,6 +25,24 @@ std::unique_ptr<refrag::Device> open_device(const OpenOptions& options) {
 
 std::unique_ptr<refrag::Backend> open_backend(const OpenOptions& options) {
     return refrag::cuda_on_host::make_cuda_backend(prepared(options));
+}
+
+void set_machine(const Machine& machine) {
+    Device& d = device();
+    d.n_devices = machine.n_devices;
+    d.has_driver = machine.has_driver;
+    d.has_pools = machine.has_pools;
+    d.has_cublas = machine.has_cublas;
+    d.opens = machine.opens;
+    d.capability = machine.capability;
+}
+
+bool present() {
+    return refrag::cuda_on_host::cuda_present();
+}
+
+std::string unavailable(int device) {
+    return refrag::cuda_on_host::cuda_unavailable(device);
 }
 
 uint64_t kernels_launched() {

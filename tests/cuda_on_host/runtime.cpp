@@ -24,7 +24,8 @@ Device& device() {
     return memory().device;
 }
 
-cudaError_t cudaMallocAsync(void** data, size_t bytes, cudaStream_t) {
+cudaError_t cudaMallocAsync(void** data, size_t bytes, cudaStream_t stream) {
+    if (stream->device != current_device()) return cudaErrorInvalidResourceHandle;
     Device& d = device();
     *data = nullptr;
     const std::lock_guard<std::mutex> lock(memory().mutex);

@@ -61,12 +61,6 @@ void load_pooled_encoder(const std::string& dir) {
     Roberta(cpu().device(), dir, ChunkPooling::pooler, false);
 }
 
-std::string shape_text(const std::vector<int64_t>& shape) {
-    std::string text = "[";
-    for (size_t i = 0; i < shape.size(); ++i) text += str(i == 0 ? "" : ", ", shape[i]);
-    return text + "]";
-}
-
 // Spoils every tensor that is not listed as unused, one at a time and in every way; `prefix` is what names
 // may carry.
 template <typename Load>

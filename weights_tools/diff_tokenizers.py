@@ -2,8 +2,9 @@
 
     .venv/bin/python weights_tools/diff_tokenizers.py --refrag build/refrag --tokenizers build/tokenizers --count 1000000
 
-For each family (a directory with a tokenizer.json) `--count` strings of tokenizer_strings.py, all in three modes: plain
-(special tokens are text, no template), special (they are tokens, with the template), decode (the plain ids back to text).
+For each family (a directory with a tokenizer.json; where a tokenizer.gguf is beside it, the binary reads that one) `--count`
+strings of tokenizer_strings.py, all in three modes: plain (special tokens are text, no template), special (they are tokens,
+with the template), decode (the plain ids back to text).
 Then words of ten to seventy thousand characters (one for every 3000 strings), random id lists, with special tokens shown and
 skipped, and files of malformed UTF-8. Prints a table row for each family and mode and the first ten mismatches made short;
 exit code 1 where there is any. `bench/record.sh NAME` before the command keeps its output in bench/results/.
@@ -202,7 +203,8 @@ def check_files(name: str, reference: Reference, refrag: Refrag, texts: list, se
 
 
 def check_family(name: str, folder: pathlib.Path, options, texts: list) -> int:
-    reference, refrag = Reference(folder / "tokenizer.json"), Refrag(options.refrag, folder / "tokenizer.json")
+    asked = folder / ("tokenizer.gguf" if (folder / "tokenizer.gguf").exists() else "tokenizer.json")
+    reference, refrag = Reference(folder / "tokenizer.json"), Refrag(options.refrag, asked)
 
     def tally(mode):
         expect = reference.encode if mode in ("plain", "special") else reference.decode

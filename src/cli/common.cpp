@@ -10,18 +10,20 @@
 #include "base/check.h"
 #include "io/file.h"
 #include "io/output.h"
+#include "refrag/decoder_files.h"
 #include "refrag/select.h"
 
 namespace refrag {
 
 void add_model_option(CLI::App& app, std::string& model_dir) {
-    app.add_option("-m,--model", model_dir,
-                   "Model directory (refrag.json, encoder/, decoder/, heads), or a plain Hugging Face LLaMA "
-                   "directory (config.json, *.safetensors, tokenizer.json), which has no encoder: then the "
-                   "defaults are --policy bm25 --unexpanded drop -k 16 -p 0.25")
+    app.add_option(
+           "-m,--model", model_dir,
+           "Model directory (refrag.json, encoder/, decoder/, heads), or a plain LLaMA: a Hugging Face "
+           "directory (config.json, *.safetensors, tokenizer.json) or a GGUF file, which has no encoder: "
+           "then the defaults are --policy bm25 --unexpanded drop -k 16 -p 0.25")
         ->envname("REFRAG_MODEL")
         ->required()
-        ->type_name("DIR");
+        ->type_name("DIR|FILE");
 }
 
 CLI::Option* add_policy_option(CLI::App& app, std::string& policy) {
@@ -77,8 +79,7 @@ std::unique_ptr<Model> load_model(Device& device, const std::string& dir, const 
                      printable(dir).c_str(), chat_format_names("|").c_str());
     }
     for (const std::string& warning : model->decoder().warnings())
-        std::fprintf(stderr, "refrag: warning: %s: %s\n",
-                     printable(model->has_encoder() ? path_join(dir, "decoder") : dir).c_str(),
+        std::fprintf(stderr, "refrag: warning: %s: %s\n", printable(decoder_path_of(dir)).c_str(),
                      warning.c_str());
     return model;
 }

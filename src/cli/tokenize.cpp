@@ -13,8 +13,10 @@
 #include "base/check.h"
 #include "cli/common.h"
 #include "io/file.h"
+#include "io/gguf.h"
 #include "io/json.h"
 #include "io/lines.h"
+#include "refrag/decoder_files.h"
 #include "text/tokenizer.h"
 
 namespace refrag {
@@ -35,12 +37,13 @@ struct TokenizeOptions {
     bool batch_decode = false;
 };
 
-std::string tokenizer_file(const TokenizeOptions& options) {
+Tokenizer load_tokenizer(const TokenizeOptions& options) {
     REFRAG_CHECK(options.tokenizer_path.empty() != options.model_dir.empty(), Status::usage,
                  "tokenize: expected either --tokenizer or --model, found ",
                  options.model_dir.empty() ? "neither" : "both");
-    if (options.tokenizer_path.empty()) return path_join(options.model_dir, "decoder");
-    return options.tokenizer_path;
+    if (options.tokenizer_path.empty()) return DecoderFiles(options.model_dir).tokenizer();
+    if (is_gguf_file(options.tokenizer_path)) return Tokenizer::from_gguf(GgufFile(options.tokenizer_path));
+    return Tokenizer::from_file(options.tokenizer_path);
 }
 
 // "1,2 3" or "[1, 2, 3]".
@@ -153,7 +156,7 @@ void run_tokenize(const TokenizeOptions& options) {
         options.text_given ? "TEXT" : "--decode");
     REFRAG_CHECK(!options.batch || !options.batch_decode, Status::usage,
                  "tokenize: expected one of --batch and --batch-decode, found both");
-    const Tokenizer tokenizer = Tokenizer::from_file(tokenizer_file(options));
+    const Tokenizer tokenizer = load_tokenizer(options);
     if (batch) return run_batch(options, tokenizer);
     if (options.decode_given) {
         const std::vector<int32_t> ids = parse_ids(options.decode_ids, tokenizer.vocab_size());
@@ -173,9 +176,12 @@ void run_tokenize(const TokenizeOptions& options) {
 void add_tokenize(CLI::App& app) {
     CLI::App* command = app.add_subcommand("tokenize", "Show the tokens of a text, or the text of tokens");
     const auto options = std::make_shared<TokenizeOptions>();
-    command->add_option("--tokenizer", options->tokenizer_path,
-                        "tokenizer.json, or a directory that holds one or vocab.json and merges.txt");
-    command->add_option("-m,--model", options->model_dir, "model directory; its decoder's tokenizer is used");
+    command->add_option(
+        "--tokenizer", options->tokenizer_path,
+        "tokenizer.json, a GGUF file, or a directory that holds tokenizer.json or vocab.json and "
+        "merges.txt");
+    command->add_option("-m,--model", options->model_dir,
+                        "model directory, plain decoder or GGUF file; its decoder's tokenizer is used");
     command->add_option("--file", options->file, "read the text from this file; - for standard input");
     command->add_option("--decode", options->decode_ids, "ids to turn into text: \"5,17,4\"");
     command->add_flag(

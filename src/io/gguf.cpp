@@ -331,6 +331,8 @@ GgufFile::GgufFile(const std::string& path) : file_(path) {
 
     for (uint64_t i = 0; i < n_tensors; ++i) tensors_.push_back(read_entry(in, i));
 
+    header_bytes_ = in.position();
+
     // By place, the ranges follow one another, each at the next multiple of the alignment.
     const auto aligned = [&](uint64_t at) {
         const auto unit = static_cast<uint64_t>(alignment);
@@ -367,6 +369,13 @@ GgufFile::GgufFile(const std::string& path) : file_(path) {
 const GgufTensor* GgufFile::find(std::string_view name) const {
     const auto found = by_name_.find(std::string(name));
     return found == by_name_.end() ? nullptr : &tensors_[found->second];
+}
+
+std::vector<std::string> GgufFile::keys() const {
+    std::vector<std::string> names;
+    for (const auto& [key, value] : metadata_) names.push_back(key);
+    std::sort(names.begin(), names.end());
+    return names;
 }
 
 const GgufValue* GgufFile::value(std::string_view key) const {
@@ -426,6 +435,17 @@ std::optional<std::vector<double>> GgufFile::reals_if_any(std::string_view key) 
     const auto& list = typed<GgufList>(key, "a list of real numbers");
     if (list.kind != GgufList::Kind::reals) refuse(key, "a list of real numbers");
     return list.reals;
+}
+
+Sha256Digest GgufFile::header_digest() const {
+    Sha256 hash;
+    std::vector<char> piece(size_t{1} << 16);
+    for (uint64_t at = 0; at < header_bytes_; at += piece.size()) {
+        const auto n = static_cast<size_t>(std::min<uint64_t>(piece.size(), header_bytes_ - at));
+        file_.read_at(at, piece.data(), n);
+        hash.add(piece.data(), n);
+    }
+    return hash.digest();
 }
 
 void GgufFile::read_rows(const GgufTensor& tensor, int64_t row, int64_t n, float* destination) const {

@@ -12,6 +12,7 @@
 #include <variant>
 #include <vector>
 
+#include "base/sha256.h"
 #include "io/file.h"
 #include "io/gguf_blocks.h"
 
@@ -52,6 +53,7 @@ class GgufFile {
     const std::vector<GgufTensor>& tensors() const { return tensors_; }
     const GgufTensor* find(std::string_view name) const;  // null where there is none
 
+    std::vector<std::string> keys() const;  // sorted
     bool has(std::string_view key) const { return value(key) != nullptr; }
     // Null where there is no such key.
     const GgufValue* value(std::string_view key) const;
@@ -67,6 +69,9 @@ class GgufFile {
     // Refuses the key's value: "FILE: KEY: expected EXPECTED, found ...".
     [[noreturn]] void refuse(std::string_view key, const std::string& expected) const;
 
+    // Of all bytes before the tensors': what the file says but for the weights' values.
+    Sha256Digest header_digest() const;
+
     // Rows [row, row + n) of a tensor of one or two dimensions (one: it is one row) as fp32, into
     // destination[n * columns].
     void read_rows(const GgufTensor& tensor, int64_t row, int64_t n, float* destination) const;
@@ -79,6 +84,7 @@ class GgufFile {
     std::unordered_map<std::string, GgufValue> metadata_;
     std::vector<GgufTensor> tensors_;
     std::unordered_map<std::string, size_t> by_name_;
+    uint64_t header_bytes_ = 0;
 };
 
 // Whether `path` is a regular file that begins as GGUF files do.

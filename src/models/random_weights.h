@@ -12,7 +12,8 @@
 #include <vector>
 
 #include "base/threads.h"
-#include "models/weights.h"
+#include "models/int8_weights.h"
+#include "models/weight_source.h"
 
 namespace refrag {
 

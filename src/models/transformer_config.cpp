@@ -134,6 +134,7 @@ std::vector<float> LlamaConfig::inverse_frequencies() const {
     for (int32_t m = 0; m < half; ++m) {
         double f = 1.0 / std::pow(rope_theta, 2.0 * m / head_dim);
         f /= rope_linear_factor;
+        if (!rope_factors.empty()) f /= static_cast<double>(rope_factors[static_cast<size_t>(m)]);
         if (rope_llama3) {
             const Llama3RopeScaling& s = *rope_llama3;
             const double wavelength = 2.0 * std::numbers::pi / f;
@@ -187,12 +188,15 @@ LlamaConfig load_llama_config(const std::string& dir) {
         c.bos_id = static_cast<int32_t>(bos->as_int(0, c.vocab_size - 1));
     }
     c.eos_ids = read_eos(json, c.vocab_size);
-    const std::string generation = path_join(dir, "generation_config.json");
-    if (is_file(generation)) {
-        std::vector<int32_t> ids = read_eos(Json::parse_file(generation), c.vocab_size);
-        if (!ids.empty()) c.eos_ids = std::move(ids);
-    }
+    read_generation_config(dir, c);
     return c;
+}
+
+void read_generation_config(const std::string& dir, LlamaConfig& config) {
+    const std::string path = path_join(dir, "generation_config.json");
+    if (!is_file(path)) return;
+    std::vector<int32_t> ids = read_eos(Json::parse_file(path), config.vocab_size);
+    if (!ids.empty()) config.eos_ids = std::move(ids);
 }
 
 RobertaConfig load_roberta_config(const std::string& dir) {

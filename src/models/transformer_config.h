@@ -30,6 +30,7 @@ struct LlamaConfig {
     double rope_theta = 10000.0;
     double rope_linear_factor = 1.0;  // "linear" scaling: positions divided by this
     std::optional<Llama3RopeScaling> rope_llama3;
+    std::vector<float> rope_factors;  // [head_dim / 2], each frequency's own divisor; empty: none
     bool tied_embeddings = false;
     bool attention_bias = false;
     bool mlp_bias = false;
@@ -60,6 +61,8 @@ struct RobertaConfig {
 // Read DIR/config.json (and, for the decoder, DIR/generation_config.json where there is one).
 // Status::bad_input with file, key, expected, found.
 LlamaConfig load_llama_config(const std::string& dir);
+// What generation_config.json in DIR, where there is one, says instead of the configuration: eos_ids.
+void read_generation_config(const std::string& dir, LlamaConfig& config);
 RobertaConfig load_roberta_config(const std::string& dir);
 
 }  // namespace refrag

@@ -5,18 +5,11 @@
 #include <cmath>
 #include <cstring>
 
-#include "base/finite.h"
 #include "base/int8.h"
 #include "io/file.h"
 
 namespace refrag {
 namespace {
-
-std::string shape_text(const std::vector<int64_t>& shape) {
-    std::string text = "[";
-    for (size_t i = 0; i < shape.size(); ++i) text += str(i == 0 ? "" : ", ", shape[i]);
-    return text + "]";
-}
 
 // "F32, F16 or BF16".
 std::string one_of(std::initializer_list<std::string_view> words) {
@@ -25,27 +18,6 @@ std::string one_of(std::initializer_list<std::string_view> words) {
         text += str(word == words.begin() ? "" : word + 1 == words.end() ? " or " : ", ", *word);
     }
     return text;
-}
-
-// Value i of a stored tensor, widened.
-float value_at(DType dtype, const void* values, size_t i) {
-    if (dtype == DType::f32) {
-        float value;
-        std::memcpy(&value, static_cast<const std::byte*>(values) + i * sizeof value, sizeof value);
-        return value;
-    }
-    uint16_t half;
-    std::memcpy(&half, static_cast<const std::byte*>(values) + i * sizeof half, sizeof half);
-    return dtype == DType::bf16 ? bf16_to_f32(half) : f16_to_f32(half);
-}
-
-const char* name_of_non_finite(float value) {
-    if (std::isnan(value)) return "NaN";
-    return value < 0 ? "-Infinity" : "Infinity";
-}
-
-const char* format_name(WeightFormat format) {
-    return format == WeightFormat::int8 ? "int8" : "as stored";
 }
 
 bool matches(std::string_view name, std::string_view pattern) {
@@ -79,21 +51,13 @@ double number_at(std::string_view dtype, const std::byte* at) {
 
 }  // namespace
 
-DeviceVector::DeviceVector(Device& device, const std::vector<float>& values)
-    : buffer_(device, values.size() * sizeof(float)),
-      view_{buffer_.data(), DType::f32, 1, static_cast<int64_t>(values.size())} {
-    if (!values.empty()) device.upload(buffer_.data(), values.data(), buffer_.bytes());
-}
-
 WeightLoader::WeightLoader(Device& device, const std::string& path, std::string optional_prefix,
                            LoadedBytes loaded, WeightFormat format)
-    : device_(device),
+    : StoredWeights(device, std::move(loaded), format),
       path_(path),
       shown_(printable(path)),
       prefix_(std::move(optional_prefix)),
-      files_(WeightFiles::open(path)),
-      loaded_(std::move(loaded)),
-      format_(format) {
+      files_(WeightFiles::open(path)) {
     if (prefix_.empty()) return;
     for (const TensorEntry& entry : files_.tensors()) {
         const bool twice = entry.name.starts_with(prefix_) &&
@@ -158,59 +122,53 @@ const TensorEntry& WeightLoader::find(std::string_view name, const std::vector<i
     return *entry;
 }
 
-std::unique_ptr<Matrix> WeightLoader::matrix(std::string_view name, int64_t out_dim, int64_t in_dim) {
-    std::unique_ptr<Matrix> made = make(name, out_dim, in_dim, WeightFormat::as_stored);
-    held_bytes_ += made->device_bytes();
-    return made;
-}
-
-std::unique_ptr<Matrix> WeightLoader::layer_matrix(std::string_view name, int64_t out_dim, int64_t in_dim) {
-    std::unique_ptr<Matrix> made = make(name, out_dim, in_dim, format_);
-    held_bytes_ += made->device_bytes();
-    return made;
-}
-
-std::unique_ptr<Matrix> WeightLoader::make(std::string_view name, int64_t out_dim, int64_t in_dim,
-                                           WeightFormat format) {
+StoredMatrix WeightLoader::open_matrix(std::string_view name, int64_t out_dim, int64_t in_dim) {
     const TensorEntry& entry = find(name, {out_dim, in_dim}, {"F32", "F16", "BF16", "I8"});
-    parameters_ += static_cast<uint64_t>(entry.n_values());
-    add_to_digest(str(name, " ", entry.dtype_name, " ", entry.shape_text(), " ", format_name(format)));
-    if (!entry.dtype) return make_stored_int8(entry, name, out_dim, in_dim);
-    const auto read = [&](int64_t row, int64_t n, void* dst) { read_rows(entry, in_dim, row, n, dst); };
-    if (format == WeightFormat::as_stored) {
-        return device_.make_matrix(*entry.dtype, out_dim, in_dim, read);
-    }
-    return make_int8_matrix(device_, *entry.dtype, out_dim, in_dim, read, [&](int64_t row, int64_t column) {
-        fail(Status::bad_input, printable(files_.paths()[entry.file]), ": tensor \"", printable(entry.name),
-             "\": expected values of at most ", kInt8Largest,
-             " in size for int8 weights, found a larger one ", "at element [", row, ", ", column, "]");
-    });
+    if (!entry.dtype) return open_int8(entry, name, out_dim, in_dim);
+    StoredMatrix stored;
+    stored.place = place_of(entry);
+    stored.description = str(entry.dtype_name, " ", entry.shape_text());
+    stored.kept = stored.exact = *entry.dtype;
+    stored.read = [this, &entry, in_dim](DType dtype, int64_t row, int64_t n, void* dst) {
+        if (dtype == *entry.dtype) return read_rows(entry, in_dim, row, n, dst);
+        std::vector<uint16_t> halves(static_cast<size_t>(n * in_dim));
+        read_rows(entry, in_dim, row, n, halves.data());
+        auto* const floats = static_cast<float*>(dst);
+        for (size_t i = 0; i < halves.size(); ++i) floats[i] = value_at(*entry.dtype, halves.data(), i);
+    };
+    return stored;
 }
 
 void WeightLoader::read_rows(const TensorEntry& entry, int64_t in_dim, int64_t row, int64_t n, void* dst) {
     const size_t value_bytes = dtype_bytes(*entry.dtype);
     const int64_t end = (row + n) * in_dim;
+    const std::string place = place_of(entry);
     for (int64_t begin = row * in_dim; begin < end; begin += kPieceValues) {
         const int64_t n_values = std::min(end - begin, kPieceValues);
         const size_t bytes = static_cast<size_t>(n_values) * value_bytes;
         files_.read_part(entry, static_cast<uint64_t>(begin) * value_bytes, dst, bytes);
-        check_finite(entry, *entry.dtype, dst, begin, n_values);
+        check_finite(place, entry.shape, *entry.dtype, dst, begin, n_values);
         add_to_digest(dst, bytes);
         dst = static_cast<std::byte*>(dst) + bytes;
-        if (loaded_) loaded_(bytes);
+        tell(bytes);
     }
 }
 
 // Values and scales lie in two tensors; a backend takes them row by row.
-std::unique_ptr<Matrix> WeightLoader::make_stored_int8(const TensorEntry& entry, std::string_view name,
-                                                       int64_t out_dim, int64_t in_dim) {
+StoredMatrix WeightLoader::open_int8(const TensorEntry& entry, std::string_view name, int64_t out_dim,
+                                     int64_t in_dim) {
     const int64_t groups = int8_groups(in_dim);
     const TensorEntry& scales = find(str(name, "_scale"), {out_dim, groups}, {"F16"});
-    const size_t scale_bytes = static_cast<size_t>(groups) * sizeof(uint16_t);
-    const auto value_bytes = static_cast<size_t>(in_dim);
-    const int64_t piece_rows = std::max<int64_t>(1, kPieceValues / std::max<int64_t>(in_dim, 1));
-    std::vector<std::byte> piece;  // rows of values, then of scales
-    return device_.make_matrix(DType::i8, out_dim, in_dim, [&](int64_t row, int64_t n, void* dst) {
+    StoredMatrix stored;
+    stored.place = place_of(entry);
+    stored.description = str(entry.dtype_name, " ", entry.shape_text());
+    stored.kept = stored.exact = DType::i8;
+    stored.read = [this, &entry, &scales, out_dim, in_dim, groups, piece = std::vector<std::byte>()](
+                      DType, int64_t row, int64_t n, void* dst) mutable {
+        const size_t scale_bytes = static_cast<size_t>(groups) * sizeof(uint16_t);
+        const auto value_bytes = static_cast<size_t>(in_dim);
+        const int64_t piece_rows = std::max<int64_t>(1, kPieceValues / std::max<int64_t>(in_dim, 1));
+        // Rows of values, then of scales.
         piece.resize(static_cast<size_t>(std::min(piece_rows, out_dim)) * (value_bytes + scale_bytes));
         auto* to = static_cast<std::byte*>(dst);
         for (int64_t begin = row; begin < row + n; begin += piece_rows) {
@@ -225,28 +183,22 @@ std::unique_ptr<Matrix> WeightLoader::make_stored_int8(const TensorEntry& entry,
                 std::memcpy(to + scale_bytes, piece.data() + r * value_bytes, value_bytes);
                 add_to_digest(to, scale_bytes + value_bytes);
             }
-            if (loaded_) loaded_(rows * (value_bytes + scale_bytes));
+            tell(rows * (value_bytes + scale_bytes));
         }
-    });
+    };
+    return stored;
 }
 
-DeviceVector WeightLoader::vector(std::string_view name, int64_t n) {
+StoredVector WeightLoader::open_vector(std::string_view name, int64_t n) {
     const TensorEntry& entry = find(name, {n}, {"F32", "F16", "BF16"});
-    parameters_ += static_cast<uint64_t>(entry.n_values());
-    const std::vector<float> values = files_.read_f32(entry);  // widening keeps NaN and infinities
-    check_finite(entry, DType::f32, values.data(), 0, n);
-    add_to_digest(str(name, " ", entry.dtype_name, " ", entry.shape_text()));
-    add_to_digest(values.data(), values.size() * sizeof(float));
-    held_bytes_ += values.size() * sizeof(float);
-    return DeviceVector(device_, values);
+    StoredVector stored{str(entry.dtype_name, " ", entry.shape_text()), files_.read_f32(entry)};
+    // Widening keeps NaN and infinities.
+    check_finite(place_of(entry), entry.shape, DType::f32, stored.values.data(), 0, n);
+    return stored;
 }
 
-void WeightLoader::check_finite(const TensorEntry& entry, DType dtype, const void* values, int64_t begin,
-                                int64_t n) const {
-    const size_t found = first_non_finite(dtype, values, static_cast<size_t>(n));
-    if (found == static_cast<size_t>(n)) return;
-    const float value = value_at(dtype, values, found);
-    refuse_value(entry, "finite values", name_of_non_finite(value), begin + static_cast<int64_t>(found));
+std::string WeightLoader::place_of(const TensorEntry& entry) const {
+    return str(printable(files_.paths()[entry.file]), ": tensor \"", printable(entry.name), "\"");
 }
 
 void WeightLoader::check_scales(const TensorEntry& entry, const void* scales, int64_t begin,
@@ -254,19 +206,9 @@ void WeightLoader::check_scales(const TensorEntry& entry, const void* scales, in
     for (int64_t i = 0; i < n; ++i) {
         const float scale = value_at(DType::f16, scales, static_cast<size_t>(i));
         if (std::isfinite(scale) && scale >= 0) continue;
-        refuse_value(entry, "finite scales of 0 or more",
+        refuse_value(place_of(entry), entry.shape, "finite scales of 0 or more",
                      std::isfinite(scale) ? str(scale) : name_of_non_finite(scale), begin + i);
     }
-}
-
-void WeightLoader::refuse_value(const TensorEntry& entry, const char* expected, const std::string& found,
-                                int64_t index) const {
-    // Its place as an index into the tensor, [row, column] or [i].
-    std::vector<int64_t> place(entry.shape.size());
-    for (size_t axis = place.size(); axis-- > 0; index /= entry.shape[axis])
-        place[axis] = index % entry.shape[axis];
-    fail(Status::bad_input, printable(files_.paths()[entry.file]), ": tensor \"", printable(entry.name),
-         "\": expected ", expected, ", found ", found, " at element ", shape_text(place));
 }
 
 void WeightLoader::check_redundant(const TensorEntry& entry, const KnownUnused& known) const {

@@ -6,54 +6,10 @@
 #include <utility>
 
 #include "io/file.h"
-#include "io/json.h"
+#include "refrag/decoder_files.h"
 
 namespace refrag {
 namespace {
-
-// The id of tokenizer_config.json's "bos_token" or the like: a string, or an object with "content".
-std::optional<int32_t> configured_token(const Json& config, const char* key, const Tokenizer& tokenizer) {
-    const std::optional<Json> token = config.find(key);
-    if (!token) return std::nullopt;
-    const std::string text(token->is_object() ? token->get_string("content")
-                                              : std::string(token->as_string()));
-    const std::optional<int32_t> id = tokenizer.id_of(text);
-    if (!id) token->refuse("a token of tokenizer.json");
-    return id;
-}
-
-// The decoder's configuration. Where neither file of its own names an end token, tokenizer_config.json's
-// "eos_token" is one.
-LlamaConfig read_decoder_config(const std::string& dir, const Tokenizer& tokenizer) {
-    LlamaConfig config = load_llama_config(dir);
-    const std::string path = path_join(dir, "tokenizer_config.json");
-    if (config.eos_ids.empty() && is_file(path)) {
-        const std::optional<int32_t> id = configured_token(Json::parse_file(path), "eos_token", tokenizer);
-        if (id) config.eos_ids = {*id};
-    }
-    return config;
-}
-
-// Whether and which: tokenizer_config.json's add_bos_token decides; where the key is absent, the
-// post-processor does.
-std::optional<int32_t> find_bos(const std::string& dir, const Tokenizer& tokenizer,
-                                const LlamaConfig& config) {
-    const std::string path = path_join(dir, "tokenizer_config.json");
-    std::optional<bool> add;
-    std::optional<int32_t> id;
-    if (is_file(path)) {
-        const Json json = Json::parse_file(path);
-        if (json.find("add_bos_token")) add = json.get_bool("add_bos_token");
-        id = configured_token(json, "bos_token", tokenizer);
-    }
-    if (!add.value_or(tokenizer.adds_bos())) return std::nullopt;
-    if (tokenizer.adds_bos()) return tokenizer.template_prefix()[0];
-    if (!id) id = config.bos_id;
-    REFRAG_CHECK(id.has_value(), Status::bad_input, printable(path),
-                 ": add_bos_token is true, but neither bos_token nor config.json's bos_token_id says which "
-                 "token it is");
-    return id;
-}
 
 void check_vocabulary(const std::string& dir, const Tokenizer& tokenizer, int32_t vocab_size) {
     REFRAG_CHECK(tokenizer.vocab_size() <= vocab_size, Status::bad_input, printable(dir),
@@ -76,17 +32,7 @@ void check_same_tokenizer(const std::string& encoder_dir, const std::string& dec
     }
 }
 
-// The files that say how a text becomes ids, and an encoder's config.
-void add_text_files(Sha256& hash, const std::string& dir) {
-    constexpr uint64_t kMaxBytes = 256u << 20;
-    for (const char* name : {"config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
-                             "merges.txt", "special_tokens_map.json", "added_tokens.json"}) {
-        const std::string path = path_join(dir, name);
-        hash.add_field(is_file(path) ? name : "").add_field(is_file(path) ? read_file(path, kMaxBytes) : "");
-    }
-}
-
-// The same of a tokenizer that lies in no file.
+// What says how a text becomes ids, of a tokenizer that lies in no file.
 void add_pieces(Sha256& hash, const Tokenizer& tokenizer) {
     for (int64_t id = 0; id < tokenizer.vocab_size(); ++id)
         hash.add_field(tokenizer.piece(static_cast<int32_t>(id)));
@@ -100,23 +46,17 @@ void add_reading(Sha256& hash, const Roberta& encoder, const RefragConfig& confi
                        config.encoder_special_tokens));
 }
 
-// A Hugging Face directory of a decoder alone.
-bool is_plain_decoder(const std::string& dir) {
-    return !is_file(path_join(dir, "refrag.json")) && is_file(path_join(dir, "config.json"));
-}
-
-std::string decoder_dir_of(const std::string& dir) {
-    return is_plain_decoder(dir) ? dir : path_join(dir, "decoder");
-}
-
 // Adds up what the networks read, against the sizes of the directory's weight files. Those may hold tensors
 // that no network reads, so that the end is announced by finish().
 class LoadCounter {
   public:
-    LoadCounter(const std::string& dir, const LoadProgress& progress) : progress_(progress) {
+    LoadCounter(const DecoderFiles& decoder, const std::string& dir, const LoadProgress& progress)
+        : progress_(progress) {
         if (!progress_) return;
-        for (const char* part : {"decoder", "encoder", "."}) {
-            std::error_code ignored;  // a missing directory is refused by who reads it, or not looked for
+        total_ = decoder.weight_file_bytes();
+        if (decoder.is_plain()) return;
+        for (const char* part : {"encoder", "."}) {
+            std::error_code ignored;  // a missing directory is refused by who reads it
             for (const auto& entry : std::filesystem::directory_iterator(path_join(dir, part), ignored)) {
                 if (entry.path().extension() != ".safetensors") continue;
                 const uintmax_t bytes = entry.file_size(ignored);
@@ -146,43 +86,44 @@ class LoadCounter {
 
 Model::Model(Device& device, const std::string& dir, const LoadProgress& progress, WeightFormat format,
              const ChatOptions& chat)
+    : Model(device, dir, DecoderFiles(dir), progress, format, chat) {}
+
+Model::Model(Device& device, const std::string& dir, const DecoderFiles& files, const LoadProgress& progress,
+             WeightFormat format, const ChatOptions& chat)
     : device_(device),
       dir_(dir),
-      config_(is_plain_decoder(dir) ? plain_decoder_config() : load_refrag_config(dir)),
-      tokenizer_(Tokenizer::from_file(decoder_dir_of(dir))) {
-    const std::string decoder_dir = decoder_dir_of(dir);
-    LoadCounter counter(dir, progress);
+      config_(files.is_plain() ? plain_decoder_config() : load_refrag_config(dir)),
+      tokenizer_(files.tokenizer()) {
+    LoadCounter counter(files, dir, progress);
     const LoadedBytes loaded = counter.sink();
-    LlamaConfig decoder = read_decoder_config(decoder_dir, tokenizer_);
-    WeightLoader weights(device, decoder_dir, "model.", loaded, format);
-    decoder_ = std::make_unique<Llama>(device, std::move(decoder), weights);
-    check_vocabulary(decoder_dir, tokenizer_, decoder_->config().vocab_size);
-    choose_chat(decoder_dir, chat);
+    const LlamaConfig decoder = files.config(tokenizer_);
+    const std::unique_ptr<StoredWeights> weights = files.weights(device, decoder, loaded, format);
+    decoder_ = std::make_unique<Llama>(device, decoder, *weights);
+    choose_chat(files, chat);
     end_ids_ = decoder_->config().eos_ids;
     const std::optional<int32_t> turn_end = end_of_turn(chat_.format, tokenizer_);
     if (turn_end && !is_end(*turn_end)) end_ids_.push_back(*turn_end);
-    REFRAG_CHECK(!end_ids_.empty(), Status::bad_input, printable(decoder_dir),
-                 ": neither generation_config.json nor config.json has eos_token_id, and "
-                 "tokenizer_config.json has no eos_token");
-    if (is_plain_decoder(dir)) {
+    REFRAG_CHECK(!end_ids_.empty(), Status::bad_input, printable(files.path()), ": ",
+                 files.end_token_places());
+    if (files.is_plain()) {
         // Nothing is encoded; its passages' names still say which tokenizer cut them.
         Sha256 maker;
         maker.add_field("refrag passage 1; no encoder");
-        add_text_files(maker, decoder_dir);
+        files.add_text_identity(maker);
         maker_ = maker.digest();
     } else {
-        load_encoder(decoder_dir, loaded, format);
+        load_encoder(files, loaded, format);
     }
     counter.finish();
-    bos_id_ = find_bos(decoder_dir, tokenizer_, decoder_->config());
+    bos_id_ = files.bos_id(tokenizer_, decoder_->config());
 }
 
-void Model::load_encoder(const std::string& decoder_dir, const LoadedBytes& loaded, WeightFormat format) {
+void Model::load_encoder(const DecoderFiles& files, const LoadedBytes& loaded, WeightFormat format) {
     const std::string encoder_dir = path_join(dir_, "encoder");
     encoder_ =
         std::make_unique<Roberta>(device_, encoder_dir, config_.pooling, config_.normalize, loaded, format);
     if (config_.shared_vocabulary) {
-        check_same_tokenizer(encoder_dir, decoder_dir);
+        check_same_tokenizer(encoder_dir, files.path());
         REFRAG_CHECK(encoder_->config().vocab_size >= tokenizer_.vocab_size(), Status::bad_input,
                      printable(encoder_dir), ": config.json: expected a vocab_size of at least ",
                      tokenizer_.vocab_size(), " (the shared tokenizer's), found ",
@@ -196,7 +137,7 @@ void Model::load_encoder(const std::string& decoder_dir, const LoadedBytes& load
     Sha256 maker;
     add_reading(maker, *encoder_, config_);
     add_text_files(maker, encoder_dir);
-    add_text_files(maker, decoder_dir);
+    files.add_text_identity(maker);
     maker_ = maker.digest();
     // Known before the first chunk is cut only for a shared vocabulary; with its own, each chunk is checked.
     const int64_t longest =
@@ -206,10 +147,10 @@ void Model::load_encoder(const std::string& decoder_dir, const LoadedBytes& load
                  longest, " encoder positions, the encoder has ", encoder_->config().max_seq_len());
 }
 
-void Model::choose_chat(const std::string& decoder_dir, const ChatOptions& chat) {
+void Model::choose_chat(const DecoderFiles& files, const ChatOptions& chat) {
     // A model directory's template is refrag.json's: the decoder's own is not even read, unless asked for.
-    if (chat.format || is_plain_decoder(dir_)) {
-        const std::optional<std::string> jinja = read_chat_template(decoder_dir);
+    if (chat.format || files.is_plain()) {
+        const std::optional<std::string> jinja = files.chat_template();
         const std::optional<ChatTemplate> found = jinja ? recognize_chat_template(*jinja) : std::nullopt;
         if (found && found->format == chat.format.value_or(found->format)) chat_ = *found;
         chat_.format = chat.format.value_or(chat_.format);

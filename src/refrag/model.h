@@ -1,6 +1,6 @@
 // A loaded model directory: tokenizers, encoder, projector, policy, decoder, and how they fit together; or a
-// plain decoder, a Hugging Face directory without encoder and heads, which chooses chunks and leaves out the
-// others. Immutable after loading: any number of engines on any number of threads share it.
+// plain decoder, a Hugging Face directory or a GGUF file without encoder and heads, which chooses chunks and
+// leaves out the others. Immutable after loading: any number of engines on any number of threads share it.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,8 @@
 #include "text/tokenizer.h"
 
 namespace refrag {
+
+class DecoderFiles;
 
 // Told how far loading has come, in bytes of weights; the last call has done = total.
 using LoadProgress = std::function<void(uint64_t done_bytes, uint64_t total_bytes)>;
@@ -56,7 +58,8 @@ class Model {
   public:
     // Loads DIR as the model directory's README describes it; everything is checked against everything else.
     // `device` must outlive the model. Status::bad_input for whatever is wrong in the files.
-    // Without refrag.json DIR is a plain decoder: config.json, safetensors, tokenizer.json.
+    // Without refrag.json DIR is a plain decoder: config.json, safetensors, tokenizer.json; or model.gguf; or
+    // DIR is a GGUF file itself.
     // With WeightFormat::int8 the matrices of the decoder's and the encoder's layers and the decoder's head
     // are kept in 8 bits (8.5 with their scales); look-up tables and the two heads, which are small, stay as
     // stored.
@@ -115,8 +118,10 @@ class Model {
         if (!network) require_encoder();
         return *network;
     }
-    void load_encoder(const std::string& decoder_dir, const LoadedBytes& loaded, WeightFormat format);
-    void choose_chat(const std::string& decoder_dir, const ChatOptions& chat);
+    Model(Device& device, const std::string& dir, const DecoderFiles& files, const LoadProgress& progress,
+          WeightFormat format, const ChatOptions& chat);
+    void load_encoder(const DecoderFiles& files, const LoadedBytes& loaded, WeightFormat format);
+    void choose_chat(const DecoderFiles& files, const ChatOptions& chat);
 
     Device& device_;
     std::string dir_;

@@ -17,6 +17,8 @@
 
 namespace refrag {
 
+class GgufFile;
+
 // One token and its half-open byte range in the ORIGINAL bytes. The ranges of a text's tokens tile it: the
 // first begins at 0, each begins where the one before ends, the last ends at size(). A range may begin inside
 // a character, and is empty for a token that stands for no byte of the text (an added prefix space, a special
@@ -40,9 +42,12 @@ struct TextPart {
 // once.
 class Tokenizer {
   public:
-    // Reads tokenizer.json. Throws Error(bad_input) naming file, key or component.
+    // Reads tokenizer.json, or a directory that holds it, or vocab.json and merges.txt. Throws
+    // Error(bad_input) naming file, key or component.
     static Tokenizer from_file(const std::string& path);
-    // The same from memory; `name` begins the messages.
+    // The vocabulary in a GGUF file's metadata: BPE, byte-level by a known splitting rule or SentencePiece's.
+    static Tokenizer from_gguf(const GgufFile& file);
+    // tokenizer.json from memory; `name` begins the messages.
     static Tokenizer from_json(std::string_view json, const std::string& name);
 
     // Ids of a text, adding none. Where parse_special is false the spelling of a special token is ordinary

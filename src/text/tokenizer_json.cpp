@@ -54,7 +54,8 @@ Tokenizer TokenizerLoader::load(const Json& root) {
 }
 
 Tokenizer TokenizerLoader::load(const Json& root, const Json& vocab, std::span<const MergeHalves> merges,
-                                const std::function<std::string(size_t)>& where) {
+                                const std::function<std::string(size_t)>& where,
+                                std::span<const size_t> unused) {
     auto tables = std::make_shared<Tables>();
     TokenizerLoader loader(*tables);
     root.as_object().check_keys({"version", "truncation", "padding", "added_tokens", "normalizer",
@@ -66,6 +67,7 @@ Tokenizer TokenizerLoader::load(const Json& root, const Json& vocab, std::span<c
     const Json model = root.get_object("model");
     loader.check_model(model);
     loader.read_vocab(vocab);
+    for (const size_t id : unused) loader.in_vocab[id] = false;
     if (const auto added = root.find("added_tokens")) loader.read_added_tokens(added->as_array());
     loader.index_pieces();
     loader.read_symbols(model);

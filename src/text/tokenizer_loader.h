@@ -33,9 +33,14 @@ struct TokenizerLoader {
     static Tokenizer load(const Json& root);
     // vocab.json and merges.txt with what may lie beside them, as GPT-2 and RoBERTa were published.
     static Tokenizer load_directory(const std::string& directory);
-    // The vocabulary and merges apart from the rest; where(i) names merge i in messages.
+    // The two kinds of vocabularies in a GGUF file.
+    static Tokenizer load_byte_level(const GgufFile& file);
+    static Tokenizer load_sentencepiece(const GgufFile& file);
+    // The vocabulary and merges apart from the rest; where(i) names merge i in messages. No text becomes one
+    // of the ids in `unused`.
     static Tokenizer load(const Json& root, const Json& vocab, std::span<const MergeHalves> merges,
-                          const std::function<std::string(size_t)>& where);
+                          const std::function<std::string(size_t)>& where,
+                          std::span<const size_t> unused = {});
 
     // tokenizer_json.cpp: the model and its vocabulary.
     void check_model(const Json& model);

@@ -1,0 +1,351 @@
+// A GGUF file's vocabulary. "gpt2" is byte-level BPE with its merges, where the splitting rule is a name;
+// "llama" is SentencePiece's BPE, which has a score for each piece and no merges. As with vocab.json
+// (tokenizer_directory.cpp), the rest is written down as a tokenizer.json without vocabulary, and read by the
+// same code.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <numeric>
+#include <unordered_set>
+
+#include "base/check.h"
+#include "base/utf8.h"
+#include "io/file.h"
+#include "io/gguf.h"
+#include "text/tokenizer_loader.h"
+
+namespace refrag {
+namespace {
+
+constexpr const char* kModel = "tokenizer.ggml.model";
+constexpr const char* kPre = "tokenizer.ggml.pre";
+constexpr const char* kTokens = "tokenizer.ggml.tokens";
+constexpr const char* kTypes = "tokenizer.ggml.token_type";
+constexpr const char* kMerges = "tokenizer.ggml.merges";
+constexpr const char* kScores = "tokenizer.ggml.scores";
+constexpr std::string_view kSpace = "\xE2\x96\x81";  // how SentencePiece spells a space
+constexpr size_t kMaxPieceCharacters = 256;
+
+enum TokenType : int64_t { normal = 1, unknown, control, user_defined, unused, byte };
+
+// The steps before ByteLevel, the last but for its own words.
+constexpr const char* kNothing = "";
+constexpr const char* kDigits = R"({"type":"Digits","individual_digits":true},)";
+#define REFRAG_SPLIT(digits)                                                      \
+    R"({"type":"Split","behavior":"Isolated","invert":false,"pattern":{"Regex":)" \
+    R"("(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|)" digits      \
+    R"(| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"}},)"
+constexpr const char* kCl100k = REFRAG_SPLIT(R"(\\p{N}{1,3})");
+constexpr const char* kQwen2 = REFRAG_SPLIT(R"(\\p{N})");
+#undef REFRAG_SPLIT
+
+// What stands behind a name of tokenizer.ggml.pre in the tokenizer.json that was published with such models.
+struct SplittingRule {
+    const char* name;
+    const char* normalizer;
+    const char* pre_tokenizer;
+    bool use_regex;    // of ByteLevel: GPT-2's words
+    bool whole_words;  // a word that is a token is one, whatever the merges say
+    bool adds_bos;     // where the file does not say
+};
+constexpr std::array<SplittingRule, 9> kRules = {{
+    {"gpt-2", "null", kNothing, true, false, false},
+    {"smollm", "null", kDigits, true, false, false},
+    {"starcoder", "null", kDigits, true, false, false},
+    {"refact", "null", kDigits, true, false, false},
+    {"llama-bpe", "null", kCl100k, false, true, true},
+    {"llama3", "null", kCl100k, false, true, true},
+    {"llama-v3", "null", kCl100k, false, true, true},
+    {"smaug-bpe", "null", kCl100k, false, true, false},
+    {"qwen2", R"({"type":"NFC"})", kQwen2, false, false, false},
+}};
+
+const SplittingRule& find_rule(const GgufFile& file) {
+    std::string names;
+    for (const SplittingRule& rule : kRules) {
+        if (file.has(kPre) && file.text(kPre) == rule.name) return rule;
+        names += str(names.empty() ? "\"" : "\", \"", rule.name);
+    }
+    file.refuse(kPre, str("one of ", names, "\" (how text is split before its merges)"));
+}
+
+bool truth_or(const GgufFile& file, const char* key, bool fallback) {
+    return file.has(key) ? file.truth(key) : fallback;
+}
+
+std::string item_of(const GgufFile& file, const char* key, size_t item) {
+    return str(printable(file.path()), ": key \"", key, "\": item ", item);
+}
+
+bool is_utf8(std::string_view text) {
+    for (size_t at = 0; at < text.size();) {
+        const Utf8Step step = decode_utf8(text, at);
+        if (!step.valid) return false;
+        at += step.bytes;
+    }
+    return true;
+}
+
+// Tokens with their types, checked.
+struct Vocabulary {
+    explicit Vocabulary(const GgufFile& file) : tokens(file.texts(kTokens)) {
+        if (tokens.empty() || tokens.size() > static_cast<size_t>(max_token_id))
+            file.refuse(kTokens, str("1 to ", max_token_id, " tokens"));
+        types.assign(tokens.size(), normal);
+        if (file.has(kTypes)) types = file.integers(kTypes);
+        if (types.size() != tokens.size())
+            file.refuse(kTypes, str("one for each of the ", tokens.size(), " tokens"));
+        std::unordered_set<std::string_view> seen;
+        for (size_t id = 0; id < tokens.size(); ++id) {
+            const std::string& token = tokens[id];
+            if (types[id] < normal || types[id] > byte)
+                fail(Status::bad_input, item_of(file, kTypes, id), ": expected a type of 1 to 6, found ",
+                     types[id]);
+            if (token.empty() || !is_utf8(token))
+                fail(Status::bad_input, item_of(file, kTokens, id), ": expected a text in UTF-8, found ",
+                     token.empty() ? "an empty one" : str("\"", printable(token, 60), "\""));
+            if (!seen.insert(token).second)
+                fail(Status::bad_input, item_of(file, kTokens, id), ": the token \"", printable(token, 60),
+                     "\" stands there twice");
+        }
+    }
+    // {"piece": id}
+    Json pieces(const std::string& name) const {
+        JsonWriter json;
+        json.begin_object();
+        for (size_t id = 0; id < tokens.size(); ++id) json.key(tokens[id]).integer(static_cast<int64_t>(id));
+        return Json::parse(json.end_object().text(), name);
+    }
+    std::vector<size_t> unused_ids() const {
+        std::vector<size_t> ids;
+        for (size_t id = 0; id < types.size(); ++id)
+            if (types[id] == unused) ids.push_back(id);
+        return ids;
+    }
+    std::string added_tokens() const {
+        JsonWriter json;
+        json.begin_array();
+        for (size_t id = 0; id < tokens.size(); ++id) {
+            if (types[id] != unknown && types[id] != control && types[id] != user_defined) continue;
+            json.begin_object().key("id").integer(static_cast<int64_t>(id)).key("content").string(tokens[id]);
+            for (const char* flag : {"single_word", "lstrip", "rstrip", "normalized"})
+                json.key(flag).boolean(false);
+            json.key("special").boolean(types[id] != user_defined).end_object();
+        }
+        return json.end_array().text();
+    }
+
+    const std::vector<std::string>& tokens;
+    std::vector<int64_t> types;
+};
+
+// What is put around a text, as a post-processor.
+std::string post_processor(const GgufFile& file, const Vocabulary& vocabulary, bool adds_bos) {
+    const auto token = [&](const char* key) {
+        const int64_t id = file.integer(key, 0, static_cast<int64_t>(vocabulary.tokens.size()) - 1);
+        return static_cast<size_t>(id);
+    };
+    std::vector<size_t> before, after;
+    if (truth_or(file, "tokenizer.ggml.add_bos_token", adds_bos))
+        before.push_back(token("tokenizer.ggml.bos_token_id"));
+    if (truth_or(file, "tokenizer.ggml.add_eos_token", false))
+        after.push_back(token("tokenizer.ggml.eos_token_id"));
+    if (before.empty() && after.empty()) return "null";
+    JsonWriter json;
+    json.begin_object().key("type").string("TemplateProcessing").key("single").begin_array();
+    const auto write = [&](const char* kind, const std::string& id) {
+        json.begin_object().key(kind).begin_object().key("id").string(id).end_object().end_object();
+    };
+    for (const size_t id : before) write("SpecialToken", vocabulary.tokens[id]);
+    write("Sequence", "A");
+    for (const size_t id : after) write("SpecialToken", vocabulary.tokens[id]);
+    json.end_array().key("special_tokens").begin_object();
+    std::vector<size_t> ids = before;
+    if (after != before) ids.insert(ids.end(), after.begin(), after.end());
+    for (const size_t id : ids) {
+        json.key(vocabulary.tokens[id]).begin_object().key("ids").begin_array();
+        json.integer(static_cast<int64_t>(id)).end_array().key("tokens").begin_array();
+        json.string(vocabulary.tokens[id]).end_array().end_object();
+    }
+    return json.end_object().end_object().text();
+}
+
+// ---- SentencePiece
+
+// Piece -> rank, the highest score first, of the pieces that text is merged to.
+//
+// Of pairs with one score SentencePiece joins the leftmost, which an order of pairs can only say for the runs
+// of one character in all lengths up to some longest (LLaMA 2's spaces): there, longest first makes one run
+// grow from the left.
+std::unordered_map<std::string_view, size_t> ranks_of(const GgufFile& file, const Vocabulary& vocabulary) {
+    const std::optional<std::vector<double>> scores = file.reals_if_any(kScores);
+    if (!scores || scores->size() != vocabulary.tokens.size())
+        file.refuse(kScores, str("one for each of the ", vocabulary.tokens.size(), " tokens"));
+    const auto characters = [](std::string_view piece) {
+        return std::count_if(piece.begin(), piece.end(), [](char c) { return (c & 0xC0) != 0x80; });
+    };
+    std::unordered_set<std::string_view> known;
+    for (size_t id = 0; id < vocabulary.tokens.size(); ++id) {
+        const std::string& token = vocabulary.tokens[id];
+        if (vocabulary.types[id] == normal && characters(token) == 1) known.insert(token);
+    }
+    std::vector<size_t> order;
+    for (size_t id = 0; id < vocabulary.tokens.size(); ++id) {
+        const std::string& token = vocabulary.tokens[id];
+        if (vocabulary.types[id] != normal || characters(token) == 1) continue;
+        if (!std::isfinite((*scores)[id]))
+            fail(Status::bad_input, item_of(file, kScores, id), ": expected a finite score, found ",
+                 (*scores)[id]);
+        if (static_cast<size_t>(characters(token)) > kMaxPieceCharacters)
+            fail(Status::bad_input, item_of(file, kTokens, id), ": expected a piece of at most ",
+                 kMaxPieceCharacters, " characters, found ", characters(token));
+        for (size_t at = 0; at < token.size();) {
+            const size_t bytes = decode_utf8(token, at).bytes;
+            const std::string_view character = std::string_view(token).substr(at, bytes);
+            if (!known.contains(character))
+                fail(Status::bad_input, item_of(file, kTokens, id), ": the piece \"", printable(token, 60),
+                     "\" needs \"", printable(character), "\", which is no piece");
+            at += bytes;
+        }
+        order.push_back(id);
+    }
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+        if ((*scores)[a] != (*scores)[b]) return (*scores)[a] > (*scores)[b];
+        return characters(vocabulary.tokens[a]) > characters(vocabulary.tokens[b]);
+    });
+    std::unordered_map<std::string_view, size_t> ranks;
+    for (size_t begin = 0; begin < order.size();) {
+        size_t end = begin;
+        while (end < order.size() && (*scores)[order[end]] == (*scores)[order[begin]]) ++end;
+        // Lengths n, n - 1, ..., 2 of one character.
+        const std::string& longest = vocabulary.tokens[order[begin]];
+        const std::string_view first = std::string_view(longest).substr(0, decode_utf8(longest, 0).bytes);
+        bool is_run = end - begin == static_cast<size_t>(characters(longest)) - 1;
+        for (size_t i = begin; i < end; ++i) {
+            const std::string& token = vocabulary.tokens[order[i]];
+            for (size_t at = 0; at < token.size(); at += first.size())
+                is_run = is_run && std::string_view(token).substr(at, first.size()) == first;
+        }
+        if (end - begin > 1 && !is_run)
+            fail(Status::bad_input, item_of(file, kScores, order[begin + 1]),
+                 ": expected a score of its own for each piece, found ", (*scores)[order[begin]], " for \"",
+                 printable(vocabulary.tokens[order[begin]], 60), "\" and \"",
+                 printable(vocabulary.tokens[order[begin + 1]], 60), "\"");
+        for (; begin < end; ++begin) ranks.emplace(vocabulary.tokens[order[begin]], ranks.size());
+    }
+    return ranks;
+}
+
+// The pair that makes each piece, in the order of ranks. A piece is tokenised alone by SentencePiece's rule,
+// the best rank first and the leftmost of equals; its last two parts are its pair. One pair a piece is
+// enough: were two parts joined to it inside a longer text, nothing would have crossed their borders before,
+// so that inside them everything went as in the piece alone. A piece that the rule does not reach has no
+// pair.
+std::vector<MergeHalves> merges_of(const std::unordered_map<std::string_view, size_t>& ranks) {
+    std::vector<MergeHalves> merges(ranks.size());
+    std::vector<std::string_view> parts;
+    for (const auto& [piece, own] : ranks) {
+        parts.clear();
+        for (size_t at = 0; at < piece.size(); at += parts.back().size())
+            parts.push_back(piece.substr(at, decode_utf8(piece, at).bytes));
+        while (parts.size() > 2) {
+            size_t best = ranks.size(), place = 0;
+            for (size_t i = 0; i + 1 < parts.size(); ++i) {
+                const auto found = ranks.find({parts[i].data(), parts[i].size() + parts[i + 1].size()});
+                if (found == ranks.end() || found->second >= best) continue;
+                best = found->second;
+                place = i;
+            }
+            if (best == ranks.size()) break;
+            parts[place] = {parts[place].data(), parts[place].size() + parts[place + 1].size()};
+            parts.erase(parts.begin() + static_cast<std::ptrdiff_t>(place) + 1);
+        }
+        if (parts.size() == 2) merges[own] = {parts[0], parts[1]};
+    }
+    std::erase_if(merges, [](const MergeHalves& pair) { return pair.first.empty(); });
+    return merges;
+}
+
+// Whether pieces spell single bytes: all 256 then.
+bool has_bytes(const GgufFile& file, const Vocabulary& vocabulary) {
+    const auto n = std::count(vocabulary.types.begin(), vocabulary.types.end(), byte);
+    if (n == 0) return false;
+    std::unordered_set<std::string_view> bytes;
+    for (size_t id = 0; id < vocabulary.tokens.size(); ++id)
+        if (vocabulary.types[id] == byte) bytes.insert(vocabulary.tokens[id]);
+    for (int value = 0; value < 256; ++value) {
+        std::array<char, 8> piece{};
+        std::snprintf(piece.data(), piece.size(), "<0x%02X>", static_cast<unsigned>(value));
+        if (!bytes.contains(piece.data()))
+            file.refuse(kTokens, str("a piece ", piece.data(), " of the type of bytes, as there are others"));
+    }
+    return true;
+}
+
+}  // namespace
+
+Tokenizer TokenizerLoader::load_sentencepiece(const GgufFile& file) {
+    const Vocabulary vocabulary(file);
+    if (truth_or(file, "tokenizer.ggml.remove_extra_whitespaces", false))
+        file.refuse("tokenizer.ggml.remove_extra_whitespaces", "false");
+    constexpr const char* map = "tokenizer.ggml.precompiled_charsmap";
+    if (file.has(map) && file.integers(map).size() > 0) file.refuse(map, "none (not supported)");
+    const auto unk = std::find(vocabulary.types.begin(), vocabulary.types.end(), unknown);
+    if (unk == vocabulary.types.end() ||
+        std::find(unk + 1, vocabulary.types.end(), unknown) != vocabulary.types.end())
+        file.refuse(kTypes, "one token of the type of unknown ones, 2");
+    const std::string& unk_token = vocabulary.tokens[static_cast<size_t>(unk - vocabulary.types.begin())];
+    const std::unordered_map<std::string_view, size_t> ranks = ranks_of(file, vocabulary);
+    const bool prefix = truth_or(file, "tokenizer.ggml.add_space_prefix", true);
+    const std::string text =
+        str(R"({"added_tokens":)", vocabulary.added_tokens(),
+            R"(,"normalizer":{"type":"Sequence","normalizers":[)",
+            prefix ? str(R"({"type":"Prepend","prepend":")", kSpace, "\"},") : "",
+            R"({"type":"Replace","pattern":{"String":" "},"content":")", kSpace,
+            R"("}]},"pre_tokenizer":null,"post_processor":)", post_processor(file, vocabulary, true),
+            R"(,"decoder":{"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":")", kSpace,
+            R"("},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"})",
+            prefix ? R"(,{"type":"Strip","content":" ","start":1,"stop":0})" : "",
+            R"(]},"model":{"type":"BPE","fuse_unk":true,"byte_fallback":)",
+            has_bytes(file, vocabulary) ? "true" : "false", R"(,"unk_token":)", json_quote(unk_token), "}}");
+    const std::vector<MergeHalves> merges = merges_of(ranks);
+    return load(
+        Json::parse(text, file.path()), vocabulary.pieces(file.path()), merges,
+        [&](size_t) { return str(printable(file.path()), ": key \"", kScores, "\""); },
+        vocabulary.unused_ids());
+}
+
+Tokenizer TokenizerLoader::load_byte_level(const GgufFile& file) {
+    const SplittingRule& rule = find_rule(file);
+    const Vocabulary vocabulary(file);
+    const std::vector<std::string>& lines = file.texts(kMerges);
+    std::vector<MergeHalves> merges;
+    for (size_t i = 0; i < lines.size(); ++i) {
+        const std::string_view line = lines[i];
+        const size_t space = line.find(' ');
+        if (space == std::string_view::npos || line.find(' ', space + 1) != std::string_view::npos)
+            fail(Status::bad_input, item_of(file, kMerges, i),
+                 ": expected two pieces with a space between, found \"", printable(line, 60), "\"");
+        merges.emplace_back(line.substr(0, space), line.substr(space + 1));
+    }
+    const std::string text =
+        str(R"({"added_tokens":)", vocabulary.added_tokens(), R"(,"normalizer":)", rule.normalizer,
+            R"(,"post_processor":)", post_processor(file, vocabulary, rule.adds_bos),
+            R"(,"decoder":{"type":"ByteLevel"},"pre_tokenizer":{"type":"Sequence","pretokenizers":[)",
+            rule.pre_tokenizer, R"({"type":"ByteLevel","add_prefix_space":false,"use_regex":)",
+            rule.use_regex ? "true" : "false", R"(}]},"model":{"type":"BPE","ignore_merges":)",
+            rule.whole_words ? "true" : "false", "}}");
+    return load(
+        Json::parse(text, file.path()), vocabulary.pieces(file.path()), merges,
+        [&](size_t i) { return item_of(file, kMerges, i); }, vocabulary.unused_ids());
+}
+
+Tokenizer Tokenizer::from_gguf(const GgufFile& file) {
+    const std::string& model = file.text(kModel);
+    if (model == "gpt2") return TokenizerLoader::load_byte_level(file);
+    if (model == "llama") return TokenizerLoader::load_sentencepiece(file);
+    file.refuse(kModel, "\"gpt2\" or \"llama\" (byte-level BPE or SentencePiece's)");
+}
+
+}  // namespace refrag

@@ -144,6 +144,8 @@ void bench(BenchCommand& command) {
     read_words("--from", command.from, "cached", options.cached, "text", options.text);
     options.always_sense = !command.skip_known;
     check_bench_options(options);
+    REFRAG_CHECK(!command.model_dir.empty() || command.device.adapters.empty(), Status::usage,
+                 "bench: --lora needs a model (-m): random weights take no adapter");
     check_output_paths({{"--out", command.output}, {"--json", command.json_output}});
 
     BenchReport report;

@@ -22,7 +22,7 @@ struct CommandOption {
     bool repeatable = false;
     // The words that the value may be; empty where it is free.
     std::vector<std::string> choices() const;
-    bool takes_path() const { return value == "FILE" || value == "DIR"; }
+    bool takes_path() const { return value == "FILE" || value == "DIR" || value == "PATH"; }
 };
 
 struct Command {

@@ -23,7 +23,7 @@ void add_model_option(CLI::App& app, std::string& model_dir) {
            "then the defaults are --policy bm25 --unexpanded drop -k 16 -p 0.25")
         ->envname("REFRAG_MODEL")
         ->required()
-        ->type_name("DIR|FILE");
+        ->type_name("PATH");
 }
 
 CLI::Option* add_policy_option(CLI::App& app, std::string& policy) {
@@ -71,7 +71,7 @@ std::unique_ptr<Model> load_model(Device& device, const std::string& dir, const 
                                   const ChatOptions& chat) {
     const WeightFormat format = parse_weight_format("--weights", options.weights);
     Progress progress("loading " + dir, ProgressUnit::bytes);
-    auto model = std::make_unique<Model>(device, dir, progress.sink(), format, chat);
+    auto model = std::make_unique<Model>(device, dir, progress.sink(), format, chat, options.adapters);
     if (model->chat_source() == ChatSource::unknown) {
         std::fprintf(stderr,
                      "refrag: warning: %s: its chat template is of no known format, prompts are plain; "

@@ -112,7 +112,7 @@ std::string zsh_text(const std::string& text) {
 
 std::string zsh_action(const CommandOption& option) {
     if (option.value == "DIR") return "_files -/";
-    if (option.value == "FILE") return "_files";
+    if (option.takes_path()) return "_files";
     const std::vector<std::string> choices = option.choices();
     return choices.empty() ? " " : "(" + join(choices, " ") + ")";
 }

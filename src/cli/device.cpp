@@ -50,6 +50,21 @@ void add_device_options(CLI::App& app, DeviceOptions& options) {
                    "Layers' matrices: as stored, or quantised to 8 bits with a scale for every 32 weights")
         ->capture_default_str()
         ->type_name("auto|int8");
+    // Taken as they are: CLI11 reads "[a,b]" as a list of its own.
+    app.add_option(
+           "--lora",
+           [&options](const CLI::results_t& results) {
+               options.adapters = results;
+               return true;
+           },
+           "Merge a PEFT adapter (adapter_config.json, adapter_model.safetensors) into the decoder while it "
+           "is "
+           "loaded; given several times, all of them")
+        ->type_name("DIR")
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+        ->type_size(1)
+        ->expected(1)
+        ->allow_extra_args(false);
 }
 
 int gpu_number(const std::string& device) {

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "ops/backend.h"
 
@@ -19,9 +20,10 @@ struct DeviceOptions {
     bool deterministic = false;
     std::string weights = "auto";  // auto, int8
     double gpu_memory_fraction = 0.9;
+    std::vector<std::string> adapters;  // directories of PEFT adapters
 };
 
-// --device, -t/--threads, --deterministic, --gpu-memory-fraction, --weights.
+// --device, -t/--threads, --deterministic, --gpu-memory-fraction, --weights, --lora.
 void add_device_options(CLI::App& app, DeviceOptions& options);
 
 // The GPU that a word for --device names, 0 for auto and cuda; -1 for cpu. Status::usage for any other word.

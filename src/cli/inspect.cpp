@@ -118,6 +118,10 @@ std::string as_text(const Model& model, const std::string& choice) {
          str("LLaMA, dim ", d.dim, ", hidden ", d.hidden_dim, ", ", d.n_layers, " layers, ", d.n_heads,
              " heads, ", d.n_kv_heads, " KV heads of ", d.head_dim, ", vocabulary ", d.vocab_size,
              ", window ", d.max_seq_len, ", ", d.tied_embeddings ? "tied" : "untied", " head"));
+    if (!model.gguf_types().empty()) line("GGUF", model.gguf_types() + " tensors");
+    for (const AdapterInfo& adapter : model.adapters())
+        line("adapter", str(adapter.dir, ": LoRA of rank ", adapter.rank, ", alpha ", adapter.alpha,
+                            ", merged into ", adapter.n_matrices, " matrices"));
     line("tokens",
          str("first ", model.bos_id() ? str(*model.bos_id()) : "none", ", end ", join(model.end_ids())));
     line("chat", str(chat_format_name(model.chat_format()), " (", chat_source_name(model.chat_source()), ")",
@@ -227,6 +231,19 @@ std::string as_json(const Model& model, const std::string& choice) {
         json.null();
     }
     write_ids(json, "eos_ids", model.end_ids());
+    json.key("gguf_types");
+    if (model.gguf_types().empty()) {
+        json.null();
+    } else {
+        json.string(model.gguf_types());
+    }
+    json.key("adapters").begin_array();
+    for (const AdapterInfo& adapter : model.adapters()) {
+        json.begin_object().key("dir").string(adapter.dir).key("rank").integer(adapter.rank);
+        json.key("alpha").number(adapter.alpha);
+        json.key("n_matrices").integer(static_cast<int64_t>(adapter.n_matrices)).end_object();
+    }
+    json.end_array();
     json.key("kv_bytes_per_position").integer(kv_bytes_per_position(model.decoder()));
     write_names(json, "unused_tensors", model.decoder().unused_tensors());
     json.end_object();

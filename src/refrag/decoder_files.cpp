@@ -1,7 +1,9 @@
 // See decoder_files.h.
 #include "refrag/decoder_files.h"
 
+#include <algorithm>
 #include <filesystem>
+#include <map>
 #include <utility>
 
 #include "base/check.h"
@@ -9,6 +11,7 @@
 #include "io/json.h"
 #include "models/gguf_config.h"
 #include "models/gguf_weights.h"
+#include "models/lora.h"
 #include "models/weights.h"
 #include "text/chat_template.h"
 
@@ -138,6 +141,22 @@ std::unique_ptr<StoredWeights> DecoderFiles::weights(Device& device, const Llama
                                                      LoadedBytes loaded, WeightFormat format) const {
     if (gguf_) return std::make_unique<GgufWeights>(device, gguf_, config, std::move(loaded), format);
     return std::make_unique<WeightLoader>(device, directory_, "model.", std::move(loaded), format);
+}
+
+std::string DecoderFiles::gguf_types() const {
+    if (!gguf_) return "";
+    std::map<std::string, int64_t> counts;
+    for (const GgufTensor& tensor : gguf_->tensors()) ++counts[gguf_type_info(tensor.type).name];
+    std::vector<std::pair<std::string, int64_t>> types(counts.begin(), counts.end());
+    std::stable_sort(types.begin(), types.end(),
+                     [](const auto& a, const auto& b) { return a.second > b.second; });
+    std::string text;
+    for (const auto& [name, n] : types) text += str(text.empty() ? "" : ", ", n, " ", name);
+    return text;
+}
+
+std::string DecoderFiles::adapter_dir() const {
+    return !directory_.empty() && is_lora_directory(directory_) ? directory_ : "";
 }
 
 uint64_t DecoderFiles::weight_file_bytes() const {

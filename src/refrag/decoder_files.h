@@ -40,6 +40,11 @@ class DecoderFiles {
 
     std::unique_ptr<StoredWeights> weights(Device& device, const LlamaConfig& config, LoadedBytes loaded,
                                            WeightFormat format) const;
+    // How many tensors of each type a GGUF file has, the most frequent first: "210 Q4_1, 61 F32"; "" for
+    // safetensors.
+    std::string gguf_types() const;
+    // The directory, where a PEFT adapter lies beside the weights; "" where there is none.
+    std::string adapter_dir() const;
     // Sizes of the weights' files together; 0 where that cannot be known.
     uint64_t weight_file_bytes() const;
     // All that says how a text becomes ids.

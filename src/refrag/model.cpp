@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "io/file.h"
+#include "models/lora_weights.h"
 #include "refrag/decoder_files.h"
 
 namespace refrag {
@@ -85,19 +86,27 @@ class LoadCounter {
 }  // namespace
 
 Model::Model(Device& device, const std::string& dir, const LoadProgress& progress, WeightFormat format,
-             const ChatOptions& chat)
-    : Model(device, dir, DecoderFiles(dir), progress, format, chat) {}
+             const ChatOptions& chat, const std::vector<std::string>& adapters)
+    : Model(device, dir, DecoderFiles(dir), progress, format, chat, adapters) {}
 
 Model::Model(Device& device, const std::string& dir, const DecoderFiles& files, const LoadProgress& progress,
-             WeightFormat format, const ChatOptions& chat)
+             WeightFormat format, const ChatOptions& chat, const std::vector<std::string>& adapters)
     : device_(device),
       dir_(dir),
       config_(files.is_plain() ? plain_decoder_config() : load_refrag_config(dir)),
-      tokenizer_(files.tokenizer()) {
+      tokenizer_(files.tokenizer()),
+      gguf_types_(files.gguf_types()) {
     LoadCounter counter(files, dir, progress);
     const LoadedBytes loaded = counter.sink();
     const LlamaConfig decoder = files.config(tokenizer_);
-    const std::unique_ptr<StoredWeights> weights = files.weights(device, decoder, loaded, format);
+    std::unique_ptr<StoredWeights> weights = files.weights(device, decoder, loaded, format);
+    const auto adapt = [&](const std::string& adapter_dir) {
+        LoraAdapter adapter(adapter_dir);
+        adapters_.push_back({adapter_dir, adapter.rank(), adapter.alpha(), adapter.n_matrices()});
+        weights = std::make_unique<LoraWeights>(device, std::move(weights), std::move(adapter), format);
+    };
+    if (!files.adapter_dir().empty()) adapt(files.adapter_dir());
+    for (const std::string& adapter_dir : adapters) adapt(adapter_dir);
     decoder_ = std::make_unique<Llama>(device, decoder, *weights);
     choose_chat(files, chat);
     end_ids_ = decoder_->config().eos_ids;

@@ -45,6 +45,14 @@ struct ChatOptions {
     std::optional<std::string> system;  // none: what the format says by itself; empty: no system message
 };
 
+// An adapter that was merged into the decoder: LoRA, W + (alpha / rank) B A.
+struct AdapterInfo {
+    std::string dir;
+    int64_t rank = 0;
+    double alpha = 0;
+    size_t n_matrices = 0;
+};
+
 // Where a model's chat format comes from.
 enum class ChatSource {
     model_directory,  // refrag.json has a template
@@ -63,8 +71,11 @@ class Model {
     // With WeightFormat::int8 the matrices of the decoder's and the encoder's layers and the decoder's head
     // are kept in 8 bits (8.5 with their scales); look-up tables and the two heads, which are small, stay as
     // stored.
+    // `adapters` are directories of PEFT adapters, merged into the decoder in this order, after one that lies
+    // beside its weights.
     Model(Device& device, const std::string& dir, const LoadProgress& progress = {},
-          WeightFormat format = WeightFormat::as_stored, const ChatOptions& chat = {});
+          WeightFormat format = WeightFormat::as_stored, const ChatOptions& chat = {},
+          const std::vector<std::string>& adapters = {});
     // The networks' tensors are asked of `weights` in the order decoder, encoder, projector, policy.
     Model(Device& device, ModelParts parts, WeightSource& weights);
 
@@ -80,6 +91,10 @@ class Model {
     const Projector& projector() const { return part(projector_); }
     const Policy& policy() const { return part(policy_); }
     const Llama& decoder() const { return *decoder_; }
+
+    const std::vector<AdapterInfo>& adapters() const { return adapters_; }  // in the decoder's weights
+    // Of a GGUF file, how many tensors of each type: "210 Q4_1, 61 F32"; else "".
+    const std::string& gguf_types() const { return gguf_types_; }
 
     // The token that comes first, outside every chunk; none where the decoder was trained without one.
     std::optional<int32_t> bos_id() const { return bos_id_; }
@@ -119,7 +134,7 @@ class Model {
         return *network;
     }
     Model(Device& device, const std::string& dir, const DecoderFiles& files, const LoadProgress& progress,
-          WeightFormat format, const ChatOptions& chat);
+          WeightFormat format, const ChatOptions& chat, const std::vector<std::string>& adapters);
     void load_encoder(const DecoderFiles& files, const LoadedBytes& loaded, WeightFormat format);
     void choose_chat(const DecoderFiles& files, const ChatOptions& chat);
 
@@ -132,6 +147,8 @@ class Model {
     std::unique_ptr<Roberta> encoder_;
     std::unique_ptr<Projector> projector_;
     std::unique_ptr<Policy> policy_;
+    std::vector<AdapterInfo> adapters_;
+    std::string gguf_types_;
     std::optional<int32_t> bos_id_;
     Sha256Digest maker_;  // of passages, but for the chunk length
     ChatTemplate chat_;

@@ -283,6 +283,19 @@ bool has_bytes(const GgufFile& file, const Vocabulary& vocabulary) {
     return true;
 }
 
+// What stands for text that has no piece: the token that the file names, or the only one of that type.
+size_t unknown_id(const GgufFile& file, const Vocabulary& vocabulary) {
+    constexpr const char* key = "tokenizer.ggml.unknown_token_id";
+    if (file.has(key)) {
+        return static_cast<size_t>(file.integer(key, 0, static_cast<int64_t>(vocabulary.tokens.size()) - 1));
+    }
+    const auto& types = vocabulary.types;
+    const auto found = std::find(types.begin(), types.end(), unknown);
+    if (found == types.end() || std::find(found + 1, types.end(), unknown) != types.end())
+        file.refuse(kTypes, str("one token of the type of unknown ones, 2, or ", key));
+    return static_cast<size_t>(found - types.begin());
+}
+
 }  // namespace
 
 Tokenizer TokenizerLoader::load_sentencepiece(const GgufFile& file) {
@@ -291,11 +304,7 @@ Tokenizer TokenizerLoader::load_sentencepiece(const GgufFile& file) {
         file.refuse("tokenizer.ggml.remove_extra_whitespaces", "false");
     constexpr const char* map = "tokenizer.ggml.precompiled_charsmap";
     if (file.has(map) && file.integers(map).size() > 0) file.refuse(map, "none (not supported)");
-    const auto unk = std::find(vocabulary.types.begin(), vocabulary.types.end(), unknown);
-    if (unk == vocabulary.types.end() ||
-        std::find(unk + 1, vocabulary.types.end(), unknown) != vocabulary.types.end())
-        file.refuse(kTypes, "one token of the type of unknown ones, 2");
-    const std::string& unk_token = vocabulary.tokens[static_cast<size_t>(unk - vocabulary.types.begin())];
+    const std::string& unk_token = vocabulary.tokens[unknown_id(file, vocabulary)];
     const std::unordered_map<std::string_view, size_t> ranks = ranks_of(file, vocabulary);
     const bool prefix = truth_or(file, "tokenizer.ggml.add_space_prefix", true);
     const std::string text =

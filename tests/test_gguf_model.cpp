@@ -369,6 +369,17 @@ TEST_CASE("gguf model: the binary answers from a file alone, and inspects it") {
     const Ran tokens = refrag_run(dir, "tokenize -m '" + path + "' 'the mill'");
     CHECK(tokens.out == refrag_run(dir, "tokenize --tokenizer '" + path + "' 'the mill'").out);
     CHECK(tokens.out == refrag_run(dir, "tokenize -m " + repo_path(kTiny) + " 'the mill'").out);
+    for (const char* place : {"none", "none.gguf"}) {
+        const Ran none = refrag_run(dir, "run -m '" + dir.file(place) + "' -q x");
+        CHECK(none.code == 3);
+        CHECK(none.err == "refrag: " + dir.file(place) +
+                              ": expected a model directory or a GGUF file, found nothing of that name\n");
+    }
+    std::filesystem::create_directory(dir.file("empty"));
+    CHECK(
+        refrag_run(dir, "run -m '" + dir.file("empty") + "' -q x").err ==
+        "refrag: " + dir.file("empty") +
+            ": expected refrag.json, or of a plain decoder config.json or model.gguf; found none of them\n");
     const Ran bad = refrag_run(dir, "run -m '" + dir.write("bad.gguf", "GGUF?") + "' -q x");
     CHECK(bad.code == 3);
     CHECK(line_count(bad.err) == 1);

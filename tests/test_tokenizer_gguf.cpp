@@ -2,7 +2,10 @@
 // merges out of scores, and a refusal for each thing that such metadata may say and this runtime does not do.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <sstream>
 
 #include "gguf_model.h"
 #include "io/gguf.h"
@@ -256,6 +259,37 @@ TEST_CASE("gguf tokenizer: published vocabularies, written as GGUF, keep their i
         CAPTURE(hard);
         for (const bool special : {false, true})
             CHECK(found.encode(hard, special) == expected.encode(hard, special));
+    }
+}
+
+TEST_CASE("gguf tokenizer: vocabularies that llama.cpp tests itself with give the ids that it expects") {
+    const char* const dir = std::getenv("REFRAG_GGUF_VOCABULARIES");
+    if (dir == nullptr && skip("REFRAG_GGUF_VOCABULARIES names no folder")) return;
+    // NAME.gguf.inp: texts with a line between; NAME.gguf.out: a line of ids for each, of the published
+    // tokenizer.
+    const std::string between = "\n__ggml_vocab_test__\n";
+    for (const char* name : {"llama-bpe", "llama-spm", "phi-3", "gpt-2", "qwen2", "starcoder", "refact"}) {
+        CAPTURE(name);
+        const std::string path = path_join(dir, std::string("ggml-vocab-") + name + ".gguf");
+        const GgufFile file(path);
+        const Tokenizer tokenizer = Tokenizer::from_gguf(file);
+        const std::string texts = read_file(path + ".inp", 1 << 20),
+                          lines = read_file(path + ".out", 1 << 20);
+        size_t at = 0, line = 0, n_texts = 0;
+        while (at <= texts.size()) {
+            const size_t end = std::min(texts.find(between, at), texts.size());
+            const std::string text = texts.substr(at, end - at);
+            at = end + between.size();
+            const size_t line_end = std::min(lines.find('\n', line), lines.size());
+            std::istringstream numbers(lines.substr(line, line_end - line));
+            line = line_end + 1;
+            std::vector<int32_t> expected;
+            for (int32_t id = 0; numbers >> id;) expected.push_back(id);
+            CAPTURE(text);
+            CHECK(tokenizer.encode_ids(text, true) == expected);
+            ++n_texts;
+        }
+        CHECK(n_texts >= 40);
     }
 }
 

@@ -11,8 +11,8 @@
 namespace refrag {
 namespace {
 
-constexpr int64_t kMaxDim = 1 << 20;
-constexpr std::string_view kPrefix = "llama.";
+constexpr int64_t kLargestDim = 1 << 20;
+constexpr std::string_view kArchitecture = "llama.";
 
 // What is read below, and what says nothing of the maths.
 constexpr std::array<std::string_view, 30> kKnownKeys = {"block_count",
@@ -47,7 +47,7 @@ constexpr std::array<std::string_view, 30> kKnownKeys = {"block_count",
                                                          "tensor_data_layout"};
 
 std::string key_of(std::string_view name) {
-    return std::string(kPrefix).append(name);
+    return std::string(kArchitecture).append(name);
 }
 
 void refuse_foreign_files(const GgufFile& file) {
@@ -65,8 +65,8 @@ void refuse_foreign_files(const GgufFile& file) {
 
 void refuse_foreign_maths(const GgufFile& file, const LlamaConfig& c) {
     for (const std::string& key : file.keys()) {
-        if (!key.starts_with(kPrefix)) continue;
-        const std::string_view name = std::string_view(key).substr(kPrefix.size());
+        if (!key.starts_with(kArchitecture)) continue;
+        const std::string_view name = std::string_view(key).substr(kArchitecture.size());
         if (std::find(kKnownKeys.begin(), kKnownKeys.end(), name) == kKnownKeys.end())
             file.refuse(key, "this key to be absent (it may change the network, and is not supported)");
     }
@@ -98,7 +98,7 @@ void refuse_foreign_maths(const GgufFile& file, const LlamaConfig& c) {
 
 void read_rope(const GgufFile& file, LlamaConfig& c) {
     const std::string rotated = key_of("rope.dimension_count");
-    if (file.has(rotated) && file.integer(rotated, 1, kMaxDim) != c.head_dim)
+    if (file.has(rotated) && file.integer(rotated, 1, kLargestDim) != c.head_dim)
         file.refuse(rotated, str(c.head_dim, ", a head's width (rotating a part of it is not supported)"));
     const std::string base = key_of("rope.freq_base");
     if (file.has(base)) {
@@ -145,8 +145,8 @@ LlamaConfig read_gguf_config(const GgufFile& file) {
     const auto integer = [&](const char* name, int64_t most) {
         return static_cast<int32_t>(file.integer(key_of(name), 1, most));
     };
-    c.dim = integer("embedding_length", kMaxDim);
-    c.hidden_dim = integer("feed_forward_length", kMaxDim);
+    c.dim = integer("embedding_length", kLargestDim);
+    c.hidden_dim = integer("feed_forward_length", kLargestDim);
     c.n_layers = integer("block_count", 4096);
     c.n_heads = integer("attention.head_count", 4096);
     c.max_seq_len = integer("context_length", 1 << 28);

@@ -15,7 +15,7 @@ namespace {
 
 constexpr const char* kConfig = "adapter_config.json";
 constexpr const char* kTensors = "adapter_model.safetensors";
-constexpr std::string_view kPrefix = "base_model.model.";
+constexpr std::string_view kAdapterPrefix = "base_model.model.";
 
 // Keys that say nothing of the adapter's maths: where it comes from, how it was trained.
 constexpr std::array<std::string_view, 18> kFreeKeys = {"task_type",
@@ -100,9 +100,9 @@ bool is_lora_directory(const std::string& dir) {
     return is_file(path_join(dir, kConfig));
 }
 
-LoraAdapter::LoraAdapter(const std::string& dir)
-    : dir_(dir), config_path_(path_join(dir, kConfig)), files_(WeightFiles::open(path_join(dir, kTensors))) {
+LoraAdapter::LoraAdapter(const std::string& dir) : dir_(dir), config_path_(path_join(dir, kConfig)) {
     read_config(Json::parse_file(config_path_, 1u << 20).as_object());
+    files_ = WeightFiles::open(path_join(dir, kTensors));
     for (const TensorEntry& entry : files_.tensors())
         if (entry.name.ends_with(".lora_A.weight")) ++n_matrices_;
 }
@@ -204,8 +204,8 @@ std::optional<bool> LoraAdapter::targets(const std::string& module) {
 
 std::shared_ptr<const LoraFactors> LoraAdapter::open(std::string_view name, int64_t out_dim, int64_t in_dim) {
     const std::string module = module_of(name);
-    const std::string a_name = str(kPrefix, module, ".lora_A.weight");
-    const std::string b_name = str(kPrefix, module, ".lora_B.weight");
+    const std::string a_name = str(kAdapterPrefix, module, ".lora_A.weight");
+    const std::string b_name = str(kAdapterPrefix, module, ".lora_B.weight");
     const bool is_there = files_.find(a_name) != nullptr || files_.find(b_name) != nullptr;
     const std::optional<bool> expected = targets(module);
     if (!expected.value_or(is_there)) {
@@ -225,7 +225,7 @@ std::shared_ptr<const LoraFactors> LoraAdapter::open(std::string_view name, int6
     factors->a = read(a_name, {factors->rank, in_dim});
     factors->b = read(b_name, {out_dim, factors->rank});
     const std::vector<int64_t> shape = {out_dim, in_dim};
-    const std::string copy_name = str(kPrefix, module, ".base_layer.weight");
+    const std::string copy_name = str(kAdapterPrefix, module, ".base_layer.weight");
     factors->copy = files_.find(copy_name);
     if (factors->copy != nullptr) {
         check_entry(*factors->copy, shape);

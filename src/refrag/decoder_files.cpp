@@ -68,6 +68,15 @@ DecoderFiles::DecoderFiles(const std::string& model)
     gguf_ = std::make_shared<const GgufFile>(file);
 }
 
+void DecoderFiles::check_model(const std::string& model) {
+    if (is_plain_decoder(model)) return;
+    REFRAG_CHECK(is_directory(model), Status::bad_input, printable(model),
+                 ": expected a model directory or a GGUF file, found nothing of that name");
+    REFRAG_CHECK(is_file(path_join(model, "refrag.json")), Status::bad_input, printable(model),
+                 ": expected refrag.json, or of a plain decoder config.json or ", kGgufName,
+                 "; found none of them");
+}
+
 bool DecoderFiles::has_own_tokenizer() const {
     if (directory_.empty()) return false;
     for (const char* name : {"tokenizer.json", "vocab.json", "merges.txt"})

@@ -23,6 +23,9 @@ class DecoderFiles {
     // both kinds of weights in one directory are refused.
     explicit DecoderFiles(const std::string& model);
 
+    // Refuses a path with no model: neither a file nor a directory with refrag.json, config.json or model.gguf.
+    static void check_model(const std::string& model);
+
     bool is_plain() const { return is_plain_; }
     // The directory or the GGUF file: how messages name the decoder.
     const std::string& path() const { return path_; }

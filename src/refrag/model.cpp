@@ -12,6 +12,11 @@
 namespace refrag {
 namespace {
 
+DecoderFiles open_decoder(const std::string& model) {
+    DecoderFiles::check_model(model);
+    return DecoderFiles(model);
+}
+
 void check_vocabulary(const std::string& dir, const Tokenizer& tokenizer, int32_t vocab_size) {
     REFRAG_CHECK(tokenizer.vocab_size() <= vocab_size, Status::bad_input, printable(dir),
                  ": tokenizer.json has ids up to ", tokenizer.vocab_size() - 1, ", expected at most ",
@@ -87,7 +92,7 @@ class LoadCounter {
 
 Model::Model(Device& device, const std::string& dir, const LoadProgress& progress, WeightFormat format,
              const ChatOptions& chat, const std::vector<std::string>& adapters)
-    : Model(device, dir, DecoderFiles(dir), progress, format, chat, adapters) {}
+    : Model(device, dir, open_decoder(dir), progress, format, chat, adapters) {}
 
 Model::Model(Device& device, const std::string& dir, const DecoderFiles& files, const LoadProgress& progress,
              WeightFormat format, const ChatOptions& chat, const std::vector<std::string>& adapters)

@@ -303,7 +303,7 @@ Tokenizer TokenizerLoader::load_sentencepiece(const GgufFile& file) {
     if (truth_or(file, "tokenizer.ggml.remove_extra_whitespaces", false))
         file.refuse("tokenizer.ggml.remove_extra_whitespaces", "false");
     constexpr const char* map = "tokenizer.ggml.precompiled_charsmap";
-    if (file.has(map) && file.integers(map).size() > 0) file.refuse(map, "none (not supported)");
+    if (file.has(map) && !file.integers(map).empty()) file.refuse(map, "none (not supported)");
     const std::string& unk_token = vocabulary.tokens[unknown_id(file, vocabulary)];
     const std::unordered_map<std::string_view, size_t> ranks = ranks_of(file, vocabulary);
     const bool prefix = truth_or(file, "tokenizer.ggml.add_space_prefix", true);

@@ -1,11 +1,16 @@
 // Any bytes as a GGUF file. What is accepted: ranges lie within the file, in order and aligned, shapes and
-// types fill them, every row can be read, and names are found again.
+// types fill them, every row can be read, and names are found again. Its configuration and its vocabulary are
+// read, or refused, as well.
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "base/check.h"
 #include "io/gguf.h"
 #include "main.h"
+#include "models/gguf_config.h"
+#include "text/tokenizer.h"
+#include "tokenizer_promises.h"
 
 namespace refrag_fuzz {
 namespace {
@@ -29,12 +34,24 @@ void check_file(const refrag::GgufFile& file, std::string_view input) {
     }
 }
 
+void check_config(const refrag::LlamaConfig& c) {
+    promise(c.dim > 0 && c.hidden_dim > 0 && c.n_layers > 0 && c.max_seq_len > 0, "sizes are positive");
+    promise(c.n_kv_heads > 0 && c.n_heads % c.n_kv_heads == 0, "heads share keys evenly");
+    promise(c.head_dim > 0 && c.head_dim % 2 == 0, "a head is rotated in pairs");
+    for (const float f : c.inverse_frequencies()) promise(std::isfinite(f), "frequencies are finite");
+}
+
 }  // namespace
 
 void fuzz_gguf(std::string_view input) {
     static const ScratchDir scratch;
     scratch.write("model.gguf", input);
-    refused([&] { check_file(refrag::GgufFile(scratch.file("model.gguf")), input); });
+    refused([&] {
+        const refrag::GgufFile file(scratch.file("model.gguf"));
+        check_file(file, input);
+        refused([&] { check_config(refrag::read_gguf_config(file)); });
+        refused([&] { check_tokenizer(refrag::Tokenizer::from_gguf(file), "a1 b  c"); });
+    });
 }
 
 }  // namespace refrag_fuzz

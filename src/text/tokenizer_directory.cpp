@@ -1,6 +1,5 @@
 // A tokenizer in the older form, vocab.json and merges.txt: GPT-2, RoBERTa and Qwen 2 as `transformers`
-// builds them. The files say less than tokenizer.json does; the missing parts are written down here as a
-// tokenizer.json without vocabulary, and read by the same code.
+// builds them. The files say less than tokenizer.json does; what they leave out is written down here.
 #include <algorithm>
 #include <map>
 #include <optional>
@@ -24,9 +23,8 @@ struct Family {
     const char* model_type;
     const char* defaults[std::size(roles)];  // null: none
     bool has_template;                       // <cls> text <sep>, whatever add_bos_token says
-    const char* normalizer;
-    const char* pre_tokenizer;  // a Sequence's beginning, before ByteLevel
-    bool use_regex;             // of ByteLevel
+    bool is_nfc;                             // the text is brought to NFC
+    WordPattern words;
 };
 
 constexpr const char* end_of_text = "<|endoftext|>";
@@ -35,25 +33,20 @@ constexpr Family families[] = {
      "gpt2",
      {end_of_text, end_of_text, end_of_text, nullptr, nullptr, nullptr, nullptr},
      false,
-     "null",
-     "",
-     true},
+     false,
+     WordPattern::gpt2},
     {"RobertaTokenizer",
      "roberta",
      {"<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>"},
      true,
-     "null",
-     "",
-     true},
+     false,
+     WordPattern::gpt2},
     {"Qwen2Tokenizer",
      "qwen2",
      {nullptr, end_of_text, end_of_text, nullptr, end_of_text, nullptr, nullptr},
      false,
-     R"({"type":"NFC"})",
-     R"({"type":"Split","behavior":"Isolated","invert":false,"pattern":{"Regex":)"
-     R"("(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|)"
-     R"(\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"}},)",
-     false},
+     true,
+     WordPattern::qwen2},
 };
 
 Json read_object(const std::string& path) {
@@ -115,11 +108,6 @@ class AddedTokens {
         token.id = place->second;
         tokens_[token.id] = token;
         return token.id;
-    }
-    std::optional<int32_t> id_of(const std::string& content) const {
-        const auto found = ids_.find(content);
-        if (found == ids_.end()) return std::nullopt;
-        return found->second;
     }
     const std::map<int32_t, AddedToken>& tokens() const { return tokens_; }
 
@@ -223,13 +211,6 @@ class Settings {
     Json added_;
 };
 
-void write_token(JsonWriter& json, const AddedToken& token) {
-    json.begin_object().key("id").integer(token.id).key("content").string(token.content);
-    json.key("single_word").boolean(token.single_word).key("lstrip").boolean(token.lstrip);
-    json.key("rstrip").boolean(token.rstrip).key("normalized").boolean(token.normalized);
-    json.key("special").boolean(token.special).end_object();
-}
-
 // "left right" a line; blank lines and those that begin with "#version" are passed over.
 void read_lines(std::string_view text, const std::string& path, std::vector<MergeHalves>& merges,
                 std::vector<size_t>& line_numbers) {
@@ -244,6 +225,28 @@ void read_lines(std::string_view text, const std::string& path, std::vector<Merg
         merges.emplace_back(line.substr(0, space), line.substr(space + 1));
         line_numbers.push_back(lines.number());
     }
+}
+
+// vocab.json's pieces by id; places[id]: where the piece stands in it.
+PieceList pieces_of(const Json& vocab, std::vector<size_t>& places) {
+    if (vocab.size() == 0) vocab.refuse("at least one piece");
+    PieceList pieces;
+    for (size_t i = 0; i < vocab.size(); ++i) {
+        const Json value = vocab.at(i);
+        const auto id = static_cast<size_t>(value.as_int(0, max_token_id));
+        if (id >= pieces.size()) {
+            pieces.resize(id + 1);
+            places.resize(id + 1);
+        }
+        const std::string_view piece = vocab.key_at(i);
+        if (piece.empty()) fail(Status::bad_input, value.where(), ": an empty piece cannot be a token");
+        if (!pieces[id].empty())
+            fail(Status::bad_input, value.where(), ": id ", id, " is both \"", printable(pieces[id], 60),
+                 "\" and \"", printable(piece, 60), "\"");
+        pieces[id] = piece;
+        places[id] = i;
+    }
+    return pieces;
 }
 
 }  // namespace
@@ -262,55 +265,45 @@ Tokenizer TokenizerLoader::load_directory(const std::string& directory) {
     AddedTokens added(vocab);
     const std::map<std::string, std::string> named = settings.read(family, added);
 
-    JsonWriter list;
-    list.begin_array();
-    for (const auto& [id, token] : added.tokens()) write_token(list, token);
-    list.end_array();
-    const auto template_of = [&](const char* role) -> std::string {
+    TokenizerSteps steps;
+    for (const auto& [id, token] : added.tokens()) steps.added.push_back(token);
+    const auto piece_of = [&](const char* role) {
         const auto found = named.find(role);
         if (found == named.end())
             fail(Status::bad_input, settings.config.where(), ": a ", family.tokenizer_class, " needs a ",
                  role);
-        return str("[", json_quote(found->second), ",", *added.id_of(found->second), "]");
+        return found->second;
     };
     const auto wants = [&](const char* key) { return settings.config.get_bool_or(key, false); };
-    std::string processor = "null";
     if (family.has_template) {
-        processor = str(R"({"type":"RobertaProcessing","sep":)", template_of("sep_token"), R"(,"cls":)",
-                        template_of("cls_token"), "}");
-    } else if (wants("add_bos_token") || wants("add_eos_token")) {
-        JsonWriter json;
-        json.begin_object().key("type").string("TemplateProcessing").key("single").begin_array();
-        const auto special = [&](const char* role) {
-            const Json pair = Json::parse(template_of(role), directory);
-            json.begin_object().key("SpecialToken").begin_object().key("id").string(pair.at(0).as_string());
-            json.end_object().end_object();
-        };
-        if (wants("add_bos_token")) special("bos_token");
-        json.begin_object().key("Sequence").begin_object().key("id").string("A").end_object().end_object();
-        if (wants("add_eos_token")) special("eos_token");
-        json.end_array().key("special_tokens").begin_object();
-        std::set<std::string> contents;
-        if (wants("add_bos_token")) contents.insert(named.at("bos_token"));
-        if (wants("add_eos_token")) contents.insert(named.at("eos_token"));
-        for (const std::string& content : contents) {
-            json.key(content).begin_object().key("ids").begin_array().integer(*added.id_of(content));
-            json.end_array().key("tokens").begin_array().string(content).end_array().end_object();
-        }
-        processor = json.end_object().end_object().text();
+        steps.template_prefix = {piece_of("cls_token")};
+        steps.template_suffix = {piece_of("sep_token")};
+    } else {
+        if (wants("add_bos_token")) steps.template_prefix = {piece_of("bos_token")};
+        if (wants("add_eos_token")) steps.template_suffix = {piece_of("eos_token")};
     }
-    const std::string text = str(
-        R"({"added_tokens":)", list.text(), R"(,"normalizer":)", family.normalizer, R"(,"post_processor":)",
-        processor, R"(,"decoder":{"type":"ByteLevel"},"pre_tokenizer":{"type":"Sequence","pretokenizers":[)",
-        family.pre_tokenizer, R"({"type":"ByteLevel","add_prefix_space":)",
-        wants("add_prefix_space") ? "true" : "false", R"(,"use_regex":)", family.use_regex ? "true" : "false",
-        R"(}]},"model":{"type":"BPE"}})");
+    if (family.is_nfc) steps.normalizer.emplace_back();
+    Split words;
+    words.pattern = family.words;
+    steps.pre_tokenizer.emplace_back(words);
+    if (wants("add_prefix_space")) {
+        // GPT-2's words are ByteLevel's own, found after its space; others are cut before it.
+        const auto at =
+            family.words == WordPattern::gpt2 ? steps.pre_tokenizer.begin() : steps.pre_tokenizer.end();
+        steps.pre_tokenizer.insert(at, Rewrite{Rewrite::Kind::prefix_space});
+    }
+    steps.byte_level = steps.decoder.byte_level = true;
+
+    std::vector<size_t> places;  // in `vocab`, by id
+    const PieceList pieces = pieces_of(vocab, places);
     const std::string merges_text = read_file(merges_path, max_tokenizer_bytes);
     std::vector<MergeHalves> merges;
     std::vector<size_t> line_numbers;
     read_lines(merges_text, merges_path, merges, line_numbers);
-    return load(Json::parse(text, directory), vocab, merges,
-                [&](size_t i) { return str(printable(merges_path), ":", line_numbers[i]); });
+    return load(
+        steps, pieces, [&](size_t id) { return vocab.at(places[id]).where(); }, merges,
+        [&](size_t i) { return str(printable(merges_path), ":", line_numbers[i]); },
+        [&] { return printable(directory); });
 }
 
 Tokenizer Tokenizer::from_file(const std::string& path) {

@@ -1,7 +1,6 @@
 // A GGUF file's vocabulary. "gpt2" is byte-level BPE with its merges, where the splitting rule is a name;
-// "llama" is SentencePiece's BPE, which has a score for each piece and no merges. As with vocab.json
-// (tokenizer_directory.cpp), the rest is written down as a tokenizer.json without vocabulary, and read by the
-// same code.
+// "llama" is SentencePiece's BPE, which has a score for each piece and no merges. What tokenizer.json would
+// say beside them is written down here.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -29,36 +28,25 @@ constexpr size_t kMaxPieceCharacters = 256;
 
 enum TokenType : int64_t { normal = 1, unknown, control, user_defined, unused, byte };
 
-// The steps before ByteLevel, the last but for its own words.
-constexpr const char* kNothing = "";
-constexpr const char* kDigits = R"({"type":"Digits","individual_digits":true},)";
-#define REFRAG_SPLIT(digits)                                                      \
-    R"({"type":"Split","behavior":"Isolated","invert":false,"pattern":{"Regex":)" \
-    R"("(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|)" digits      \
-    R"(| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"}},)"
-constexpr const char* kCl100k = REFRAG_SPLIT(R"(\\p{N}{1,3})");
-constexpr const char* kQwen2 = REFRAG_SPLIT(R"(\\p{N})");
-#undef REFRAG_SPLIT
-
 // What stands behind a name of tokenizer.ggml.pre in the tokenizer.json that was published with such models.
 struct SplittingRule {
     const char* name;
-    const char* normalizer;
-    const char* pre_tokenizer;
-    bool use_regex;    // of ByteLevel: GPT-2's words
+    WordPattern words;
+    bool is_nfc;       // the text is brought to NFC first
+    bool digits;       // every digit alone, before the words
     bool whole_words;  // a word that is a token is one, whatever the merges say
     bool adds_bos;     // where the file does not say
 };
 constexpr std::array<SplittingRule, 9> kRules = {{
-    {"gpt-2", "null", kNothing, true, false, false},
-    {"smollm", "null", kDigits, true, false, false},
-    {"starcoder", "null", kDigits, true, false, false},
-    {"refact", "null", kDigits, true, false, false},
-    {"llama-bpe", "null", kCl100k, false, true, true},
-    {"llama3", "null", kCl100k, false, true, true},
-    {"llama-v3", "null", kCl100k, false, true, true},
-    {"smaug-bpe", "null", kCl100k, false, true, false},
-    {"qwen2", R"({"type":"NFC"})", kQwen2, false, false, false},
+    {"gpt-2", WordPattern::gpt2, false, false, false, false},
+    {"smollm", WordPattern::gpt2, false, true, false, false},
+    {"starcoder", WordPattern::gpt2, false, true, false, false},
+    {"refact", WordPattern::gpt2, false, true, false, false},
+    {"llama-bpe", WordPattern::cl100k, false, false, true, true},
+    {"llama3", WordPattern::cl100k, false, false, true, true},
+    {"llama-v3", WordPattern::cl100k, false, false, true, true},
+    {"smaug-bpe", WordPattern::cl100k, false, false, true, false},
+    {"qwen2", WordPattern::qwen2, true, false, false, false},
 }};
 
 const SplittingRule& find_rule(const GgufFile& file) {
@@ -110,65 +98,42 @@ struct Vocabulary {
                      "\" stands there twice");
         }
     }
-    // {"piece": id}
-    Json pieces(const std::string& name) const {
-        JsonWriter json;
-        json.begin_object();
-        for (size_t id = 0; id < tokens.size(); ++id) json.key(tokens[id]).integer(static_cast<int64_t>(id));
-        return Json::parse(json.end_object().text(), name);
-    }
     std::vector<size_t> unused_ids() const {
         std::vector<size_t> ids;
         for (size_t id = 0; id < types.size(); ++id)
             if (types[id] == unused) ids.push_back(id);
         return ids;
     }
-    std::string added_tokens() const {
-        JsonWriter json;
-        json.begin_array();
+    std::vector<AddedToken> added_tokens() const {
+        std::vector<AddedToken> added;
         for (size_t id = 0; id < tokens.size(); ++id) {
             if (types[id] != unknown && types[id] != control && types[id] != user_defined) continue;
-            json.begin_object().key("id").integer(static_cast<int64_t>(id)).key("content").string(tokens[id]);
-            for (const char* flag : {"single_word", "lstrip", "rstrip", "normalized"})
-                json.key(flag).boolean(false);
-            json.key("special").boolean(types[id] != user_defined).end_object();
+            AddedToken& token = added.emplace_back();
+            token.id = static_cast<int32_t>(id);
+            token.content = tokens[id];
+            token.special = types[id] != user_defined;
         }
-        return json.end_array().text();
+        return added;
     }
 
     const std::vector<std::string>& tokens;
     std::vector<int64_t> types;
 };
 
-// What is put around a text, as a post-processor.
-std::string post_processor(const GgufFile& file, const Vocabulary& vocabulary, bool adds_bos) {
+// What both kinds of vocabularies say alike.
+TokenizerSteps common_steps(const GgufFile& file, const Vocabulary& vocabulary, bool adds_bos) {
     const auto token = [&](const char* key) {
         const int64_t id = file.integer(key, 0, static_cast<int64_t>(vocabulary.tokens.size()) - 1);
-        return static_cast<size_t>(id);
+        return vocabulary.tokens[static_cast<size_t>(id)];
     };
-    std::vector<size_t> before, after;
+    TokenizerSteps steps;
+    steps.added = vocabulary.added_tokens();
+    steps.unused = vocabulary.unused_ids();
     if (truth_or(file, "tokenizer.ggml.add_bos_token", adds_bos))
-        before.push_back(token("tokenizer.ggml.bos_token_id"));
+        steps.template_prefix = {token("tokenizer.ggml.bos_token_id")};
     if (truth_or(file, "tokenizer.ggml.add_eos_token", false))
-        after.push_back(token("tokenizer.ggml.eos_token_id"));
-    if (before.empty() && after.empty()) return "null";
-    JsonWriter json;
-    json.begin_object().key("type").string("TemplateProcessing").key("single").begin_array();
-    const auto write = [&](const char* kind, const std::string& id) {
-        json.begin_object().key(kind).begin_object().key("id").string(id).end_object().end_object();
-    };
-    for (const size_t id : before) write("SpecialToken", vocabulary.tokens[id]);
-    write("Sequence", "A");
-    for (const size_t id : after) write("SpecialToken", vocabulary.tokens[id]);
-    json.end_array().key("special_tokens").begin_object();
-    std::vector<size_t> ids = before;
-    if (after != before) ids.insert(ids.end(), after.begin(), after.end());
-    for (const size_t id : ids) {
-        json.key(vocabulary.tokens[id]).begin_object().key("ids").begin_array();
-        json.integer(static_cast<int64_t>(id)).end_array().key("tokens").begin_array();
-        json.string(vocabulary.tokens[id]).end_array().end_object();
-    }
-    return json.end_object().end_object().text();
+        steps.template_suffix = {token("tokenizer.ggml.eos_token_id")};
+    return steps;
 }
 
 // ---- SentencePiece
@@ -304,25 +269,28 @@ Tokenizer TokenizerLoader::load_sentencepiece(const GgufFile& file) {
         file.refuse("tokenizer.ggml.remove_extra_whitespaces", "false");
     constexpr const char* map = "tokenizer.ggml.precompiled_charsmap";
     if (file.has(map) && !file.integers(map).empty()) file.refuse(map, "none (not supported)");
-    const std::string& unk_token = vocabulary.tokens[unknown_id(file, vocabulary)];
     const std::unordered_map<std::string_view, size_t> ranks = ranks_of(file, vocabulary);
-    const bool prefix = truth_or(file, "tokenizer.ggml.add_space_prefix", true);
-    const std::string text =
-        str(R"({"added_tokens":)", vocabulary.added_tokens(),
-            R"(,"normalizer":{"type":"Sequence","normalizers":[)",
-            prefix ? str(R"({"type":"Prepend","prepend":")", kSpace, "\"},") : "",
-            R"({"type":"Replace","pattern":{"String":" "},"content":")", kSpace,
-            R"("}]},"pre_tokenizer":null,"post_processor":)", post_processor(file, vocabulary, true),
-            R"(,"decoder":{"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":")", kSpace,
-            R"("},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"})",
-            prefix ? R"(,{"type":"Strip","content":" ","start":1,"stop":0})" : "",
-            R"(]},"model":{"type":"BPE","fuse_unk":true,"byte_fallback":)",
-            has_bytes(file, vocabulary) ? "true" : "false", R"(,"unk_token":)", json_quote(unk_token), "}}");
-    const std::vector<MergeHalves> merges = merges_of(ranks);
+    TokenizerSteps steps = common_steps(file, vocabulary, true);
+    steps.fuse_unk = true;
+    steps.byte_fallback = has_bytes(file, vocabulary);
+    steps.decoder.byte_fallback = true;
+    steps.unk_token = vocabulary.tokens[unknown_id(file, vocabulary)];
+    Rewrite spaces{Rewrite::Kind::replace};
+    spaces.pattern = " ";
+    spaces.content = kSpace;
+    if (truth_or(file, "tokenizer.ggml.add_space_prefix", true)) {
+        Rewrite prefix{Rewrite::Kind::prepend};
+        prefix.content = kSpace;
+        steps.normalizer.push_back(prefix);
+        steps.decoder.strip = " ";
+        steps.decoder.n_strip = 1;
+    }
+    steps.normalizer.push_back(spaces);
+    steps.decoder_replaces = {{std::string(kSpace), " "}};
     return load(
-        Json::parse(text, file.path()), vocabulary.pieces(file.path()), merges,
+        steps, vocabulary.tokens, [&](size_t id) { return item_of(file, kTokens, id); }, merges_of(ranks),
         [&](size_t) { return str(printable(file.path()), ": key \"", kScores, "\""); },
-        vocabulary.unused_ids());
+        [&] { return printable(file.path()); });
 }
 
 Tokenizer TokenizerLoader::load_byte_level(const GgufFile& file) {
@@ -338,16 +306,21 @@ Tokenizer TokenizerLoader::load_byte_level(const GgufFile& file) {
                  ": expected two pieces with a space between, found \"", printable(line, 60), "\"");
         merges.emplace_back(line.substr(0, space), line.substr(space + 1));
     }
-    const std::string text =
-        str(R"({"added_tokens":)", vocabulary.added_tokens(), R"(,"normalizer":)", rule.normalizer,
-            R"(,"post_processor":)", post_processor(file, vocabulary, rule.adds_bos),
-            R"(,"decoder":{"type":"ByteLevel"},"pre_tokenizer":{"type":"Sequence","pretokenizers":[)",
-            rule.pre_tokenizer, R"({"type":"ByteLevel","add_prefix_space":false,"use_regex":)",
-            rule.use_regex ? "true" : "false", R"(}]},"model":{"type":"BPE","ignore_merges":)",
-            rule.whole_words ? "true" : "false", "}}");
+    TokenizerSteps steps = common_steps(file, vocabulary, rule.adds_bos);
+    steps.byte_level = steps.decoder.byte_level = true;
+    steps.ignore_merges = rule.whole_words;
+    if (rule.is_nfc) steps.normalizer.emplace_back();
+    Split step;
+    if (rule.digits) {
+        step.target = Split::Target::digit;
+        steps.pre_tokenizer.emplace_back(step);
+        step.target = Split::Target::words;
+    }
+    step.pattern = rule.words;
+    steps.pre_tokenizer.emplace_back(step);
     return load(
-        Json::parse(text, file.path()), vocabulary.pieces(file.path()), merges,
-        [&](size_t i) { return item_of(file, kMerges, i); }, vocabulary.unused_ids());
+        steps, vocabulary.tokens, [&](size_t id) { return item_of(file, kTokens, id); }, merges,
+        [&](size_t i) { return item_of(file, kMerges, i); }, [&] { return printable(file.path()); });
 }
 
 Tokenizer Tokenizer::from_gguf(const GgufFile& file) {

@@ -50,30 +50,59 @@ Tokenizer TokenizerLoader::load(const Json& root) {
         halves.push_back(halves_of(merge));
     }
     const size_t n_left_out = merges.size() - halves.size();
-    return load(root, vocab, halves, [&](size_t i) { return merges.at(i + n_left_out).where(); });
-}
 
-Tokenizer TokenizerLoader::load(const Json& root, const Json& vocab, std::span<const MergeHalves> merges,
-                                const std::function<std::string(size_t)>& where,
-                                std::span<const size_t> unused) {
     auto tables = std::make_shared<Tables>();
     TokenizerLoader loader(*tables);
-    root.as_object().check_keys({"version", "truncation", "padding", "added_tokens", "normalizer",
-                                 "pre_tokenizer", "post_processor", "decoder", "model"});
+    root.check_keys({"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
+                     "post_processor", "decoder", "model"});
     if (root.get_string_or("version", "1.0") != "1.0") root.get("version").refuse("\"1.0\"");
     if (const auto normalizer = root.find("normalizer")) loader.read_normalizer(*normalizer);
     loader.read_pre_tokenizer(root.get("pre_tokenizer"));
     loader.read_decoder(root.get("decoder"));
-    const Json model = root.get_object("model");
     loader.check_model(model);
     loader.read_vocab(vocab);
-    for (const size_t id : unused) loader.in_vocab[id] = false;
     if (const auto added = root.find("added_tokens")) loader.read_added_tokens(added->as_array());
     loader.index_pieces();
-    loader.read_symbols(model);
-    loader.read_merges(merges, where);
+    const std::string unk = model.get_string_or("unk_token", "");
+    loader.index_symbols(
+        unk, [&] { return model.where(); }, [&] { return model.get("unk_token").where(); });
+    loader.index_merges(halves, [&](size_t i) { return merges.at(i + n_left_out).where(); });
     if (loader.ignore_merges) loader.read_whole_words();
     if (const auto processor = root.find("post_processor")) loader.read_post_processor(*processor);
+    return Tokenizer(std::move(tables));
+}
+
+Tokenizer TokenizerLoader::load(const TokenizerSteps& steps, const PieceList& pieces, ItemPlace piece_place,
+                                std::span<const MergeHalves> merges, ItemPlace merge_place, Place file) {
+    auto tables = std::make_shared<Tables>();
+    TokenizerLoader loader(*tables);
+    tables->normalizer = steps.normalizer;
+    tables->pre_tokenizer = steps.pre_tokenizer;
+    tables->decoder = steps.decoder;
+    tables->bpe.fuse_unk = steps.fuse_unk;
+    loader.decoder_replaces_ = steps.decoder_replaces;
+    loader.byte_level = steps.byte_level;
+    loader.byte_fallback = steps.byte_fallback;
+    loader.ignore_merges = steps.ignore_merges;
+    size_t n = 0;
+    for (size_t id = 0; id < pieces.size(); ++id) {
+        if (pieces[id].empty()) continue;
+        loader.place(pieces[id], static_cast<int64_t>(id), [&] { return piece_place(id); });
+        ++n;
+    }
+    loader.vocabulary_placed(n);
+    for (const size_t id : steps.unused) loader.in_vocab[id] = false;
+    loader.add_tokens(steps.added, [&](size_t) { return file(); });
+    loader.index_pieces();
+    loader.index_symbols(steps.unk_token, file, file);
+    loader.index_merges(merges, merge_place);
+    if (loader.ignore_merges) loader.read_whole_words();
+    const auto ids_of = [&](const std::vector<std::string>& names) {
+        std::vector<int32_t> ids;
+        for (const std::string& name : names) ids.push_back(tables->ids.at(name));
+        return ids;
+    };
+    loader.wrap(ids_of(steps.template_prefix), ids_of(steps.template_suffix));
     return Tokenizer(std::move(tables));
 }
 
@@ -90,13 +119,13 @@ void TokenizerLoader::check_model(const Json& model) {
 }
 
 // Puts a piece at its id.
-void TokenizerLoader::place(std::string_view piece, int64_t id, const Json& where) {
-    if (piece.empty()) fail(Status::bad_input, where.where(), ": an empty piece cannot be a token");
+void TokenizerLoader::place(std::string_view piece, int64_t id, Place where) {
+    if (piece.empty()) fail(Status::bad_input, where(), ": an empty piece cannot be a token");
     const auto index = static_cast<size_t>(id);
     if (index >= tables.pieces.size()) tables.pieces.resize(index + 1);
     if (!tables.pieces[index].empty())
-        fail(Status::bad_input, where.where(), ": id ", id, " is both \"",
-             printable(tables.pieces[index], 60), "\" and \"", printable(piece, 60), "\"");
+        fail(Status::bad_input, where(), ": id ", id, " is both \"", printable(tables.pieces[index], 60),
+             "\" and \"", printable(piece, 60), "\"");
     tables.pieces[index] = piece;
 }
 
@@ -105,23 +134,23 @@ void TokenizerLoader::read_vocab(const Json& vocab) {
     tables.pieces.reserve(vocab.size());
     for (size_t i = 0; i < vocab.size(); ++i) {
         const Json id = vocab.at(i);
-        place(vocab.key_at(i), id.as_int(0, max_token_id), id);
+        place(vocab.key_at(i), id.as_int(0, max_token_id), [&] { return id.where(); });
     }
-    n_vocab = static_cast<int64_t>(vocab.size());
+    vocabulary_placed(vocab.size());
+}
+
+// n pieces are in their places, which are the model's own.
+void TokenizerLoader::vocabulary_placed(size_t n) {
+    n_vocab = static_cast<int64_t>(n);
     for (const std::string& piece : tables.pieces) in_vocab.push_back(!piece.empty());
 }
 
-// An added token is a piece of the vocabulary, or takes the next free id.
 void TokenizerLoader::read_added_tokens(const Json& list) {
-    std::unordered_map<std::string, int64_t> known;
-    for (size_t id = 0; id < tables.pieces.size(); ++id)
-        if (!tables.pieces[id].empty()) known.emplace(tables.pieces[id], static_cast<int64_t>(id));
-    std::unordered_set<std::string> seen;
-    int64_t next = n_vocab;
+    std::vector<AddedToken> tokens;
     for (size_t i = 0; i < list.size(); ++i) {
         const Json entry = list.at(i);
         entry.check_keys({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
-        AddedToken token;
+        AddedToken& token = tokens.emplace_back();
         token.id = static_cast<int32_t>(entry.get_int("id", 0, max_token_id));
         token.content = entry.get_string("content");
         token.single_word = entry.get_bool("single_word");
@@ -129,27 +158,40 @@ void TokenizerLoader::read_added_tokens(const Json& list) {
         token.rstrip = entry.get_bool("rstrip");
         token.normalized = entry.get_bool("normalized");
         token.special = entry.get_bool("special");
+    }
+    add_tokens(tokens, [&](size_t i) { return list.at(i).where(); });
+}
 
+// An added token is a piece of the vocabulary, or takes the next free id.
+void TokenizerLoader::add_tokens(std::span<const AddedToken> tokens, ItemPlace where) {
+    std::unordered_map<std::string, int64_t> known;
+    for (size_t id = 0; id < tables.pieces.size(); ++id)
+        if (!tables.pieces[id].empty()) known.emplace(tables.pieces[id], static_cast<int64_t>(id));
+    std::unordered_set<std::string> seen;
+    int64_t next = n_vocab;
+    for (size_t i = 0; i < tokens.size(); ++i) {
+        const AddedToken& token = tokens[i];
+        const auto here = [&] { return where(i); };
         const auto found = known.find(token.content);
         const int64_t expected = found != known.end() ? found->second : next;
         if (token.id != expected)
-            fail(Status::bad_input, entry.where(), ": added token \"", printable(token.content, 60),
+            fail(Status::bad_input, here(), ": added token \"", printable(token.content, 60),
                  "\": expected id ", expected, ", found ", token.id);
         if (!seen.insert(token.content).second)
-            fail(Status::bad_input, entry.where(), ": added token \"", printable(token.content, 60),
+            fail(Status::bad_input, here(), ": added token \"", printable(token.content, 60),
                  "\" occurs twice");
         if (found == known.end()) {
-            place(token.content, token.id, entry);
+            place(token.content, token.id, here);
             known.emplace(token.content, token.id);
             ++next;
         }
-        add_token(std::move(token), entry);
+        add_token(token, here);
     }
 }
 
 // Notes an added token whose piece is in its place. A normalised one is looked for, and decoded, in the form
 // the normalizer gives it.
-void TokenizerLoader::add_token(AddedToken token, const Json& where) {
+void TokenizerLoader::add_token(AddedToken token, Place where) {
     const auto id = static_cast<size_t>(token.id);
     if (token.special) special_ids.push_back(token.id);
     if (token.normalized) {
@@ -159,7 +201,7 @@ void TokenizerLoader::add_token(AddedToken token, const Json& where) {
     }
     AddedTokenMatcher& matcher = token.normalized ? tables.normalized_added : tables.raw_added;
     if (!matcher.add(token))
-        fail(Status::bad_input, where.where(), ": added token \"", printable(tables.pieces[id], 60),
+        fail(Status::bad_input, where(), ": added token \"", printable(tables.pieces[id], 60),
              "\": expected another spelling than the tokens before it have, also after the normalizer");
 }
 
@@ -198,7 +240,7 @@ int32_t TokenizerLoader::vocab_id(std::string_view piece) const {
 }
 
 // The tokens of single bytes or characters, and what stands for those that have none.
-void TokenizerLoader::read_symbols(const Json& model) {
+void TokenizerLoader::index_symbols(const std::string& unk, Place model, Place unk_place) {
     Bpe& bpe = tables.bpe;
     bpe.byte_level = byte_level;
     int n_missing = 0;
@@ -210,7 +252,7 @@ void TokenizerLoader::read_symbols(const Json& model) {
             if (vocab_id(piece) >= 0) continue;
             ++n_missing;
             if (byte_fallback)
-                fail(Status::bad_input, model.where(),
+                fail(Status::bad_input, model(),
                      ": byte_fallback with a ByteLevel pre-tokenizer: the vocabulary has no piece \"", piece,
                      "\" for byte ", byte, ": expected one for every byte");
         }
@@ -228,10 +270,11 @@ void TokenizerLoader::read_symbols(const Json& model) {
             bpe.byte_ids[byte] = vocab_id(piece.data());
         }
     }
-    const std::string unk = model.get_string_or("unk_token", "");
     if (unk.empty() || bpe.all_bytes) return;
     bpe.unk_id = vocab_id(unk);
-    if (bpe.unk_id < 0) model.get("unk_token").refuse("a piece of the vocabulary");
+    if (bpe.unk_id < 0)
+        fail(Status::bad_input, unk_place(), ": expected a piece of the vocabulary, found \"",
+             printable(unk, 60), "\"");
 }
 
 namespace {
@@ -249,8 +292,7 @@ int32_t edge_symbol(const Bpe& bpe, std::string_view piece, bool last) {
 }  // namespace
 
 // `where` names a merge in messages.
-void TokenizerLoader::read_merges(std::span<const MergeHalves> merges,
-                                  const std::function<std::string(size_t)>& where) {
+void TokenizerLoader::index_merges(std::span<const MergeHalves> merges, ItemPlace where) {
     Bpe& bpe = tables.bpe;
     bpe.merges = MergeTable(merges.size());
     // A piece that may come from elsewhere than its own characters would make edge_symbol wrong.

@@ -2,13 +2,14 @@
 // by its name and place. Internal to src/text.
 #pragma once
 
-#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <variant>
 #include <vector>
 
+#include "base/function_ref.h"
 #include "io/json.h"
 #include "text/tokenizer.h"
 #include "text/tokenizer_tables.h"
@@ -23,6 +24,28 @@ constexpr int64_t max_token_id = (1 << 22) - 1;
 
 // The two pieces that a merge joins.
 using MergeHalves = std::pair<std::string_view, std::string_view>;
+// The piece of each id, "" for none.
+using PieceList = std::vector<std::string>;
+// Where something stands in a file, for messages.
+using Place = FunctionRef<std::string()>;
+// The same of item i.
+using ItemPlace = FunctionRef<std::string(size_t)>;
+
+// Everything but vocabulary and merges, where no tokenizer.json says it.
+struct TokenizerSteps {
+    std::vector<AddedToken> added;
+    std::vector<Rewrite> normalizer;
+    std::vector<std::variant<Rewrite, Split>> pre_tokenizer;  // before ByteLevel where byte_level
+    bool byte_level = false;
+    bool byte_fallback = false;
+    bool ignore_merges = false;
+    bool fuse_unk = false;
+    std::string unk_token;  // "" for none
+    TokenDecoder decoder;
+    std::vector<std::pair<std::string, std::string>> decoder_replaces;  // pattern, content
+    std::vector<std::string> template_prefix, template_suffix;          // pieces put around a text
+    std::vector<size_t> unused;                                         // ids that no text becomes
+};
 
 struct TokenizerLoader {
     using Tables = Tokenizer::Tables;
@@ -36,21 +59,21 @@ struct TokenizerLoader {
     // The two kinds of vocabularies in a GGUF file.
     static Tokenizer load_byte_level(const GgufFile& file);
     static Tokenizer load_sentencepiece(const GgufFile& file);
-    // The vocabulary and merges apart from the rest; where(i) names merge i in messages. No text becomes one
-    // of the ids in `unused`.
-    static Tokenizer load(const Json& root, const Json& vocab, std::span<const MergeHalves> merges,
-                          const std::function<std::string(size_t)>& where,
-                          std::span<const size_t> unused = {});
+    // Of parts; each place names one of its items in messages.
+    static Tokenizer load(const TokenizerSteps& steps, const PieceList& pieces, ItemPlace piece_place,
+                          std::span<const MergeHalves> merges, ItemPlace merge_place, Place file);
 
     // tokenizer_json.cpp: the model and its vocabulary.
     void check_model(const Json& model);
     void read_vocab(const Json& vocab);
-    void place(std::string_view piece, int64_t id, const Json& where);
+    void place(std::string_view piece, int64_t id, Place where);
+    void vocabulary_placed(size_t n);
     void read_added_tokens(const Json& list);
-    void add_token(AddedToken token, const Json& where);
+    void add_tokens(std::span<const AddedToken> tokens, ItemPlace where);
+    void add_token(AddedToken token, Place where);
     void index_pieces();
-    void read_symbols(const Json& model);
-    void read_merges(std::span<const MergeHalves> merges, const std::function<std::string(size_t)>& where);
+    void index_symbols(const std::string& unk_token, Place model, Place unk_place);
+    void index_merges(std::span<const MergeHalves> merges, ItemPlace where);
     void read_whole_words();
     int32_t vocab_id(std::string_view piece) const;
 
@@ -86,7 +109,7 @@ struct TokenizerLoader {
     int32_t template_token(const Json& where, std::string_view piece, int64_t id) const;
     void wrap(std::vector<int32_t> before, const std::vector<int32_t>& after);
 
-    std::vector<std::pair<std::string, std::string>> decoder_replaces_;  // pattern, content
+    std::vector<std::pair<std::string, std::string>> decoder_replaces_;  // TokenizerSteps
 };
 
 }  // namespace refrag

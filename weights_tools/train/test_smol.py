@@ -12,7 +12,7 @@ from transformers import RobertaModel
 
 from .common import read_config
 from .smol import cpt, policy, reader, reconstruct, sft, warm
-from .smol.decoder import Rows
+from .smol.decoder import LeanDecoder, Rows
 from .smol.model import PAD, Smol, reader_of, settle_projector
 from .smol.questions import Template
 from .smol.rows import Branched, pack
@@ -67,6 +67,19 @@ class SameAsTransformers(unittest.TestCase):
         row = torch.tensor(ids(np.random.default_rng(1), 20))
         with torch.no_grad(), theirs.disable_adapter():
             self.close(lean.logits(lean.hidden(lean.embeddings(row), Rows((20,), lean.dtype))), theirs(row[None]).logits[0], "logits")
+
+    def test_frozen_and_without_adapter(self):
+        theirs, lean = toy_pair()
+        base = {k.replace(".base_layer", ""): v for k, v in theirs.get_base_model().state_dict().items() if "lora" not in k}
+        bare, frozen, rows = LeanDecoder(lean.config, base, rank=0), lean.frozen(), Rows((30,), lean.dtype)
+        x = lean.embeddings(torch.tensor(ids(np.random.default_rng(3), 30)))
+        adapted = lean.hidden(x, rows)
+        lean.unmerge()
+        untouched = lean.hidden(x, rows)
+        for decoder, expected in ((bare, untouched), (frozen, adapted)):
+            decoder.merge()
+            self.close(decoder.hidden(x, rows), expected, "hidden")
+        self.assertGreater((untouched - adapted).abs().max(), 0.01)
 
     def test_exported_adapter_is_taken(self):
         _, a = toy_pair(seed=0)

@@ -306,7 +306,7 @@ class LeanDecoder(nn.Module):
     def merge(self):
         """To be called after every change of the adapter; costs nothing where one that does not learn was merged before."""
         versions = [p._version for p in self.adapters.parameters()]  # a fused optimizer does not count its changes
-        if versions == self.merged_versions and not any(p.requires_grad for p in self.adapters.parameters()):
+        if not versions or versions == self.merged_versions and not any(p.requires_grad for p in self.adapters.parameters()):
             return
         self.merged_versions = versions
         for i, products in enumerate(self.products):

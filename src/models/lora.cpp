@@ -18,7 +18,7 @@ constexpr const char* kTensors = "adapter_model.safetensors";
 constexpr std::string_view kAdapterPrefix = "base_model.model.";
 
 // Keys that say nothing of the adapter's maths: where it comes from, how it was trained.
-constexpr std::array<std::string_view, 18> kFreeKeys = {"task_type",
+constexpr std::array<std::string_view, 17> kFreeKeys = {"task_type",
                                                         "auto_mapping",
                                                         "peft_version",
                                                         "base_model_name_or_path",
@@ -34,28 +34,17 @@ constexpr std::array<std::string_view, 18> kFreeKeys = {"task_type",
                                                         "corda_config",
                                                         "lora_ga_config",
                                                         "megatron_config",
-                                                        "parent_library",
                                                         "exclude_modules"};
 constexpr std::array<std::string_view, 12> kReadKeys = {
     "peft_type",     "r",    "lora_alpha",          "target_modules", "use_rslora",        "rank_pattern",
     "alpha_pattern", "bias", "layers_to_transform", "layers_pattern", "init_lora_weights", "fan_in_fan_out"};
 // Other methods and additions; each is accepted only where it is not in use.
-constexpr std::array<std::string_view, 16> kForeignKeys = {"use_dora",
-                                                           "lora_bias",
-                                                           "use_qalora",
-                                                           "use_bdlora",
-                                                           "modules_to_save",
-                                                           "trainable_token_indices",
-                                                           "layer_replication",
-                                                           "target_parameters",
-                                                           "alora_invocation_tokens",
-                                                           "arrow_config",
-                                                           "kasa_config",
-                                                           "velora_config",
-                                                           "monteclora_config",
-                                                           "lora_magnitude_vector",
-                                                           "use_lora_plus_bias",
-                                                           "mora_config"};
+constexpr std::array<std::string_view, 13> kForeignKeys = {
+    "use_dora",          "lora_bias",         "use_qalora",
+    "use_bdlora",        "modules_to_save",   "trainable_token_indices",
+    "layer_replication", "target_parameters", "alora_invocation_tokens",
+    "arrow_config",      "kasa_config",       "velora_config",
+    "monteclora_config"};
 
 bool has(std::span<const std::string_view> names, std::string_view name) {
     return std::find(names.begin(), names.end(), name) != names.end();

@@ -23,7 +23,8 @@ class DecoderFiles {
     // both kinds of weights in one directory are refused.
     explicit DecoderFiles(const std::string& model);
 
-    // Refuses a path with no model: neither a file nor a directory with refrag.json, config.json or model.gguf.
+    // Refuses a path with no model: neither a file nor a directory with refrag.json, config.json or
+    // model.gguf.
     static void check_model(const std::string& model);
 
     bool is_plain() const { return is_plain_; }

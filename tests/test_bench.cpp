@@ -27,26 +27,25 @@ using refrag_test::repo_path;
 
 namespace {
 
-LlamaConfig small_decoder() {
-    LlamaConfig c = decoder_shape("llama-160m");
-    c.dim = 32;
-    c.hidden_dim = 64;
-    c.n_layers = 2;
-    c.n_heads = 4;
-    c.n_kv_heads = 2;
-    c.head_dim = 8;
+template <typename Config>
+Config resized(Config c, int32_t dim, int32_t hidden_dim, int32_t n_layers, int32_t n_heads) {
+    c.dim = dim;
+    c.hidden_dim = hidden_dim;
+    c.n_layers = n_layers;
+    c.n_heads = n_heads;
     c.vocab_size = 10464;
     return c;
 }
 
-RobertaConfig small_encoder() {
-    RobertaConfig c = encoder_shape("roberta-base");
-    c.dim = 24;
-    c.hidden_dim = 40;
-    c.n_layers = 1;
-    c.n_heads = 2;
-    c.vocab_size = 10464;
+LlamaConfig small_decoder() {
+    LlamaConfig c = resized(decoder_shape("llama-160m"), 32, 64, 2, 4);
+    c.n_kv_heads = 2;
+    c.head_dim = 8;
     return c;
+}
+
+RobertaConfig small_encoder() {
+    return resized(encoder_shape("roberta-base"), 24, 40, 1, 2);
 }
 
 uint64_t parameters(const WeightCount& n) {

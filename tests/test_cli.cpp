@@ -9,14 +9,7 @@
 #include "io/json.h"
 
 using namespace refrag;
-using refrag_test::binary;
-using refrag_test::contains;
-using refrag_test::kModel;
-using refrag_test::kPassages;
-using refrag_test::line_count;
-using refrag_test::Ran;
-using refrag_test::refrag_run;
-using refrag_test::TempDir;
+using namespace refrag_test;
 
 TEST_CASE("help, version and usage errors") {
     const TempDir dir;

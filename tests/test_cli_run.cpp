@@ -10,15 +10,7 @@
 #include "refrag/requests.h"
 
 using namespace refrag;
-using refrag_test::contains;
-using refrag_test::error_of;
-using refrag_test::json_lines;
-using refrag_test::kModel;
-using refrag_test::kPassages;
-using refrag_test::line_count;
-using refrag_test::Ran;
-using refrag_test::refrag_run;
-using refrag_test::TempDir;
+using namespace refrag_test;
 
 namespace {
 

@@ -34,27 +34,13 @@ void replay(const char* name, void (*target)(std::string_view)) {
 }  // namespace
 
 TEST_CASE("fuzz corpus: every file is refused or taken, as its target promises") {
-    SUBCASE("safetensors") {
-        replay("safetensors", refrag_fuzz::fuzz_safetensors);
-    }
-    SUBCASE("gguf") {
-        replay("gguf", refrag_fuzz::fuzz_gguf);
-    }
-    SUBCASE("config") {
-        replay("config", refrag_fuzz::fuzz_config);
-    }
-    SUBCASE("tokenizer") {
-        replay("tokenizer", refrag_fuzz::fuzz_tokenizer);
-    }
-    SUBCASE("vocabulary") {
-        replay("vocabulary", refrag_fuzz::fuzz_vocabulary);
-    }
-    SUBCASE("requests") {
-        replay("requests", refrag_fuzz::fuzz_requests);
-    }
-    SUBCASE("passages") {
-        replay("passages", refrag_fuzz::fuzz_passages);
-    }
+    const std::pair<const char*, void (*)(std::string_view)> targets[] = {
+        {"safetensors", refrag_fuzz::fuzz_safetensors}, {"gguf", refrag_fuzz::fuzz_gguf},
+        {"config", refrag_fuzz::fuzz_config},           {"tokenizer", refrag_fuzz::fuzz_tokenizer},
+        {"vocabulary", refrag_fuzz::fuzz_vocabulary},   {"requests", refrag_fuzz::fuzz_requests},
+        {"passages", refrag_fuzz::fuzz_passages},
+    };
+    for (const auto& [name, target] : targets) replay(name, target);
 }
 
 TEST_CASE("fuzz targets fail where a promise is broken") {

@@ -31,18 +31,6 @@ Llama load(const TempDir& dir, const GgufTestFile& file, WeightFormat format = W
     return Llama(cpu().device(), config, weights);
 }
 
-std::vector<float> logits_of(const Llama& model, const std::vector<int32_t>& ids) {
-    Backend& backend = cpu();
-    KvCache kv = model.make_kv_cache(backend, 1, model.config().max_seq_len);
-    Arena arena(backend);
-    BatchPlan plan;
-    const auto n = static_cast<int32_t>(ids.size());
-    kv.reserve(0, n);
-    plan.add_cached(0, 0, n);
-    const Tensor hidden = model.forward(backend, plan, ids, Tensor{}, kv, arena);
-    return download(backend, model.logits(backend, hidden, arena));
-}
-
 // The tiny decoder with its vocabulary.
 GgufTestFile tiny() {
     GgufTestFile file = gguf_of_directory(repo_path(kTiny));

@@ -55,16 +55,7 @@ std::unique_ptr<Llama> adapted(const std::vector<std::string>& adapters, bool fr
 }
 
 std::vector<float> logits_of(const Llama& model) {
-    const std::vector<int32_t> ids = Golden("llama2").ids("ids");
-    Backend& backend = cpu();
-    KvCache kv = model.make_kv_cache(backend, 1, model.config().max_seq_len);
-    Arena arena(backend);
-    BatchPlan plan;
-    const auto n = static_cast<int32_t>(ids.size());
-    kv.reserve(0, n);
-    plan.add_cached(0, 0, n);
-    return download(backend,
-                    model.logits(backend, model.forward(backend, plan, ids, Tensor{}, kv, arena), arena));
+    return refrag_test::logits_of(model, Golden("llama2").ids("ids"));
 }
 
 // A golden adapter in a directory of its own, to be edited.

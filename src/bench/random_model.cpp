@@ -37,10 +37,11 @@ constexpr DecoderShape kDecoders[] = {
 struct EncoderShape {
     const char* name;
     int32_t dim, hidden_dim, n_layers, n_heads;
+    float norm_eps;
 };
 constexpr EncoderShape kEncoders[] = {
-    {"roberta-base", 768, 3072, 12, 12},
-    {"roberta-large", 1024, 4096, 24, 16},
+    {"roberta-base", 768, 3072, 12, 12, 1e-5f},
+    {"roberta-large", 1024, 4096, 24, 16, 1e-5f},
 };
 
 template <typename Shapes>
@@ -73,6 +74,18 @@ std::string spelled(std::string_view bytes) {
     return out;
 }
 
+// What both kinds of networks have.
+template <typename Config, typename Shape>
+Config config_of(const Shape& shape) {
+    Config config;
+    config.dim = shape.dim;
+    config.hidden_dim = shape.hidden_dim;
+    config.n_layers = shape.n_layers;
+    config.n_heads = shape.n_heads;
+    config.norm_eps = shape.norm_eps;
+    return config;
+}
+
 }  // namespace
 
 std::string decoder_shape_names() {
@@ -84,16 +97,11 @@ std::string encoder_shape_names() {
 
 LlamaConfig decoder_shape(const std::string& name) {
     const DecoderShape& s = shape_named(kDecoders, name, "--shape");
-    LlamaConfig c;
-    c.dim = s.dim;
-    c.hidden_dim = s.hidden_dim;
-    c.n_layers = s.n_layers;
-    c.n_heads = s.n_heads;
+    auto c = config_of<LlamaConfig>(s);
     c.n_kv_heads = s.n_kv_heads;
     c.head_dim = s.dim / s.n_heads;
     c.vocab_size = s.vocab_size;
     c.max_seq_len = kOpenWindow;
-    c.norm_eps = s.norm_eps;
     c.rope_theta = s.rope_theta;
     if (s.rope_factor > 0.0) {
         c.rope_llama3 = Llama3RopeScaling{};
@@ -107,14 +115,9 @@ LlamaConfig decoder_shape(const std::string& name) {
 
 RobertaConfig encoder_shape(const std::string& name) {
     const EncoderShape& s = shape_named(kEncoders, name, "--encoder-shape");
-    RobertaConfig c;
-    c.dim = s.dim;
-    c.hidden_dim = s.hidden_dim;
-    c.n_layers = s.n_layers;
-    c.n_heads = s.n_heads;
+    auto c = config_of<RobertaConfig>(s);
     c.vocab_size = 50265;
     c.max_positions = 514;
-    c.norm_eps = 1e-5f;
     return c;
 }
 

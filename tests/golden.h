@@ -166,17 +166,17 @@ class Decoder {
     std::vector<float> chunk_rows_;
 };
 
-// Logits of all ids, read in one call on the CPU, [ids.size(), vocab_size].
+// Logits of all ids, read in one call on the model's device, [ids.size(), vocab_size].
 inline std::vector<float> logits_of(const refrag::Llama& model, const std::vector<int32_t>& ids) {
-    refrag::Backend& backend = cpu();
-    refrag::KvCache kv = model.make_kv_cache(backend, 1, model.config().max_seq_len);
-    refrag::Arena arena(backend);
+    const std::unique_ptr<refrag::Backend> backend = model.device().make_backend();
+    refrag::KvCache kv = model.make_kv_cache(*backend, 1, std::ssize(ids));
+    refrag::Arena arena(*backend);
     refrag::BatchPlan plan;
     const auto n = static_cast<int32_t>(ids.size());
     kv.reserve(0, n);
     plan.add_cached(0, 0, n);
-    const refrag::Tensor hidden = model.forward(backend, plan, ids, refrag::Tensor{}, kv, arena);
-    return download(backend, model.logits(backend, hidden, arena));
+    const refrag::Tensor hidden = model.forward(*backend, plan, ids, refrag::Tensor{}, kv, arena);
+    return download(*backend, model.logits(*backend, hidden, arena));
 }
 
 // The smallest REFRAG model on the CPU.

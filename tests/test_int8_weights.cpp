@@ -74,15 +74,6 @@ class QuantisedNetwork {
     TempDir dir_;
 };
 
-std::vector<float> logits_of(const Llama& model, const std::vector<int32_t>& ids) {
-    const std::unique_ptr<Backend> backend = model.device().make_backend();
-    Arena arena(*backend);
-    KvCache kv = model.make_kv_cache(*backend, 1, std::ssize(ids));
-    const Tensor hidden =
-        prefill(*backend, model, ids, Tensor{}, kv, 0, static_cast<int32_t>(ids.size()), arena);
-    return download(*backend, model.logits(*backend, hidden, arena));
-}
-
 std::vector<float> embeddings_of(const Roberta& encoder, Backend& backend) {
     const std::vector<std::vector<int32_t>> sequences = {{0, 5, 9, 2}, {0, 7, 2}};
     Arena arena(backend);

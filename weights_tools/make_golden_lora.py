@@ -41,7 +41,7 @@ def main():
         n_factors = 0
         for key, parameter in model.named_parameters():
             if "lora_" in key:
-                parameter.data = torch.randn(parameter.shape, generator=generator) * (0.25 if "lora_A" in key else 0.4)
+                parameter.data = torch.randn(parameter.shape, generator=generator) * (0.25 if "lora_A" in key else 0.15)
                 n_factors += 1
         model.save_pretrained(OUT / name)
         (OUT / name / "README.md").unlink()

@@ -85,7 +85,7 @@ std::string joined(const std::vector<std::string>& words, const char* between) {
 std::string place_of(const CLI::App& app) {
     std::string path;
     for (const CLI::App* at = &app; at->get_parent() != nullptr; at = at->get_parent())
-        path = at->get_name() + (path.empty() ? "" : " ") + path;
+        path = str(at->get_name(), path.empty() ? "" : " ", path);
     return path.empty() ? path : path + ": ";
 }
 

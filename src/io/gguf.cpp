@@ -55,7 +55,7 @@ uint64_t value_bytes(ValueType type) {
     return 1;
 }
 
-std::string tensor_text(std::string_view name) {
+std::string quoted_tensor(std::string_view name) {
     return str("tensor \"", printable(name, 120), "\"");
 }
 
@@ -221,7 +221,7 @@ GgufValue read_value(Reader& in, const std::string& what) {
 GgufTensor read_entry(Reader& in, uint64_t index) {
     GgufTensor tensor;
     tensor.name = in.text(kMaxNameBytes, str("the name of tensor ", index));
-    const std::string what = tensor_text(tensor.name);
+    const std::string what = quoted_tensor(tensor.name);
     if (tensor.name.empty()) in.bad("tensor ", index, ": expected a name, found an empty one");
     const auto n_dimensions = in.number<uint32_t>(what);
     if (n_dimensions < 1 || n_dimensions > kMaxDimensions)
@@ -347,7 +347,7 @@ GgufFile::GgufFile(const std::string& path) : file_(path) {
     uint64_t end = 0;  // of the tensor before, from data_begin
     for (size_t i = 0; i < tensors_.size(); ++i) {
         GgufTensor& tensor = tensors_[i];
-        const std::string what = tensor_text(tensor.name);
+        const std::string what = quoted_tensor(tensor.name);
         if (tensor.offset % static_cast<uint64_t>(alignment) != 0)
             in.bad(what, ": expected an offset that is a multiple of ", alignment, ", found ", tensor.offset);
         if (tensor.offset != aligned(end))
@@ -452,7 +452,7 @@ void GgufFile::read_rows(const GgufTensor& tensor, int64_t row, int64_t n, float
     const int64_t columns = tensor.shape.back();
     const int64_t rows = columns == 0 ? 0 : tensor.n_values() / columns;
     REFRAG_CHECK(row >= 0 && n >= 0 && row <= rows && n <= rows - row, Status::runtime, printable(path()),
-                 ": ", tensor_text(tensor.name), ": cannot read rows ", row, " to ", row + n, " of ", rows);
+                 ": ", quoted_tensor(tensor.name), ": cannot read rows ", row, " to ", row + n, " of ", rows);
     const GgufTypeInfo& type = gguf_type_info(tensor.type);
     const auto row_blocks = static_cast<size_t>(columns / type.block_values);
     constexpr size_t kPieceBytes = size_t{1} << 16;

@@ -99,6 +99,7 @@ Tokenizer TokenizerLoader::load(const TokenizerSteps& steps, const PieceList& pi
     if (loader.ignore_merges) loader.read_whole_words();
     const auto ids_of = [&](const std::vector<std::string>& names) {
         std::vector<int32_t> ids;
+        ids.reserve(names.size());
         for (const std::string& name : names) ids.push_back(tables->ids.at(name));
         return ids;
     };

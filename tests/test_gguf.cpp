@@ -257,6 +257,11 @@ TEST_CASE("gguf attack: data that overlap, leave holes, are not aligned or pass 
               .find("tensor \"t\": expected its data at offset 0, found 9223372036854775808") == 0);
     CHECK(message_of_entry("t", {8}, 0, 0, 16)
               .find("tensor \"t\": its 32 bytes at offset 0 pass the end of the file") == 0);
+    // The data would begin at the next multiple of 32, beyond the end.
+    const std::string cut =
+        message_of(read_file(repo_path("tests/fuzz/corpus/gguf/no-values-past-the-end"), 1024));
+    CHECK(cut.find("its 0 bytes at offset 0 pass the end of the file, which has 0 bytes of data") !=
+          std::string::npos);
     GgufTestFile file = valid();
     std::vector<std::string> entries = file.entries();
     entries[1].replace(entries[1].size() - 8, 8, little_endian(0, 8));  // both begin at 0

@@ -7,7 +7,6 @@
 
 #include "base/utf8.h"
 #include "bench/cost.h"
-#include "io/json.h"
 #include "models/random_weights.h"
 #include "refrag/random.h"
 #include "text/byte_level.h"
@@ -124,42 +123,22 @@ RobertaConfig encoder_shape(const std::string& name) {
 Tokenizer syllable_tokenizer() {
     const std::vector<std::string> parts = syllables();
     const std::string space = spelled(" ");
-    JsonWriter json;
-    int64_t next_id = 0;
-    const auto piece = [&](const std::string& text) { json.key(text).integer(next_id++); };
-    json.begin_object().key("added_tokens").begin_array();
-    const char* specials[] = {"<s>", "<pad>", "</s>", "<unk>"};
-    for (int64_t id = 0; id < 4; ++id) {
-        json.begin_object().key("id").integer(id).key("content").string(specials[id]);
-        for (const char* key : {"single_word", "lstrip", "rstrip", "normalized"})
-            json.key(key).boolean(false);
-        json.key("special").boolean(true).end_object();
-    }
-    json.end_array().key("normalizer").null();
-    json.key("pre_tokenizer").begin_object().key("type").string("ByteLevel");
-    json.key("add_prefix_space").boolean(false).key("use_regex").boolean(true).end_object();
-    json.key("post_processor").null();
-    json.key("decoder").begin_object().key("type").string("ByteLevel").end_object();
-    json.key("model").begin_object().key("type").string("BPE").key("vocab").begin_object();
-    for (const char* special : specials) piece(special);
-    for (int byte = 0; byte < 256; ++byte) piece(spelled(std::string(1, static_cast<char>(byte))));
-    for (const std::string& syllable : parts) piece(syllable);
-    for (const std::string& syllable : parts) piece(space + syllable);
+    std::vector<std::string> pieces = {"<s>", "<pad>", "</s>", "<unk>"};
+    const size_t n_special = pieces.size();
+    for (int byte = 0; byte < 256; ++byte) pieces.push_back(spelled(std::string(1, static_cast<char>(byte))));
+    pieces.insert(pieces.end(), parts.begin(), parts.end());
+    for (const std::string& syllable : parts) pieces.push_back(space + syllable);
     for (const std::string& first : parts) {
-        for (const std::string& second : parts) piece(str(space, first, second));
+        for (const std::string& second : parts) pieces.push_back(str(space, first, second));
     }
     // First letters join to syllables, then the space to the first of them, then the word closes.
-    json.end_object().key("merges").begin_array();
-    const auto merge = [&](const std::string& left, const std::string& right) {
-        json.string(str(left, " ", right));
-    };
-    for (const std::string& syllable : parts) merge(syllable.substr(0, 1), syllable.substr(1));
-    for (const std::string& syllable : parts) merge(space, syllable);
+    std::vector<std::pair<std::string, std::string>> merges;
+    for (const std::string& syllable : parts) merges.emplace_back(syllable.substr(0, 1), syllable.substr(1));
+    for (const std::string& syllable : parts) merges.emplace_back(space, syllable);
     for (const std::string& first : parts) {
-        for (const std::string& second : parts) merge(space + first, second);
+        for (const std::string& second : parts) merges.emplace_back(space + first, second);
     }
-    json.end_array().end_object().end_object();
-    return Tokenizer::from_json(json.text(), "syllable vocabulary");
+    return Tokenizer::from_pieces(pieces, n_special, merges);
 }
 
 ModelParts random_model_parts(LlamaConfig decoder, RobertaConfig encoder) {

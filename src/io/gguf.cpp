@@ -354,7 +354,8 @@ GgufFile::GgufFile(const std::string& path) : file_(path) {
             in.bad(what, ": expected its data at offset ", aligned(end), ", found ", tensor.offset,
                    tensor.offset < end ? ": it overlaps the tensor before" : ": a hole in the data");
         const uint64_t data_bytes = file_.size() - std::min(file_.size(), data_begin);
-        if (tensor.offset > data_bytes || tensor.bytes > data_bytes - tensor.offset)
+        if (data_begin > file_.size() || tensor.offset > data_bytes ||
+            tensor.bytes > data_bytes - tensor.offset)
             in.bad(what, ": its ", tensor.bytes, " bytes at offset ", tensor.offset,
                    " pass the end of the file, which has ", data_bytes, " bytes of data");
         end = tensor.offset + tensor.bytes;

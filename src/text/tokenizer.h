@@ -49,6 +49,10 @@ class Tokenizer {
     static Tokenizer from_gguf(const GgufFile& file);
     // tokenizer.json from memory; `name` begins the messages.
     static Tokenizer from_json(std::string_view json, const std::string& name);
+    // Byte-level BPE over GPT-2's words: the piece of each id, of which the first n_special are special
+    // tokens, and the two pieces that each merge joins, in their order. Pieces as tokenizer.json spells them.
+    static Tokenizer from_pieces(const std::vector<std::string>& pieces, size_t n_special,
+                                 std::span<const std::pair<std::string, std::string>> merges);
 
     // Ids of a text, adding none. Where parse_special is false the spelling of a special token is ordinary
     // text; where it is true it becomes the token. Added tokens that are not special are always recognised.

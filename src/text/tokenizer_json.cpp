@@ -343,4 +343,21 @@ Tokenizer Tokenizer::from_json(std::string_view json, const std::string& name) {
     return TokenizerLoader::load(Json::parse(json, name));
 }
 
+Tokenizer Tokenizer::from_pieces(const std::vector<std::string>& pieces, size_t n_special,
+                                 std::span<const std::pair<std::string, std::string>> merges) {
+    TokenizerSteps steps;
+    steps.byte_level = steps.decoder.byte_level = true;
+    steps.pre_tokenizer.emplace_back(Split{});
+    for (size_t id = 0; id < n_special; ++id) {
+        AddedToken& token = steps.added.emplace_back();
+        token.id = static_cast<int32_t>(id);
+        token.content = pieces[id];
+        token.special = true;
+    }
+    const std::vector<MergeHalves> halves(merges.begin(), merges.end());
+    return TokenizerLoader::load(
+        steps, pieces, [](size_t id) { return str("piece ", id); }, halves,
+        [](size_t i) { return str("merge ", i); }, [] { return std::string("vocabulary"); });
+}
+
 }  // namespace refrag

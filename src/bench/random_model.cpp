@@ -133,6 +133,7 @@ Tokenizer syllable_tokenizer() {
     }
     // First letters join to syllables, then the space to the first of them, then the word closes.
     std::vector<std::pair<std::string, std::string>> merges;
+    merges.reserve(parts.size() * (parts.size() + 2));
     for (const std::string& syllable : parts) merges.emplace_back(syllable.substr(0, 1), syllable.substr(1));
     for (const std::string& syllable : parts) merges.emplace_back(space, syllable);
     for (const std::string& first : parts) {

@@ -24,9 +24,9 @@ struct Library {
     decltype(&cublasGetStatusString) status_string = nullptr;
 };
 
-// Where cuBLAS may lie: where the dynamic linker looks, in CUDA's folder, and, for a machine that has PyTorch
-// and no toolkit, in the folder of its package that REFRAG_CUBLAS or LD_LIBRARY_PATH names. The version that
-// this was built with first: its enumerations are those of the calls below, and have not changed since 12.
+// Where cuBLAS may lie: the file that REFRAG_CUBLAS names (PyTorch's, on a machine without the toolkit),
+// where the dynamic linker looks, and in CUDA's folder. The version that this was built with before older
+// ones.
 std::vector<std::string> library_files() {
     std::vector<std::string> files;
     if (const char* const named = std::getenv("REFRAG_CUBLAS")) files.emplace_back(named);

@@ -25,8 +25,10 @@
 #include "base/check.h"
 #include "base/threads.h"
 #include "cpu/cpu_backend.h"
-#include "cpu/simd_amx.h"
 #include "cpu/simd_unroll.h"
+#if defined(__x86_64__)
+#include "cpu/simd_amx.h"
+#endif
 
 namespace refrag {
 namespace {

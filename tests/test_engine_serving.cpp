@@ -84,24 +84,30 @@ TEST_CASE_FIXTURE(Fixture, "engine: past its deadline a request ends, in whateve
 }
 
 TEST_CASE_FIXTURE(Fixture, "engine: what a sink throws at its deadline is its request's error") {
+    constexpr int32_t kTokens = 6;
     Engine engine(model, 1);
+    engine.submit(token_request(4, kTokens));
+    const std::string text = run_all(engine).at(0).answer.text;
+    REQUIRE(!text.empty());
     Request request =
-        with_deadline(token_request(4, 300), steady_clock::now() + std::chrono::milliseconds(100));
-    // Text is held back while it may become the stop string, so the end gives some.
-    request.options.stop = {"\x01\x02 nowhere"};
-    bool ending = false;
-    request.sink = [&](std::string_view) {
-        if (ending) fail(Status::runtime, "gone");
-        return true;
+        with_deadline(token_request(4, 300), steady_clock::now() + std::chrono::milliseconds(500));
+    // A stop string that begins like the text: all of it is held back, and given at the end.
+    request.options.stop = {text + "\x01 nowhere"};
+    int pieces = 0;
+    request.sink = [&](std::string_view) -> bool {
+        ++pieces;
+        fail(Status::runtime, "gone");
     };
     const uint64_t id = engine.submit(std::move(request));
-    engine.step();
-    std::this_thread::sleep_for(std::chrono::milliseconds(120));
-    ending = true;
+    const int64_t before = engine.stats().tokens_generated;
+    while (engine.stats().tokens_generated < before + kTokens - 1) engine.step();
+    CHECK(pieces == 0);
+    std::this_thread::sleep_for(std::chrono::milliseconds(520));
     const Results results = run_all(engine);
-    // Whether something was held back depends on the text; in either case one result, and no other.
     REQUIRE(results.size() == 1);
-    CHECK((results.at(id).error || results.at(id).answer.finish == FinishReason::deadline));
+    REQUIRE(results.at(id).error);
+    CHECK(contains(results.at(id).error->message(), "gone"));
+    CHECK(pieces == 1);
 }
 
 TEST_CASE_FIXTURE(Fixture, "engine: cancelled within a step, a request says no more and gives nothing") {
@@ -141,7 +147,7 @@ TEST_CASE_FIXTURE(Fixture, "engine: a sink may cancel its own request, with its 
     Request counted = token_request(4, 9);
     counted.sink = [&](std::string_view) { return ++n_pieces > 0; };
     engine.submit(std::move(counted));
-    run_all(engine);
+    const std::string text = run_all(engine).at(0).answer.text;
     REQUIRE(n_pieces > 1);
     for (int at = 1; at <= n_pieces; ++at) {
         CAPTURE(at);
@@ -156,16 +162,19 @@ TEST_CASE_FIXTURE(Fixture, "engine: a sink may cancel its own request, with its 
         CHECK(run_all(engine).empty());
         CHECK(pieces == at);
     }
-    // By a stop string that is never completed: all text comes at the end.
+    // With a stop string that begins like the text and is never completed all of it comes at the end.
     Request held = token_request(4, 9);
-    held.options.stop = {std::string(200, 'x')};
+    held.options.stop = {text + "x"};
     uint64_t self = 0;
-    held.sink = [&](std::string_view) {
+    std::string given;
+    held.sink = [&](std::string_view piece) {
+        given += piece;
         engine.cancel(self);
         return true;
     };
     self = engine.submit(std::move(held));
     CHECK(run_all(engine).empty());
+    CHECK(given == text);
 }
 
 TEST_CASE_FIXTURE(Fixture,

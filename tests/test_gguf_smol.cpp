@@ -9,6 +9,7 @@
 #include "golden.h"
 #include "io/gguf.h"
 #include "refrag/model.h"
+#include "tokenizer_test.h"
 
 using namespace refrag;
 using namespace refrag_test;
@@ -26,13 +27,6 @@ Json golden() {
     return Json::parse_file(repo_path("tests/golden/smol.json"));
 }
 
-std::string from_hex(std::string_view hex) {
-    std::string bytes;
-    for (size_t i = 0; i + 1 < hex.size(); i += 2)
-        bytes.push_back(static_cast<char>(std::stoi(std::string(hex.substr(i, 2)), nullptr, 16)));
-    return bytes;
-}
-
 }  // namespace
 
 TEST_CASE("smol: logits are transformers' on the dequantised weights, but for the rounding to BF16") {
@@ -42,14 +36,7 @@ TEST_CASE("smol: logits are transformers' on the dequantised weights, but for th
     const Model model(cpu().device(), path);
     CHECK(model.parameters() == 134515008);
     const std::vector<int32_t> ids = ids_of(json.get("ids"));
-    Backend& backend = cpu();
-    KvCache kv = model.decoder().make_kv_cache(backend, 1, 128);
-    Arena arena(backend);
-    BatchPlan plan;
-    kv.reserve(0, static_cast<int32_t>(ids.size()));
-    plan.add_cached(0, 0, static_cast<int32_t>(ids.size()));
-    const Tensor hidden = model.decoder().forward(backend, plan, ids, Tensor{}, kv, arena);
-    const std::vector<float> logits = download(backend, model.decoder().logits(backend, hidden, arena));
+    const std::vector<float> logits = logits_of(model.decoder(), ids);
     if (const char* out = std::getenv("REFRAG_SMOL_LOGITS"); out != nullptr)
         write_file_atomic(out, {reinterpret_cast<const char*>(logits.data()), logits.size() * sizeof(float)});
     const Json positions = json.get("positions"), largest = json.get("largest");

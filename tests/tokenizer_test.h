@@ -1,4 +1,5 @@
-// What the tests of tokenizers share: bytes and hashes as their goldens write them, ids, and spans.
+// What the tests of tokenizers share beside golden.h: bytes and hashes as their goldens write them, and
+// spans.
 #pragma once
 
 #include <cstdint>
@@ -6,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "io/json.h"
+#include "golden.h"
 #include "text/tokenizer.h"
 
 namespace refrag_test {
@@ -37,12 +38,6 @@ inline std::string fnv1a(std::string_view bytes) {
 inline std::vector<int32_t> ids_of(const std::vector<refrag::Token>& tokens) {
     std::vector<int32_t> ids;
     for (const refrag::Token& token : tokens) ids.push_back(token.id);
-    return ids;
-}
-
-inline std::vector<int32_t> ids_of(const refrag::Json& array) {
-    std::vector<int32_t> ids;
-    for (size_t i = 0; i < array.size(); ++i) ids.push_back(static_cast<int32_t>(array.at(i).as_int()));
     return ids;
 }
 

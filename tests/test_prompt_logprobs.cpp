@@ -99,7 +99,7 @@ TEST_CASE_FIXTURE(Fixture, "prompt logprobs: every token's, its alternatives, an
                 if (top.id == ids[i]) CHECK(top.logprob == score.logprobs->chosen.logprob);
             }
         }
-        CHECK(answer.ttft_ms == (n_new == 0 ? 0.0 : answer.ttft_ms));
+        CHECK((answer.ttft_ms > 0.0) == (n_new > 0));
         CHECK(answer.times.prefill > 0.0);
     }
 }

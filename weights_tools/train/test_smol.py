@@ -255,11 +255,12 @@ class Descends(unittest.TestCase):
         self.assertLessEqual(sft.chosen(self.template, task, n, "answers", rng), held)
         found = [sft.chosen(self.template, task, 5, "bm25", np.random.default_rng(i)) for i in range(20)]
         self.assertTrue(all(len(f) == 5 for f in found))
-        # BM25 finds chunks of the passage asked about far more often than chance would.
-        names = [i for i, c in enumerate(task.chunks) if self.passages[0]["title"].split()[0] in self.template.segments.tokenizer.decode(list(c))]
-        task.qas = [q for q in task.qas if self.passages[0]["title"].split()[0] in q[0]]
-        if names and task.qas:
-            self.assertTrue(set(names[:1]) & sft.chosen(self.template, task, 5, "bm25", rng))
+        # BM25 puts the chunk with a question's rarest word first.
+        title = self.passages[0]["title"].split()[0]
+        names = [i for i, c in enumerate(task.chunks) if title in self.template.segments.tokenizer.decode(list(c))]
+        task.qas = [q for q in task.qas if title in q[0]]
+        self.assertTrue(names and task.qas)
+        self.assertTrue(set(names) & sft.chosen(self.template, task, len(names), "bm25", rng))
 
     def test_rewards_are_minus_the_mean_nll(self):
         model, task = self.model(("encoder", "policy")), self.task(8)

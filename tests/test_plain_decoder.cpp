@@ -93,13 +93,45 @@ TEST_CASE("plain decoder: loads without refrag.json, one file or shards, and has
              std::vector<std::function<void()>>{[&] { model.encoder(); }, [&] { model.projector(); },
                                                 [&] { model.policy(); }, [&] { model.d_enc(); }}) {
             const std::string said = error_of(ask);
-            CHECK(contains(said, dir + ": a plain decoder has no encoder, projector and policy network"));
+            CHECK(contains(said, dir + ": a plain decoder, without encoder, projector and policy network"));
             CHECK(contains(said, "--unexpanded drop with --policy bm25, recent, random, perplexity-asc or"));
             CHECK(contains(said, "--policy all"));
         }
     }
     const TempDir empty;
     CHECK(contains(error_of([&] { Model(cpu().device(), empty.path()); }), "refrag.json"));
+}
+
+TEST_CASE("plain decoder: a refrag.json without encoder gives it a template and defaults") {
+    const TempDir dir;
+    std::filesystem::copy(repo_path(kPlain), dir.file("decoder"), std::filesystem::copy_options::recursive);
+    dir.write("refrag.json",
+              R"({"format": 1, "chunk_len": 8, "chunk_unit": "decoder_tokens", "expand_fraction": 0.5, )"
+              R"("template": {"before": "Texts. ", "question_prefix": "Asked: ", "question_suffix": " Said:"}, )"
+              R"("segment_order": ["question", "passages"]})");
+    const Model model(cpu().device(), dir.path());
+    CHECK(!model.has_encoder());
+    CHECK(model.default_policy() == SelectPolicy::bm25);
+    CHECK(model.default_unexpanded() == Unexpanded::drop);
+    CHECK(model.chat_source() == ChatSource::model_directory);
+    AnswerOptions options;
+    options.policy = SelectPolicy::all;
+    const Made made = make(model, options, "Where is the mill?");
+    CHECK(made.answer.chunk_len == 8);
+    std::vector<int32_t> expected = {model.first_id()};
+    const auto add = [&](std::string_view text) {
+        for (const int32_t id : model.tokenizer().encode_ids(text)) expected.push_back(id);
+    };
+    for (const char* text : {"Texts. ", "Asked: ", "Where is the mill?", " Said:"}) add(text);
+    for (const Passage& passage : some_passages()) add(passage.content());
+    CHECK(token_ids(model, made.segments) == expected);
+    options.policy.reset();
+    const Answer bm25 = make(model, options, "Where is the mill?").answer;
+    CHECK(bm25.n_expanded * 2 >= bm25.chunks.size());
+    CHECK(bm25.n_expanded < bm25.chunks.size());
+    // Its weights lie in DIR/decoder: what is wrong there is named there.
+    std::filesystem::remove(dir.file("decoder/model.safetensors"));
+    CHECK(contains(error_of([&] { Model(cpu().device(), dir.path()); }), dir.file("decoder")));
 }
 
 TEST_CASE("plain decoder: what needs an encoder is refused before any work, what does not is answered") {
@@ -109,12 +141,12 @@ TEST_CASE("plain decoder: what needs an encoder is refused before any work, what
     const auto said = [&] { return error_of([&] { make(model, options, "Where is the mill?"); }); };
     CHECK(said() == "(no error)");  // bm25, drop
     options.unexpanded = Unexpanded::compress;
-    CHECK(contains(said(), "a plain decoder has no encoder"));
+    CHECK(contains(said(), "a plain decoder, without encoder"));
     options.policy = SelectPolicy::all;
     CHECK(said() == "(no error)");
     options.unexpanded.reset();
     options.policy = SelectPolicy::model;
-    CHECK(contains(said(), "a plain decoder has no encoder"));
+    CHECK(contains(said(), "a plain decoder, without encoder"));
     for (const SelectPolicy policy :
          {SelectPolicy::bm25, SelectPolicy::recent, SelectPolicy::random, SelectPolicy::perplexity_asc,
           SelectPolicy::perplexity_desc, SelectPolicy::none}) {
@@ -458,7 +490,7 @@ TEST_CASE("the command line with a plain decoder: run, --batch, inspect, eval, a
         const Ran refused = refrag_run(dir, "run" + ask + wrong);
         CHECK(refused.code == 2);
         CHECK(line_count(refused.err) == 1);
-        CHECK(contains(refused.err, "a plain decoder has no encoder, projector and policy network"));
+        CHECK(contains(refused.err, "a plain decoder, without encoder, projector and policy network"));
     }
     const Ran word = refrag_run(dir, "run" + ask + "--chat-template alpaca");
     CHECK(word.code == 2);

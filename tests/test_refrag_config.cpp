@@ -110,6 +110,27 @@ TEST_CASE("refrag.json: what may be left out") {
           "");
 }
 
+TEST_CASE("refrag.json: encoder, projector and policy are there together or not at all") {
+    const Fields root = with({{"template", json_of(Sections{}.prompt)}}, Sections{}.root);
+    file().write(root);
+    const RefragConfig c = load_refrag_config(file().dir());
+    CHECK_FALSE(c.has_encoder);
+    CHECK(c.chunk_lens == std::vector<int32_t>{8, 16});
+    CHECK(c.expand_fraction == 0.1);
+    CHECK(c.prompt.question_suffix == "e");
+    CHECK(load(Sections{}).has_encoder);
+    for (const char* missing : {"encoder", "projector", "policy"}) {
+        Sections s;
+        file().write(with(with({{"encoder", json_of(s.encoder)},
+                                {"projector", json_of(s.projector)},
+                                {"policy", json_of(s.policy)}},
+                               root),
+                          {{missing, ""}}));
+        CHECK(contains(error_of([] { load_refrag_config(file().dir()); }),
+                       str("expected the key \"", missing, "\", found none")));
+    }
+}
+
 TEST_CASE("refrag.json: every other key is needed") {
     const std::pair<Fields Sections::*, Fields> needed[] = {
         {&Sections::root,

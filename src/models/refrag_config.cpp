@@ -51,6 +51,15 @@ PolicyConfig read_policy(const Json& json) {
     return p;
 }
 
+void read_encoder(const Json& json, RefragConfig& c) {
+    json.check_keys({"vocabulary", "special_tokens", "pooling", "normalize"});
+    c.shared_vocabulary = choice(json, "vocabulary", {"own", "shared"}) == 1;
+    c.encoder_special_tokens = json.get_bool_or("special_tokens", true);
+    static constexpr std::array kPooling = {ChunkPooling::cls, ChunkPooling::mean, ChunkPooling::pooler};
+    c.pooling = kPooling.at(choice(json, "pooling", {"cls", "mean", "pooler"}));
+    c.normalize = json.get_bool_or("normalize", false);
+}
+
 SegmentOrder read_order(const Json& json) {
     const Json order = json.get_array("segment_order");
     if (order.size() == 2) {
@@ -66,6 +75,7 @@ SegmentOrder read_order(const Json& json) {
 
 RefragConfig plain_decoder_config() {
     RefragConfig c;
+    c.has_encoder = false;
     c.chunk_len = 16;
     c.chunk_lens = {16};
     c.expand_fraction = 0.25;
@@ -94,17 +104,14 @@ RefragConfig load_refrag_config(const std::string& dir) {
     } else {
         c.chunk_lens = {c.chunk_len};
     }
-    const Json encoder = json.get_object("encoder");
-    encoder.check_keys({"vocabulary", "special_tokens", "pooling", "normalize"});
-    c.shared_vocabulary = choice(encoder, "vocabulary", {"own", "shared"}) == 1;
-    c.encoder_special_tokens = encoder.get_bool_or("special_tokens", true);
-    static constexpr std::array kPooling = {ChunkPooling::cls, ChunkPooling::mean, ChunkPooling::pooler};
-    c.pooling = kPooling.at(choice(encoder, "pooling", {"cls", "mean", "pooler"}));
-    c.normalize = encoder.get_bool_or("normalize", false);
-    const Json projector = json.get_object("projector");
-    projector.check_keys({"activation"});
-    choice(projector, "activation", {"gelu"});
-    c.policy = read_policy(json.get_object("policy"));
+    c.has_encoder = json.find("encoder") || json.find("projector") || json.find("policy");
+    if (c.has_encoder) {
+        read_encoder(json.get_object("encoder"), c);
+        const Json projector = json.get_object("projector");
+        projector.check_keys({"activation"});
+        choice(projector, "activation", {"gelu"});
+        c.policy = read_policy(json.get_object("policy"));
+    }
     c.expand_fraction = json.get_number("expand_fraction", 0.0, 1.0);
     c.prompt = read_template(json.get_object("template"));
     c.order = read_order(json);

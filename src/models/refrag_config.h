@@ -31,6 +31,8 @@ struct PolicyConfig {
 enum class SegmentOrder { passages_first, question_first };
 
 struct RefragConfig {
+    // Encoder, projector and policy come together or not at all: refrag.json may have none of their sections.
+    bool has_encoder = true;
     int32_t chunk_len = 16;           // k, in decoder tokens
     std::vector<int32_t> chunk_lens;  // the k the model was trained for; holds chunk_len
     bool shared_vocabulary = false;   // a chunk's encoder ids are its decoder ids

@@ -56,11 +56,12 @@ void add_reading(Sha256& hash, const Roberta& encoder, const RefragConfig& confi
 // that no network reads, so that the end is announced by finish().
 class LoadCounter {
   public:
-    LoadCounter(const DecoderFiles& decoder, const std::string& dir, const LoadProgress& progress)
+    LoadCounter(const DecoderFiles& decoder, const std::string& dir, bool has_encoder,
+                const LoadProgress& progress)
         : progress_(progress) {
         if (!progress_) return;
         total_ = decoder.weight_file_bytes();
-        if (decoder.is_plain()) return;
+        if (!has_encoder) return;
         for (const char* part : {"encoder", "."}) {
             std::error_code ignored;  // a missing directory is refused by who reads it
             for (const auto& entry : std::filesystem::directory_iterator(path_join(dir, part), ignored)) {
@@ -101,7 +102,7 @@ Model::Model(Device& device, const std::string& dir, const DecoderFiles& files, 
       config_(files.is_plain() ? plain_decoder_config() : load_refrag_config(dir)),
       tokenizer_(files.tokenizer()),
       gguf_types_(files.gguf_types()) {
-    LoadCounter counter(files, dir, progress);
+    LoadCounter counter(files, dir, config_.has_encoder, progress);
     const LoadedBytes loaded = counter.sink();
     const LlamaConfig decoder = files.config(tokenizer_);
     std::unique_ptr<StoredWeights> weights = files.weights(device, decoder, loaded, format);
@@ -119,7 +120,7 @@ Model::Model(Device& device, const std::string& dir, const DecoderFiles& files, 
     if (turn_end && !is_end(*turn_end)) end_ids_.push_back(*turn_end);
     REFRAG_CHECK(!end_ids_.empty(), Status::bad_input, printable(files.path()), ": ",
                  files.end_token_places());
-    if (files.is_plain()) {
+    if (!config_.has_encoder) {
         // Nothing is encoded; its passages' names still say which tokenizer cut them.
         Sha256 maker;
         maker.add_field("refrag passage 1; no encoder");
@@ -203,7 +204,7 @@ Sha256Digest Model::passage_maker(int32_t chunk_len) const {
 void Model::require_encoder() const {
     REFRAG_CHECK(
         has_encoder(), Status::usage, printable(dir_),
-        ": a plain decoder has no encoder, projector and policy network (no refrag.json): expected "
+        ": a plain decoder, without encoder, projector and policy network: expected "
         "--unexpanded drop with --policy bm25, recent, random, perplexity-asc or perplexity-desc; or "
         "--policy all");
 }

@@ -1,7 +1,8 @@
 # refrag: build, demo, test. `make help` lists the targets.
 #
 #   make                      build/refrag (the CUDA backend too when nvcc is found; CUDA=0 leaves it out)
-#   make demo                 installs what is missing (apt), builds, answers questions from bundled passages
+#   make demo                 installs what is missing (apt), builds, fetches the default model, answers questions
+#   make model                build/refrag-smol: the default model's directory, its base fetched once (93 MB)
 #   make test                 installs what is missing (apt), builds and runs every test
 #   make SAN=address test     the same under a sanitizer: address, undefined or thread
 #   make install              binary, manual page and shell completion below PREFIX (/usr/local); DESTDIR is respected
@@ -109,7 +110,7 @@ Q :=
 say = @:
 endif
 
-.PHONY: FORCE all demo test test-files deps deps-fuzz deps-tidy install uninstall format format-check tidy clean help bench gpu-check cuda-says fuzz fuzz-run
+.PHONY: FORCE all demo model test test-files deps deps-demo deps-fuzz deps-tidy install uninstall format format-check tidy clean help bench gpu-check cuda-says fuzz fuzz-run
 
 all: cuda-says $(BUILD)/refrag
 
@@ -181,9 +182,10 @@ $(BUILD)/obj/tests/test_cuda_%.o: tests/test_cuda_%.cpp VERSION
 # Debian packages, installed only where missing, without questions: for building and testing (and python3, which
 # converts published vocabularies where REFRAG_TEST_DATA has some), for fuzzing, for clang-tidy.
 PACKAGES_deps      := g++ doctest-dev nlohmann-json3-dev libutf8proc-dev libcli11-dev $(if $(REFRAG_TEST_DATA),python3)
+PACKAGES_deps-demo := python3 python3-pip
 PACKAGES_deps-fuzz := $(PACKAGES_deps) clang libclang-rt-14-dev
 PACKAGES_deps-tidy := $(PACKAGES_deps) clang-tidy
-deps deps-fuzz deps-tidy:
+deps deps-demo deps-fuzz deps-tidy:
 	@missing=""; for p in $(PACKAGES_$@); do \
 	   dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	 if [ -n "$$missing" ]; then \
@@ -197,9 +199,15 @@ deps deps-fuzz deps-tidy:
 JOBS := $(shell nproc 2>/dev/null || echo 2)
 
 # Built by a second make, because on a fresh machine the compiler and the headers come with `deps`.
+# Offline, and without pip, the demo falls back to the model in the repository.
 demo: deps
+	@$(MAKE) --no-print-directory deps-demo || true
 	@$(MAKE) --no-print-directory -j$(JOBS) all
-	@REFRAG=$(BUILD)/refrag bash bench/demo/demo.sh
+	@python3 bench/demo/demo.py --refrag $(BUILD)/refrag
+
+# The default model's directory, build/refrag-smol: its base is fetched once into a cache outside the tree.
+model: deps-demo
+	@python3 weights_tools/set_up_smol.py
 
 # Real vocabularies for the tests: made once from REFRAG_TEST_DATA, where that and python3 are there.
 TOKENIZERS := build/tokenizers
@@ -335,4 +343,4 @@ clean:
 	rm -rf build
 
 help:
-	@sed -n '2,17s/^# \{0,1\}//p' Makefile
+	@sed -n '2,18s/^# \{0,1\}//p' Makefile

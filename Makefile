@@ -53,9 +53,23 @@ CPPFLAGS += -Isrc -I. -MMD -MP -DREFRAG_VERSION='"$(VERSION)"'
 LDFLAGS  += -pthread $(SAN_LDFLAGS)
 LDLIBS   += -lutf8proc
 
-LIB_SRC  := $(filter-out src/cli/%,$(wildcard src/*/*.cpp))
+# ---- the store: SQLite, found by itself, said aloud, never needed (STORE=0 leaves it out) ------------------
+STORE ?= auto
+HAS_SQLITE := $(wildcard /usr/include/sqlite3.h /usr/local/include/sqlite3.h)
+ifeq ($(STORE),0)
+STORE_SAYS := left out (STORE=0)
+else ifeq ($(HAS_SQLITE),)
+STORE_SAYS := no sqlite3.h found (libsqlite3-dev), building without passage store and cache
+else
+STORE_SAYS := SQLite
+WITH_STORE := yes
+CPPFLAGS   += -DREFRAG_WITH_STORE
+LDLIBS     += -lsqlite3
+endif
+
+LIB_SRC  := $(filter-out src/cli/% $(if $(WITH_STORE),,src/store/%),$(wildcard src/*/*.cpp))
 CLI_SRC  := $(wildcard src/cli/*.cpp)
-TEST_SRC := $(wildcard tests/*.cpp tests/fuzz/*.cpp)
+TEST_SRC := $(filter-out $(if $(WITH_STORE),,tests/test_store%),$(wildcard tests/*.cpp tests/fuzz/*.cpp))
 LIB_OBJ  := $(LIB_SRC:%.cpp=$(BUILD)/obj/%.o)
 CLI_OBJ  := $(CLI_SRC:%.cpp=$(BUILD)/obj/%.o)
 TEST_OBJ := $(TEST_SRC:%.cpp=$(BUILD)/obj/%.o)
@@ -94,12 +108,13 @@ LDLIBS    += $(firstword $(wildcard $(CUDA_HOME)/lib64/libcudart_static.a \
                $(CUDA_HOME)/targets/x86_64-linux/lib/libcudart_static.a) -lcudart_static) -ldl -lrt
 endif
 
-# Changes when the CUDA backend comes or goes: what is compiled differently then is compiled anew.
-WITH_CUDA := $(BUILD)/obj/with-cuda
-$(CLI_OBJ) $(TEST_OBJ): $(WITH_CUDA)
-$(WITH_CUDA): FORCE
+# Changes when the CUDA backend or the store comes or goes: what is compiled differently then is compiled anew.
+WITH_PARTS := $(BUILD)/obj/with-parts
+PARTS      := cuda $(if $(CUDA_OBJ),yes,no), store $(if $(WITH_STORE),yes,no)
+$(CLI_OBJ) $(TEST_OBJ): $(WITH_PARTS)
+$(WITH_PARTS): FORCE
 	@mkdir -p $(@D)
-	@echo '$(if $(CUDA_OBJ),yes,no)' | cmp -s - $@ || echo '$(if $(CUDA_OBJ),yes,no)' > $@
+	@echo '$(PARTS)' | cmp -s - $@ || echo '$(PARTS)' > $@
 FORCE:
 
 ifeq ($(V),0)
@@ -116,6 +131,7 @@ all: cuda-says $(BUILD)/refrag
 
 cuda-says:
 	@echo "  CUDA  $(CUDA_SAYS)"
+	@echo "  STORE $(STORE_SAYS)"
 
 $(BUILD)/librefrag.a: $(LIB_OBJ) $(CUDA_OBJ)
 	$(call say,AR  ,$@)
@@ -181,7 +197,7 @@ $(BUILD)/obj/tests/test_cuda_%.o: tests/test_cuda_%.cpp VERSION
 # ---- set-up ---------------------------------------------------------------------------------------------
 # Debian packages, installed only where missing, without questions: for building and testing (and python3, which
 # converts published vocabularies where REFRAG_TEST_DATA has some), for fuzzing, for clang-tidy.
-PACKAGES_deps      := g++ doctest-dev nlohmann-json3-dev libutf8proc-dev libcli11-dev $(if $(REFRAG_TEST_DATA),python3)
+PACKAGES_deps      := g++ doctest-dev nlohmann-json3-dev libutf8proc-dev libcli11-dev libsqlite3-dev $(if $(REFRAG_TEST_DATA),python3)
 PACKAGES_deps-demo := python3 python3-pip
 PACKAGES_deps-fuzz := $(PACKAGES_deps) clang libclang-rt-14-dev
 PACKAGES_deps-tidy := $(PACKAGES_deps) clang-tidy

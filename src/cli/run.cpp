@@ -53,11 +53,13 @@ void run_questions(const RunOptions& options) {
     check_output_paths({{"--explain", options.explain}});
     const std::vector<Passage> passages = read_passages(options);
 
+    const std::shared_ptr<PassageKeeper> keeper = open_cache(options.cache);
     const std::unique_ptr<Device> device = make_device(options.device);
     const std::unique_ptr<Model> model = load_run_model(*device, options, answer_options);
     warn_chunk_len(*model, options.chunk_len);
     Session session(*model,
-                    EngineOptions{.max_context = options.context, .prefix_cache = !options.no_prefix_cache});
+                    EngineOptions{.max_context = options.context, .prefix_cache = !options.no_prefix_cache},
+                    std::make_shared<PassageCache>(default_passage_cache_bytes, keeper));
     JsonWriter explain(1);
     const bool several = options.questions.size() > 1;
     if (several) explain.begin_array();
@@ -151,6 +153,8 @@ CLI::Option* add_input_options(CLI::App& sub, RunOptions& options) {
     return batch;
 }
 
+}  // namespace
+
 void add_refrag_options(CLI::App& sub, RunOptions& options) {
     const char* group = "Compression";
     sub.add_option("-k,--chunk-len", options.chunk_len, "Decoder tokens to a chunk (default: the model's)")
@@ -168,7 +172,7 @@ void add_refrag_options(CLI::App& sub, RunOptions& options) {
     add_unexpanded_option(sub, options.unexpanded)->group(group);
 }
 
-void add_generation_options(CLI::App& sub, RunOptions& options, CLI::Option* batch) {
+void add_generation_options(CLI::App& sub, RunOptions& options) {
     const char* group = "Generation";
     sub.add_option("-n,--n-predict", options.answer.max_new_tokens,
                    "Tokens to generate at most; -1: until an end token, or the context is full")
@@ -191,13 +195,6 @@ void add_generation_options(CLI::App& sub, RunOptions& options, CLI::Option* bat
     sub.add_flag("--no-prefix-cache", options.no_prefix_cache,
                  "Read every prompt whole: do not take over the positions of an earlier one that began alike")
         ->group(group);
-    sub.add_option("--parallel", options.parallel,
-                   "Requests of --batch that run at a time; may be written -np")
-        ->needs(batch)
-        ->group(group)
-        ->capture_default_str()
-        ->transform(whole_number(1, max_parallel))
-        ->type_name("N");
 }
 
 void add_sampling_options(CLI::App& sub, SamplerOptions& sampler) {
@@ -226,7 +223,16 @@ void add_sampling_options(CLI::App& sub, SamplerOptions& sampler) {
         ->group(group);
 }
 
+namespace {
+
 void add_output_options(CLI::App& sub, RunOptions& options, CLI::Option* batch) {
+    sub.add_option("--parallel", options.parallel,
+                   "Requests of --batch that run at a time; may be written -np")
+        ->needs(batch)
+        ->group("Generation")
+        ->capture_default_str()
+        ->transform(whole_number(1, max_parallel))
+        ->type_name("N");
     const char* group = "Output";
     sub.add_flag("--json", options.json,
                  "One JSON object a question on standard output instead of the text (--batch always does)")
@@ -302,7 +308,8 @@ void add_run(CLI::App& app) {
     // By pointer: looking an option up by its name ends the process when memory runs out.
     CLI::Option* batch = add_input_options(sub, *options);
     add_refrag_options(sub, *options);
-    add_generation_options(sub, *options, batch);
+    add_generation_options(sub, *options);
+    add_cache_options(sub, options->cache);
     add_sampling_options(sub, options->answer.sampler);
     add_output_options(sub, *options, batch);
     add_chat_options(sub, options->chat);

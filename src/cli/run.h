@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/cache_options.h"
 #include "cli/common.h"
 #include "refrag/answer.h"
 #include "refrag/passages.h"
@@ -32,7 +33,14 @@ struct RunOptions {
     std::string output;
     int32_t parallel = 8;
     bool no_prefix_cache = false;
+    CacheOptions cache;
 };
+
+// Options that `run` shares with `ask` and `chat`: what is compressed and expanded; how much is generated;
+// sampling.
+void add_refrag_options(CLI::App& app, RunOptions& options);
+void add_generation_options(CLI::App& app, RunOptions& options);
+void add_sampling_options(CLI::App& app, SamplerOptions& sampler);
 
 // The options of every request, checked. Status::usage.
 AnswerOptions checked_answer_options(const RunOptions& options);

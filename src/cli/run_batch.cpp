@@ -129,6 +129,7 @@ void run_batch(const RunOptions& options) {
     check_output_paths({{"-o", options.output}});
     std::vector<Job> jobs = read_jobs(options);
 
+    const std::shared_ptr<PassageKeeper> keeper = open_cache(options.cache);
     const std::unique_ptr<Device> device = make_device(options.device);
     const std::unique_ptr<Model> model = load_run_model(*device, options, answer_options);
     warn_chunk_len(*model, options.chunk_len);
@@ -136,7 +137,7 @@ void run_batch(const RunOptions& options) {
     REFRAG_CHECK(options.context <= window, Status::usage, "context size: expected at most ", window,
                  " positions (the decoder's max_position_embeddings), found ", options.context);
 
-    PassageCache cache;
+    PassageCache cache(default_passage_cache_bytes, keeper);
     const double started_ms = now_ms();
     const int64_t limit = options.context == 0 ? window : options.context;
     const int64_t context = needed_context(*model, jobs, cache, answer_options, limit);

@@ -197,8 +197,11 @@ Model::Model(Device& device, ModelParts parts, WeightSource& weights)
     maker_ = maker.digest();
 }
 
-Sha256Digest Model::passage_maker(int32_t chunk_len) const {
-    return Sha256().add(maker_.view()).add_field(str("k ", chunk_len)).digest();
+Sha256Digest Model::passage_maker(int32_t chunk_len, EmbeddingForm form) const {
+    return Sha256()
+        .add(maker_.view())
+        .add_field(str("k ", chunk_len, "; ", embedding_form_name(form)))
+        .digest();
 }
 
 void Model::require_encoder() const {

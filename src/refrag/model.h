@@ -16,6 +16,7 @@
 #include "models/refrag_config.h"
 #include "models/roberta.h"
 #include "refrag/chunker.h"
+#include "refrag/embedding_form.h"
 #include "refrag/select.h"
 #include "text/chat_template.h"
 #include "text/tokenizer.h"
@@ -120,9 +121,10 @@ class Model {
     int32_t d_enc() const { return encoder().config().dim; }
 
     // Names what this model makes of passages cut into chunks of chunk_len: format, encoder weights, all
-    // files of tokenizers and encoder config, pooling, normalisation, special tokens. The device is not part
-    // of it: a name holds for one device's memory, or for what is rounded alike everywhere.
-    Sha256Digest passage_maker(int32_t chunk_len) const;
+    // files of tokenizers and encoder config, pooling, normalisation, special tokens, and the form that
+    // embeddings are rounded to. The device is not part of it: whichever device encoded a passage, the kept
+    // one is taken.
+    Sha256Digest passage_maker(int32_t chunk_len, EmbeddingForm form = EmbeddingForm::f32) const;
 
     uint64_t parameters() const;
     uint64_t weight_bytes() const;  // in the device's memory

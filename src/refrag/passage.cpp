@@ -6,6 +6,8 @@
 #include <set>
 #include <utility>
 
+#include "refrag/passage_record.h"
+
 namespace refrag {
 namespace {
 
@@ -46,6 +48,11 @@ CutPassage::CutPassage(const Model& model, std::string_view text, std::span<cons
     content_ = hash.digest();
 }
 
+CutPassage::CutPassage(std::string text, int32_t chunk_len, std::vector<Chunk> chunks)
+    : text_(std::move(text)), chunk_len_(chunk_len), chunks_(std::move(chunks)), content_(sha256(text_)) {
+    for (const Chunk& chunk : chunks_) n_tokens_ += chunk.ids.size();
+}
+
 uint64_t CutPassage::host_bytes() const {
     uint64_t n_ids = 0;
     for (const Chunk& chunk : chunks_) n_ids += chunk.ids.size() + chunk.encoder_ids.size();
@@ -81,10 +88,13 @@ std::vector<float> EncodedPassage::download(Backend& backend) const {
     return values;
 }
 
-SharedPassage::SharedPassage(const Model& model, std::string text, int32_t chunk_len, std::string_view tenant)
-    : key_(passage_key(model.passage_maker(chunk_len == 0 ? model.config().chunk_len : chunk_len),
+SharedPassage::SharedPassage(const Model& model, std::string text, int32_t chunk_len, std::string_view tenant,
+                             std::shared_ptr<PassageKeeper> keeper)
+    : key_(passage_key(model.passage_maker(chunk_len == 0 ? model.config().chunk_len : chunk_len,
+                                           keeper ? keeper->form() : EmbeddingForm::f32),
                        sha256(text), tenant)),
       chunk_len_(chunk_len == 0 ? model.config().chunk_len : chunk_len),
+      keeper_(std::move(keeper)),
       text_(std::move(text)),
       bytes_(sizeof(SharedPassage) + text_.size()) {}
 
@@ -132,6 +142,20 @@ void SharedPassage::count_out() noexcept {
     const std::lock_guard lock(count_mutex_);
     *counter_ -= bytes_;
     counter_.reset();
+}
+
+void SharedPassage::finish_encoding(Backend& backend, const Model& model) {
+    const size_t n = cut_->chunks().size() * static_cast<size_t>(model.d_enc());
+    std::string record;
+    if (keeper_ && n > 0) {
+        std::vector<float> values(n);
+        backend.download(values.data(), memory_.data(), n * sizeof(float));
+        round_embeddings(keeper_->form(), values, model.d_enc());
+        model.device().upload(memory_.data(), values.data(), n * sizeof(float));
+        record = passage_record(*cut_, key_, keeper_->form(), values, model.d_enc());
+    }
+    encoded_ = std::make_shared<const EncodedPassage>(cut_, key_, std::move(memory_), model.d_enc());
+    if (!record.empty()) keeper_->keep(key_, std::move(record));
 }
 
 int64_t encode_passages(Backend& backend, const Model& model,
@@ -200,8 +224,7 @@ int64_t encode_passages(Backend& backend, const Model& model,
         SharedPassage& passage = *part.passage;
         passage.n_encoded_ += static_cast<size_t>(part.n);
         if (passage.n_encoded_ < passage.cut_->chunks().size()) continue;
-        passage.encoded_ = std::make_shared<const EncodedPassage>(passage.cut_, passage.key_,
-                                                                  std::move(passage.memory_), model.d_enc());
+        passage.finish_encoding(backend, model);
     }
     return rows;
 }

@@ -4,7 +4,7 @@
 // for all who hold it.
 //
 // Names (SHA-256), so that equal names mean equal bytes:
-//   content = SHA-256(text as chunked)            maker = Model::passage_maker(chunk length)
+//   content = SHA-256(text as chunked)            maker = Model::passage_maker(chunk length, form)
 //   key     = SHA-256(maker, content, tenant)
 // An id or a title is no part of them beyond what the text holds: a request says which document it means.
 #pragma once
@@ -20,7 +20,9 @@
 
 #include "base/sha256.h"
 #include "refrag/chunker.h"
+#include "refrag/embedding_form.h"
 #include "refrag/model.h"
+#include "refrag/passage_keeper.h"
 
 namespace refrag {
 
@@ -35,6 +37,8 @@ class CutPassage {
     // A window of a longer text: `tokens` are some that follow one another of those of `text`. The passage's
     // text is their bytes. Named by its ids too: a text tokenised alone may have others.
     CutPassage(const Model& model, std::string_view text, std::span<const Token> tokens, int32_t chunk_len);
+    // From chunks that were kept elsewhere; their spans tile the text.
+    CutPassage(std::string text, int32_t chunk_len, std::vector<Chunk> chunks);
 
     const std::string& text() const { return text_; }
     int32_t chunk_len() const { return chunk_len_; }
@@ -80,8 +84,10 @@ using PassageBytes = std::atomic<uint64_t>;
 // Any number of threads may use it at the same time; the model must outlive it.
 class SharedPassage {
   public:
-    // Cut and encoded when needed. chunk_len 0: the model's.
-    SharedPassage(const Model& model, std::string text, int32_t chunk_len = 0, std::string_view tenant = {});
+    // Cut and encoded when needed. chunk_len 0: the model's. With a keeper the embeddings are rounded to its
+    // form, which the name says, and once encoded it is handed them.
+    SharedPassage(const Model& model, std::string text, int32_t chunk_len = 0, std::string_view tenant = {},
+                  std::shared_ptr<PassageKeeper> keeper = nullptr);
     // What is cut, or cut and encoded, already.
     SharedPassage(const Model& model, std::shared_ptr<const CutPassage> cut);
     explicit SharedPassage(std::shared_ptr<const EncodedPassage> encoded);
@@ -98,12 +104,15 @@ class SharedPassage {
     friend int64_t encode_passages(Backend& backend, const Model& model,
                                    std::span<const std::shared_ptr<SharedPassage>> passages,
                                    int64_t budget_rows, Arena& arena);
+    // The whole passage from memory_, rounded and kept where there is a keeper; under mutex_.
+    void finish_encoding(Backend& backend, const Model& model);
     void hold(uint64_t bytes);                             // that many more
     void count_in(std::shared_ptr<PassageBytes> counter);  // of the cache that keeps it
     void count_out() noexcept;
 
     const Sha256Digest key_;
     const int32_t chunk_len_;
+    const std::shared_ptr<PassageKeeper> keeper_;
 
     mutable std::mutex mutex_;  // of all that follows
     std::string text_;          // until it is cut

@@ -68,7 +68,7 @@ LDLIBS     += -lsqlite3
 endif
 
 LIB_SRC  := $(filter-out src/cli/% $(if $(WITH_STORE),,src/store/%),$(wildcard src/*/*.cpp))
-CLI_SRC  := $(wildcard src/cli/*.cpp)
+CLI_SRC  := $(filter-out $(if $(WITH_STORE),src/cli/without_store.cpp,src/cli/store_%),$(wildcard src/cli/*.cpp))
 TEST_SRC := $(filter-out $(if $(WITH_STORE),,tests/test_store%),$(wildcard tests/*.cpp tests/fuzz/*.cpp))
 LIB_OBJ  := $(LIB_SRC:%.cpp=$(BUILD)/obj/%.o)
 CLI_OBJ  := $(CLI_SRC:%.cpp=$(BUILD)/obj/%.o)

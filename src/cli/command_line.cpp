@@ -12,6 +12,7 @@
 #include "base/check.h"
 #include "cli/arguments.h"
 #include "cli/common.h"
+#include "cli/store_commands.h"
 #include "cli/tokenize.h"
 
 namespace refrag {
@@ -46,6 +47,9 @@ int run_command_line(int argc, const char* const* argv) {
             "Exit codes: 0 done, 1 failed at run time, 2 wrong usage, 3 bad input file.\n"
             "Each command has its own --help.");
         add_run(app);
+        add_ask(app);
+        add_index(app);
+        add_encode(app);
         add_eval(app);
         add_bench(app);
         add_inspect(app);

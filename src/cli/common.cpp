@@ -15,15 +15,27 @@
 
 namespace refrag {
 
-void add_model_option(CLI::App& app, std::string& model_dir) {
-    app.add_option(
-           "-m,--model", model_dir,
-           "Model directory (refrag.json, encoder/, decoder/, heads), or a plain LLaMA: a Hugging Face "
-           "directory (config.json, *.safetensors, tokenizer.json) or a GGUF file, which has no encoder: "
-           "then the defaults are --policy bm25 --unexpanded drop -k 16 -p 0.25")
+namespace {
+
+CLI::Option* add_model(CLI::App& app, std::string& model_dir) {
+    return app
+        .add_option(
+            "-m,--model", model_dir,
+            "Model directory (refrag.json, encoder/, decoder/, heads), or a plain LLaMA: a Hugging Face "
+            "directory (config.json, *.safetensors, tokenizer.json) or a GGUF file, which has no encoder: "
+            "then the defaults are --policy bm25 --unexpanded drop -k 16 -p 0.25")
         ->envname("REFRAG_MODEL")
-        ->required()
         ->type_name("PATH");
+}
+
+}  // namespace
+
+void add_model_option(CLI::App& app, std::string& model_dir) {
+    add_model(app, model_dir)->required();
+}
+
+void add_optional_model_option(CLI::App& app, std::string& model_dir) {
+    add_model(app, model_dir);
 }
 
 CLI::Option* add_policy_option(CLI::App& app, std::string& policy) {

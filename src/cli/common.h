@@ -29,6 +29,8 @@ struct ChatFlags {
 
 // -m/--model (required, or REFRAG_MODEL).
 void add_model_option(CLI::App& app, std::string& model_dir);
+// The same for a command that works without a model too; "": none given.
+void add_optional_model_option(CLI::App& app, std::string& model_dir);
 // --policy and --unexpanded; the caller parses the words, "" being the model's own.
 CLI::Option* add_policy_option(CLI::App& app, std::string& policy);
 CLI::Option* add_unexpanded_option(CLI::App& app, std::string& unexpanded);

@@ -19,17 +19,6 @@
 namespace refrag {
 namespace {
 
-void print_summary(const Answer& answer) {
-    const double shorter =
-        static_cast<double>(answer.plain_tokens) / static_cast<double>(std::max<size_t>(1, answer.positions));
-    std::fprintf(
-        stderr,
-        "chunks %zu, expanded %zu, cached %zu | decoder positions %zu for %zu tokens (%.1fx shorter) | "
-        "TTFT %.1f ms | %.1f tokens/s\n",
-        answer.chunks.size(), answer.n_expanded, answer.n_cached, answer.positions, answer.plain_tokens,
-        shorter, answer.ttft_ms, answer.tokens_per_s);
-}
-
 // Options that do not go together.
 void check_combination(const RunOptions& options) {
     REFRAG_CHECK(options.passages != "-" || options.batch != "-", Status::usage,
@@ -110,24 +99,6 @@ void run_questions(const RunOptions& options) {
                  " questions could not be answered");
 }
 
-// A list option whose values are taken as they are; CLI11 reads "{}" and "[a,b]" as lists of its own.
-CLI::Option* add_texts(CLI::App& app, const std::string& name, std::vector<std::string>& values,
-                       const std::string& description) {
-    return app
-        .add_option(
-            name,
-            [&values](const CLI::results_t& results) {
-                values = results;
-                return true;
-            },
-            description)
-        ->type_name("TEXT")
-        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
-        ->type_size(1)
-        ->expected(1)
-        ->allow_extra_args(false);
-}
-
 // Returns --batch.
 CLI::Option* add_input_options(CLI::App& sub, RunOptions& options) {
     const char* group = "Input";
@@ -155,12 +126,8 @@ CLI::Option* add_input_options(CLI::App& sub, RunOptions& options) {
 
 }  // namespace
 
-void add_refrag_options(CLI::App& sub, RunOptions& options) {
+void add_expansion_options(CLI::App& sub, RunOptions& options) {
     const char* group = "Compression";
-    sub.add_option("-k,--chunk-len", options.chunk_len, "Decoder tokens to a chunk (default: the model's)")
-        ->group(group)
-        ->transform(whole_number(1, 4096))
-        ->type_name("K");
     sub.add_option(
            "-p,--expand-fraction", options.expand_fraction,
            "Share of chunks expanded to tokens, 0 to 1 (default: the model's; in llama.cpp -p is the prompt, "
@@ -170,6 +137,15 @@ void add_refrag_options(CLI::App& sub, RunOptions& options) {
         ->type_name("P");
     add_policy_option(sub, options.policy)->group(group);
     add_unexpanded_option(sub, options.unexpanded)->group(group);
+}
+
+CLI::Option* add_logprobs_option(CLI::App& app, AnswerOptions& answer) {
+    return app
+        .add_option("--logprobs", answer.logprobs,
+                    "In JSON: each token's log-probability, before penalties and temperature, and those of "
+                    "the N most likely, 0 to 20")
+        ->transform(any_int32())
+        ->type_name("N");
 }
 
 void add_generation_options(CLI::App& sub, RunOptions& options) {
@@ -237,12 +213,7 @@ void add_output_options(CLI::App& sub, RunOptions& options, CLI::Option* batch) 
     sub.add_flag("--json", options.json,
                  "One JSON object a question on standard output instead of the text (--batch always does)")
         ->group(group);
-    sub.add_option("--logprobs", options.answer.logprobs,
-                   "In JSON: each token's log-probability, before penalties and temperature, and those of "
-                   "the N most likely, 0 to 20")
-        ->group(group)
-        ->transform(any_int32())
-        ->type_name("N");
+    add_logprobs_option(sub, options.answer)->group(group);
     sub.add_option(
            "--explain", options.explain,
            "Write a JSON file: every chunk with document, byte span, logit, expanded or not, positions; "
@@ -257,6 +228,34 @@ void add_output_options(CLI::App& sub, RunOptions& options, CLI::Option* batch) 
 }
 
 }  // namespace
+
+void print_summary(const Answer& answer) {
+    const double shorter =
+        static_cast<double>(answer.plain_tokens) / static_cast<double>(std::max<size_t>(1, answer.positions));
+    std::fprintf(
+        stderr,
+        "chunks %zu, expanded %zu, cached %zu | decoder positions %zu for %zu tokens (%.1fx shorter) | "
+        "TTFT %.1f ms | %.1f tokens/s\n",
+        answer.chunks.size(), answer.n_expanded, answer.n_cached, answer.positions, answer.plain_tokens,
+        shorter, answer.ttft_ms, answer.tokens_per_s);
+}
+
+CLI::Option* add_texts(CLI::App& app, const std::string& name, std::vector<std::string>& values,
+                       const std::string& description) {
+    return app
+        .add_option(
+            name,
+            [&values](const CLI::results_t& results) {
+                values = results;
+                return true;
+            },
+            description)
+        ->type_name("TEXT")
+        ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+        ->type_size(1)
+        ->expected(1)
+        ->allow_extra_args(false);
+}
 
 AnswerOptions checked_answer_options(const RunOptions& options) {
     AnswerOptions answer = options.answer;
@@ -307,7 +306,11 @@ void add_run(CLI::App& app) {
     add_model_option(sub, options->model_dir);
     // By pointer: looking an option up by its name ends the process when memory runs out.
     CLI::Option* batch = add_input_options(sub, *options);
-    add_refrag_options(sub, *options);
+    sub.add_option("-k,--chunk-len", options->chunk_len, "Decoder tokens to a chunk (default: the model's)")
+        ->group("Compression")
+        ->transform(whole_number(1, 4096))
+        ->type_name("K");
+    add_expansion_options(sub, *options);
     add_generation_options(sub, *options);
     add_cache_options(sub, options->cache);
     add_sampling_options(sub, options->answer.sampler);

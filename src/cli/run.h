@@ -36,9 +36,16 @@ struct RunOptions {
     CacheOptions cache;
 };
 
-// Options that `run` shares with `ask` and `chat`: what is compressed and expanded; how much is generated;
-// sampling.
-void add_refrag_options(CLI::App& app, RunOptions& options);
+// Options that `run` shares with `ask` and `chat`: what is expanded; how much is generated; sampling.
+void add_expansion_options(CLI::App& app, RunOptions& options);
+CLI::Option* add_logprobs_option(CLI::App& app, AnswerOptions& answer);
+// A list option whose values are taken as they are; CLI11 reads "{}" and "[a,b]" as lists of its own.
+CLI::Option* add_texts(CLI::App& app, const std::string& name, std::vector<std::string>& values,
+                       const std::string& description);
+
+// One line on standard error: chunks, expanded, cached, positions, times.
+void print_summary(const Answer& answer);
+
 void add_generation_options(CLI::App& app, RunOptions& options);
 void add_sampling_options(CLI::App& app, SamplerOptions& sampler);
 

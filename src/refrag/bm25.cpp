@@ -29,7 +29,7 @@ std::vector<TextWord> words_of(std::string_view text) {
     size_t begin = 0;
     bool inside = false;
     const auto end_word = [&](size_t end) {
-        if (inside) words.push_back({lowercase(text.substr(begin, end - begin)), begin});
+        if (inside) words.push_back({lowercase(text.substr(begin, end - begin)), begin, end});
         inside = false;
     };
     for (size_t at = 0; at < text.size();) {

@@ -22,7 +22,8 @@ inline constexpr double bm25_b = 0.75;
 
 struct TextWord {
     std::string word;  // in lower case
-    size_t begin = 0;  // its first byte in the text
+    size_t begin = 0;  // byte span in the text
+    size_t end = 0;
 };
 
 // The words of a text: longest runs of letters (\p{L}) and numbers (\p{N}), in lower case. Any bytes are

@@ -1,0 +1,297 @@
+// `refrag ask`: a question to a passage store. Retrieve, take the stored embeddings, answer, and say what the
+// answer drew on.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+
+#include "base/check.h"
+#include "cli/answer_json.h"
+#include "cli/numbers.h"
+#include "cli/run.h"
+#include "cli/store_commands.h"
+#include "io/file.h"
+#include "refrag/citations.h"
+#include "refrag/session.h"
+#include "refrag/timer.h"
+#include "store/indexer.h"
+#include "store/retrieve.h"
+
+namespace refrag {
+namespace {
+
+struct AskCommand {
+    std::string store;
+    RunOptions run;  // without passages
+    int64_t top = 8;
+    std::string retrieval;  // "": both, or bm25 where there are no vectors
+    std::vector<std::string> where;
+    std::string embedding;  // a JSON array, or a file with one
+};
+
+// One question's passages and how they were found.
+struct Retrieved {
+    std::vector<StoredPassage> passages;
+    std::vector<std::shared_ptr<SharedPassage>> shared;
+    double ms = 0.0;
+};
+
+std::vector<float> parse_embedding(const std::string& given) {
+    std::vector<float> values;
+    if (given.empty()) return values;
+    const bool is_text = given.front() == '[';
+    const std::string text = is_text ? given : read_input(given, uint64_t{16} << 20);
+    const Json json = Json::parse(text, is_text ? "--embedding" : input_name(given));
+    for (size_t i = 0; i < json.as_array().size(); ++i)
+        values.push_back(static_cast<float>(json.at(i).as_number(-1e18, 1e18)));
+    REFRAG_CHECK(!values.empty(), Status::bad_input,
+                 "--embedding: expected a JSON array of numbers, found none");
+    make_unit(values);
+    return values;
+}
+
+class Asker {
+  public:
+    Asker(PassageStore& store, const Model& model, const AskCommand& command, const AnswerOptions& answer)
+        : store_(store),
+          model_(model),
+          command_(command),
+          answer_options_(answer),
+          stamp_(*store.stamp()),
+          cache_(std::make_shared<PassageCache>()),
+          session_(
+              model,
+              EngineOptions{.max_context = command.run.context, .prefix_cache = !command.run.no_prefix_cache},
+              cache_),
+          backend_(model.device().make_backend()),
+          arena_(*backend_) {
+        options_.top = command.top;
+        options_.retrieval =
+            parse_retrieval("--retrieve", command.retrieval.empty() ? "both" : command.retrieval);
+        options_.embedding = parse_embedding(command.embedding);
+        for (const std::string& text : command.where) options_.filter.push_back(parse_condition(text));
+        const bool has_query = model.has_encoder() || !options_.embedding.empty();
+        if (command.retrieval.empty() && !has_query) options_.retrieval = Retrieval::words;
+        REFRAG_CHECK(options_.retrieval != Retrieval::dense || has_query, Status::usage,
+                     "--retrieve dense: expected a model with an encoder, or --embedding, found neither");
+    }
+
+    void ask(const std::string& question) {
+        Retrieved retrieved = find(question);
+        std::vector<Segment> segments =
+            make_segments(model_, {}, retrieved.shared, question, stamp_.chunk_len);
+        TextSink sink;
+        if (!command_.run.json) {
+            sink = [](std::string_view text) {
+                write_stdout(text);
+                flush_stdout();
+                return true;
+            };
+        }
+        const Answer answer = session_.answer(segments, answer_options_, sink);
+        if (command_.run.json) {
+            print_json(question, retrieved, segments, answer);
+        } else {
+            print_passages(retrieved, segments, answer);
+        }
+        flush_stdout();
+        std::fprintf(stderr, "retrieved %zu passages in %.1f ms | ", retrieved.passages.size(), retrieved.ms);
+        print_summary(answer);
+    }
+
+  private:
+    Retrieved find(const std::string& question) {
+        const double started_ms = now_ms();
+        std::vector<float> query = options_.embedding;
+        if (query.empty() && options_.retrieval != Retrieval::words)
+            query = question_vector(*backend_, model_, question, stamp_.chunk_len, arena_);
+        Retrieved out;
+        std::vector<int64_t> numbers;
+        for (const Found& found : retrieve(store_, vectors_, question, query, options_))
+            numbers.push_back(found.n);
+        REFRAG_CHECK(!numbers.empty(), Status::runtime, printable(store_.name()), ": no passage ",
+                     options_.filter.empty() ? "" : "that --where leaves ", "has a word of the question");
+        out.passages = store_.get(numbers);
+        for (const StoredPassage& passage : out.passages) {
+            const std::string content = passage.content();
+            try {
+                out.shared.push_back(
+                    cache_->share(model_, content, stamp_.chunk_len, stamp_.form, passage.record));
+            } catch (const Error& error) {
+                // Not yet encoded anew by this model, say: then it is encoded here.
+                if (error.status() != Status::bad_input) throw;
+                std::fprintf(stderr, "refrag: warning: passage %s: its record is %s: encoded here\n",
+                             printable(passage.document, 60).c_str(), error.what());
+                out.shared.push_back(cache_->share(model_, content, stamp_.chunk_len));
+            }
+        }
+        out.ms = now_ms() - started_ms;
+        return out;
+    }
+
+    // Chunks of each passage: read as tokens, and all.
+    static std::vector<std::pair<size_t, size_t>> chunks_read(const std::vector<Segment>& segments,
+                                                              const Answer& answer) {
+        std::vector<std::pair<size_t, size_t>> out;
+        for (size_t s = 0; s < segments.size(); ++s) {
+            if (!std::holds_alternative<PassageSegment>(segments[s])) continue;
+            auto& [expanded, all] = out.emplace_back();
+            for (const ChunkReport& chunk : answer.chunks) {
+                if (chunk.segment != s) continue;
+                ++all;
+                expanded += chunk.expanded ? 1 : 0;
+            }
+        }
+        return out;
+    }
+
+    void print_passages(const Retrieved& retrieved, const std::vector<Segment>& segments,
+                        const Answer& answer) {
+        const auto chunks = chunks_read(segments, answer);
+        write_stdout("\n\n");
+        for (size_t i = 0; i < retrieved.passages.size(); ++i) {
+            const StoredPassage& passage = retrieved.passages[i];
+            write_stdout(str("[", i + 1, "] ", printable(passage.document, 80),
+                             passage.title.empty() ? "" : "  ", printable(passage.title, 60), "  (",
+                             chunks[i].first, " of ", chunks[i].second, " chunks read as tokens)\n"));
+        }
+        for (const Citation& citation : find_citations(model_, segments, answer)) {
+            std::string of;
+            for (const size_t passage : citation.passages)
+                of += str(of.empty() ? "" : ", ", "[", passage + 1, "]");
+            write_stdout(str("\"",
+                             printable(answer.text.substr(citation.begin, citation.end - citation.begin), 80),
+                             "\" stands in ", of, "\n"));
+        }
+    }
+
+    void print_json(const std::string& question, const Retrieved& retrieved,
+                    const std::vector<Segment>& segments, const Answer& answer) {
+        const auto chunks = chunks_read(segments, answer);
+        JsonWriter json;
+        json.begin_object();
+        write_answer(json, model_.tokenizer(), question, answer);
+        json.key("retrieve_ms").number(retrieved.ms);
+        json.key("passages").begin_array();
+        for (size_t i = 0; i < retrieved.passages.size(); ++i) {
+            const StoredPassage& passage = retrieved.passages[i];
+            json.begin_object().key("id").string(passage.document).key("place").integer(passage.place);
+            json.key("begin").integer(passage.begin).key("end").integer(passage.end);
+            json.key("title").string(passage.title).key("text").string(passage.text);
+            json.key("n_chunks").integer(static_cast<int64_t>(chunks[i].second));
+            json.key("n_expanded").integer(static_cast<int64_t>(chunks[i].first)).end_object();
+        }
+        json.end_array();
+        write_citations(json, model_, retrieved.passages, segments, answer);
+        json.end_object();
+        write_stdout(json.text() + "\n");
+    }
+
+    // In the form of Cohere's chat API: offsets in characters, sources with their documents.
+    static void write_citations(JsonWriter& json, const Model& model,
+                                const std::vector<StoredPassage>& passages,
+                                const std::vector<Segment>& segments, const Answer& answer) {
+        json.key("citations").begin_array();
+        for (const Citation& citation : find_citations(model, segments, answer)) {
+            const auto [start, end] = in_characters(answer.text, citation.begin, citation.end);
+            json.begin_object().key("start").integer(static_cast<int64_t>(start));
+            json.key("end").integer(static_cast<int64_t>(end));
+            json.key("text").string(answer.text.substr(citation.begin, citation.end - citation.begin));
+            json.key("sources").begin_array();
+            for (const size_t i : citation.passages) {
+                json.begin_object().key("type").string("document").key("id").string(passages[i].document);
+                json.key("document").begin_object().key("id").string(passages[i].document);
+                json.key("title").string(passages[i].title).key("text").string(passages[i].text);
+                json.end_object().end_object();
+            }
+            json.end_array().end_object();
+        }
+        json.end_array();
+    }
+
+    PassageStore& store_;
+    const Model& model_;
+    const AskCommand& command_;
+    const AnswerOptions& answer_options_;
+    const StoreStamp stamp_;
+    const std::shared_ptr<PassageCache> cache_;
+    Session session_;
+    std::unique_ptr<Backend> backend_;  // outlives what takes memory through it
+    Arena arena_;
+    RetrieveOptions options_;
+    VectorIndex vectors_;
+};
+
+void run_ask(AskCommand& command) {
+    REFRAG_CHECK(!command.run.questions.empty(), Status::usage, "ask: expected -q TEXT, found none");
+    REFRAG_CHECK(!command.run.answer.logprobs || command.run.json, Status::usage,
+                 "ask: --logprobs are written as JSON: add --json");
+    const std::unique_ptr<PassageStore> store = open_store(command.store, StoreMode::read);
+    const std::optional<StoreStamp> stamp = store->stamp();
+    REFRAG_CHECK(stamp.has_value(), Status::bad_input, printable(command.store),
+                 ": nothing has been indexed yet (refrag index STORE FILES)");
+    command.run.chunk_len = stamp->chunk_len;
+    const AnswerOptions answer = checked_answer_options(command.run);
+    const std::unique_ptr<Device> device = make_device(command.run.device);
+    const std::unique_ptr<Model> model = load_run_model(*device, command.run, answer);
+    check_stamp(store->name(), *stamp,
+                stamp_of(*model, IndexOptions{.chunk_len = stamp->chunk_len, .form = stamp->form}));
+    Asker asker(*store, *model, command, answer);
+    size_t n_failed = 0;
+    for (const std::string& question : command.run.questions) {
+        try {
+            asker.ask(question);
+        } catch (const Error& error) {
+            if (command.run.questions.size() == 1) throw;
+            std::fprintf(stderr, "refrag: question \"%s\": %s\n", printable(question, 60).c_str(),
+                         error.what());
+            ++n_failed;
+        }
+    }
+    REFRAG_CHECK(n_failed == 0, Status::runtime, n_failed, " of ", command.run.questions.size(),
+                 " questions could not be answered");
+}
+
+}  // namespace
+
+void add_ask(CLI::App& app) {
+    const auto command = std::make_shared<AskCommand>();
+    CLI::App& sub = *app.add_subcommand("ask", "Answers questions from a passage store");
+    sub.add_option("STORE", command->store, "The store that `refrag index` made")
+        ->required()
+        ->type_name("STORE");
+    add_model_option(sub, command->run.model_dir);
+    add_texts(sub, "-q,--question", command->run.questions, "The question; may be given several times");
+    const char* group = "Retrieval";
+    sub.add_option("--top", command->top, "Passages to answer from")
+        ->group(group)
+        ->capture_default_str()
+        ->transform(whole_number(1, 4096))
+        ->type_name("N");
+    sub.add_option(
+           "--retrieve", command->retrieval,
+           "By words (bm25), by vectors (dense), or both, fused by reciprocal rank (the default where "
+           "the model has an encoder)")
+        ->group(group)
+        ->type_name("bm25|dense|both");
+    add_texts(
+        sub, "--where", command->where,
+        "Only documents whose metadata fulfil this, KEY OP VALUE (lang=en, year>=2020); several: all of them")
+        ->group(group);
+    sub.add_option(
+           "--embedding", command->embedding,
+           "The question's vector, where documents were indexed with an \"embedding\" of their own: a "
+           "JSON array, or a file with one")
+        ->group(group)
+        ->type_name("ARRAY");
+    add_expansion_options(sub, command->run);
+    add_generation_options(sub, command->run);
+    add_sampling_options(sub, command->run.answer.sampler);
+    sub.add_flag("--json", command->run.json,
+                 "One JSON object a question: answer, passages, citations with their places in the answer");
+    add_logprobs_option(sub, command->run.answer);
+    add_chat_options(sub, command->run.chat);
+    add_device_options(sub, command->run.device);
+    sub.final_callback([command] { run_ask(*command); });
+}
+
+}  // namespace refrag

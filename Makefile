@@ -10,9 +10,11 @@
 #   make tidy                 clang-tidy over src/
 #   make fuzz-run SECONDS=60  builds the fuzz targets with clang and runs each from its corpus (make fuzz: builds only)
 #   make bench                build/bench_ops, bench_tokenizer, bench_cuda: single ops, tokenizers (`refrag bench`: whole models)
-#   make gpu-check PART=tests checks and measures on a GPU: PART tests, sanitize, bench or attention; results in OUT
+#   make gpu-check PART=quick checks and measures on a GPU: PART quick, tests, sanitize, bench or attention; results in
+#                             OUT. PART=carry packs what quick takes along to a machine without compiler or headers
 #
-# CONFIG=debug keeps REFRAG_DCHECK and -O1; CONFIG=release (default) is -O2 -DNDEBUG.
+# CONFIG=debug keeps REFRAG_DCHECK and -O1; CONFIG=release (default) is -O2 -DNDEBUG. WERROR=0: warnings are no errors.
+# STATIC=1: only the C library is not linked in.
 
 .DEFAULT_GOAL := all
 CXX      ?= g++
@@ -20,6 +22,8 @@ CONFIG   ?= release
 SAN      ?=
 CUDA     ?= auto
 V        ?= 0
+WERROR   ?= 1
+STATIC   ?= 0
 
 BUILD := build
 ifneq ($(CONFIG),release)
@@ -29,7 +33,7 @@ ifneq ($(SAN),)
 BUILD := $(BUILD)/san-$(SAN)
 endif
 
-WARN := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror
+WARN := -Wall -Wextra -Wpedantic -Wshadow -Wconversion $(if $(filter 0,$(WERROR)),,-Werror)
 ifeq ($(SAN),)
 OPT_release := -O2 -DNDEBUG
 OPT_debug   := -O1 -g
@@ -51,7 +55,7 @@ VERSION  := $(shell cat VERSION)
 CXXFLAGS += -std=c++20 $(OPT_$(CONFIG)) $(WARN) -pthread
 CPPFLAGS += -Isrc -I. -MMD -MP -DREFRAG_VERSION='"$(VERSION)"'
 LDFLAGS  += -pthread $(SAN_LDFLAGS)
-LDLIBS   += -lutf8proc
+LDLIBS   += $(if $(filter 1,$(STATIC)),-static-libstdc++ -static-libgcc -l:libutf8proc.a,-lutf8proc)
 
 # ---- the store: SQLite, found by itself, said aloud, never needed (STORE=0 leaves it out) ------------------
 STORE ?= auto
@@ -84,7 +88,7 @@ ON_HOST_FLAGS := -DREFRAG_CUDA_ON_HOST -Itests/cuda_on_host -Icuda -fno-strict-a
                  -include tests/cuda_on_host/on_host.h -x c++
 
 # ---- CUDA: found by itself, said aloud, never needed --------------------------------------------------
-# CUDA_ARCHS: compute capabilities to compile for. PTX of the last one without a suffix runs on what comes later.
+# CUDA_ARCHS: compute capabilities to compile for. PTX of CUDA_PTX runs on what comes later; empty: none is made.
 NVCC       ?= $(shell command -v nvcc 2>/dev/null)
 CUDA_ARCHS ?= 80 90a
 CUDA_PTX   ?= 90
@@ -96,12 +100,12 @@ CUDA_SAYS := no nvcc found, building for the CPU alone
 else ifneq ($(SAN),)
 CUDA_SAYS := left out of sanitizer builds (the kernels are tested on the host there)
 else
-CUDA_SAYS := $(NVCC), for sm_$(subst $(space),$(comma) sm_,$(CUDA_ARCHS)) and compute_$(CUDA_PTX)
+CUDA_SAYS := $(NVCC), for sm_$(subst $(space),$(comma) sm_,$(CUDA_ARCHS))$(if $(CUDA_PTX), and compute_$(CUDA_PTX))
 CUDA_OBJ  := $(CUDA_SRC:%.cu=$(BUILD)/obj/%.o)
 CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
-NVCCFLAGS += -std=c++20 -O3 --expt-relaxed-constexpr $(if $(filter debug,$(CONFIG)),-lineinfo,-DNDEBUG) -Werror all-warnings -Xcompiler \
-             -Wall,-Wextra,-pthread $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
-             -gencode arch=compute_$(CUDA_PTX),code=compute_$(CUDA_PTX)
+NVCCFLAGS += -std=c++20 -O3 --expt-relaxed-constexpr $(if $(filter debug,$(CONFIG)),-lineinfo,-DNDEBUG) $(if $(filter 0,$(WERROR)),,-Werror all-warnings) \
+             -Xcompiler -Wall,-Wextra,-pthread $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
+             $(if $(CUDA_PTX),-gencode arch=compute_$(CUDA_PTX),code=compute_$(CUDA_PTX))
 CPPFLAGS  += -DREFRAG_WITH_CUDA
 # The runtime library comes along; cuBLAS and the driver are found when a device is opened.
 LDLIBS    += $(firstword $(wildcard $(CUDA_HOME)/lib64/libcudart_static.a \
@@ -163,7 +167,8 @@ $(BUILD)/bench_cuda: $(BUILD)/obj/bench/bench_cuda.o $(BUILD)/librefrag.a
 
 bench: $(BUILD)/bench_ops $(BUILD)/bench_tokenizer $(if $(CUDA_OBJ),$(BUILD)/bench_cuda)
 
-# PART: tests, sanitize, bench or attention, each in less than 9 minutes; logs and results go to OUT.
+# PART: quick, in two calls of 8 and 3.5 minutes, or tests, sanitize, bench or attention, each in less than 9; logs and
+# results go to OUT. carry: packs build/carry.tar.gz for quick.
 PART ?=
 OUT  ?= build/gpu-check
 gpu-check:
@@ -359,4 +364,4 @@ clean:
 	rm -rf build
 
 help:
-	@sed -n '2,18s/^# \{0,1\}//p' Makefile
+	@sed -n '2,17s/^# \{0,1\}//p' Makefile

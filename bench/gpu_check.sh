@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # Checks and measures this checkout on the GPU of this machine, a part at a time; `make gpu-check` calls it.
 #
+#   bench/gpu_check.sh quick      OUT   what a quarter of an hour shows, in two calls: see gpu_quick.sh
+#   bench/gpu_check.sh carry            packs what quick takes along to a machine without compiler or headers: see
+#                                       gpu_carry.sh
 #   bench/gpu_check.sh tests      OUT   the whole test suite; the default model's answers on the GPU and on the CPU
 #   bench/gpu_check.sh sanitize   OUT   compute-sanitizer's memcheck, racecheck and synccheck over the ops' tests
 #   bench/gpu_check.sh bench      OUT   `refrag bench`, llama-2-7b with roberta-large: Markdown and JSON
@@ -51,9 +54,11 @@ passed() {
 }
 
 case $part in
+    quick) exec bash bench/gpu_quick.sh "$out" ;;
+    carry) exec bash bench/gpu_carry.sh ;;
     tests | sanitize | bench | attention) ;;
     *)
-        echo "gpu-check: PART must be tests, sanitize, bench or attention; found \"$part\"" >&2
+        echo "gpu-check: PART must be quick, carry, tests, sanitize, bench or attention; found \"$part\"" >&2
         exit 1
         ;;
 esac

@@ -3,13 +3,14 @@
 prefill in parts of 2048 rows after what went before, and decode steps. K and V are contiguous here and bf16, q too,
 whereas bench_cuda reads a paged cache and fp32 activations.
 
-    python3 bench/sdpa.py
+    python3 bench/sdpa.py [--dim HEAD_DIM]
 
 Each figure is the median of 20 timed batches of calls, recorded as a CUDA graph where PyTorch can, with the fastest of
 the implementations that take the shape (named beside it). Prints SKIP and ends with status 0 where there is no PyTorch or
 no GPU.
 """
 
+import argparse
 import statistics
 import sys
 
@@ -100,9 +101,9 @@ def peaks():
     return tflops, gbs
 
 
-def prefill(peak):
+def prefill(peak, shapes):
     print(f"\n| attention, prefill: {PART} new rows | after | ms | TFLOP/s | of bf16 | by |\n|---|---|---|---|---|---|")
-    for heads, kv_heads, dim in HEADS:
+    for heads, kv_heads, dim in shapes:
         gqa = heads != kv_heads
 
         def flops(start, n):
@@ -130,9 +131,9 @@ def prefill(peak):
             row(f"sum of {PARTS} parts", total, flops(0, PARTS * PART), "the fastest of each")
 
 
-def decode(read):
+def decode(read, shapes):
     print("\n| attention, decode | batch | context | us | KV GB/s | of copying | by |\n|---|---|---|---|---|---|---|")
-    for heads, kv_heads, dim in HEADS:
+    for heads, kv_heads, dim in shapes:
         for batch in (1, 8):
             for context in (1024, 4096, 16384):
                 size = 2.0 * 2 * kv_heads * dim * context * batch
@@ -154,6 +155,10 @@ def decode(read):
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--dim", type=int, choices=(64, 128), help="shapes of this head_dim alone")
+    wanted = parser.parse_args().dim
+    shapes = [shape for shape in HEADS if wanted in (None, shape[2])]
     if not torch.cuda.is_available():
         print("SKIP: PyTorch finds no GPU")
         return 0
@@ -162,8 +167,8 @@ def main():
     torch.cuda.empty_cache()
     print(f"GPU: {torch.cuda.get_device_name()}\nPyTorch {torch.__version__}, CUDA {torch.version.cuda}")
     print(f"peaks: bf16 {tflops:.1f} TFLOP/s, memory copied {gbs:.0f} GB/s (read and written)\nmedians of {REPEATS} batches of calls")
-    prefill(tflops)
-    decode(gbs)
+    prefill(tflops, shapes)
+    decode(gbs, shapes)
     return 0
 
 

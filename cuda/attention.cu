@@ -134,6 +134,10 @@ void CudaBackend::attention(Tensor out, Tensor q, Tensor k, Tensor v, const Atte
         a.max_pages = kv->max_pages;
     }
 
+    if (device_.options().plain_attention) {
+        return attention_plain(a, kv == nullptr ? DType::f32 : kv->dtype, Wanted::all, batch.n_rows,
+                               stream());
+    }
     if (kv == nullptr || batch.n_uncached > 0) {
         if (shape.weights != DType::f32 && encoder_supports(shape.head_dim)) {
             attention_encoder(a, shape.weights == DType::f16 ? DType::f16 : DType::bf16, stream());

@@ -21,6 +21,10 @@ struct CudaOptions {
     // Every row's result then does not depend on the batch it is in, bit for bit: products go through the
     // kernels that decoding uses, several times slower than cuBLAS on prompts.
     bool deterministic = false;
+    // For tests and measurements. Attention through the plain kernel alone, which is the definition:
+    bool plain_attention = false;
+    // Products of at most so many rows go to the kernels that read the weights once, others to cuBLAS.
+    int own_product_rows = 8;
 };
 
 // Is there a driver, and a device that it shows? Never throws, and works where there is neither driver nor

@@ -293,7 +293,7 @@ std::unique_ptr<Matrix> CudaDevice::make_matrix(DType dtype, int64_t out_dim, in
 // ---- products -------------------------------------------------------------------------------------------
 
 bool CudaBackend::few_rows(int64_t rows, int64_t in_dim) const {
-    return rows <= kFewRows || in_dim == 0 || device_.options().deterministic;
+    return rows <= device_.options().own_product_rows || in_dim == 0 || device_.options().deterministic;
 }
 
 namespace {

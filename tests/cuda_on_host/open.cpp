@@ -14,6 +14,8 @@ refrag::cuda_on_host::CudaOptions prepared(const OpenOptions& options) {
     cuda.deterministic = options.deterministic;
     cuda.memory_fraction = options.memory_fraction;
     cuda.device = options.device;
+    cuda.plain_attention = options.plain_attention;
+    cuda.own_product_rows = options.own_product_rows;
     return cuda;
 }
 

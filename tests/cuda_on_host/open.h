@@ -15,6 +15,8 @@ struct OpenOptions {
     double memory_fraction = 0.9;
     uint64_t memory_bytes = uint64_t{1} << 32;  // of the device
     int device = 0;
+    bool plain_attention = false;
+    int own_product_rows = 8;
 };
 // The machine that the backend finds, for all who open it from here on; {} is one good device.
 struct Machine {

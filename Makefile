@@ -77,6 +77,8 @@ TEST_SRC := $(filter-out $(if $(WITH_STORE),,tests/test_store%),$(wildcard tests
 LIB_OBJ  := $(LIB_SRC:%.cpp=$(BUILD)/obj/%.o)
 CLI_OBJ  := $(CLI_SRC:%.cpp=$(BUILD)/obj/%.o)
 TEST_OBJ := $(TEST_SRC:%.cpp=$(BUILD)/obj/%.o)
+# bench_cuda's tables; the tests run them over the kernels that run on the CPU.
+BENCH_CUDA_OBJ := $(patsubst %.cpp,$(BUILD)/obj/%.o,$(wildcard bench/bench_cuda_*.cpp))
 # The tests drive the commands in-process, so they link all of the command line but its main().
 CLI_LIB_OBJ := $(filter-out %/main.o,$(CLI_OBJ))
 
@@ -149,7 +151,7 @@ $(BUILD)/refrag: $(CLI_OBJ) $(BUILD)/librefrag.a
 TEST_WRAP := aligned_alloc open pread read write fstat stat fsync fchmod close rename realpath
 # The library's objects stand first: of an inline function the linker takes the first that it meets, and it is the
 # library's, as it is shipped, that is tested. (librefrag.a adds the CUDA backend, where there is one.)
-$(BUILD)/refrag-tests: $(LIB_OBJ) $(CLI_LIB_OBJ) $(TEST_OBJ) $(ON_HOST_OBJ) $(BUILD)/librefrag.a
+$(BUILD)/refrag-tests: $(LIB_OBJ) $(CLI_LIB_OBJ) $(TEST_OBJ) $(ON_HOST_OBJ) $(BENCH_CUDA_OBJ) $(BUILD)/librefrag.a
 	$(call say,LINK,$@)
 	$(Q)$(CXX) $(LDFLAGS) $(TEST_WRAP:%=-Wl,--wrap=%) -o $@ $^ $(LDLIBS)
 
@@ -161,7 +163,7 @@ $(BUILD)/bench_tokenizer: $(BUILD)/obj/bench/bench_tokenizer.o $(BUILD)/librefra
 	$(call say,LINK,$@)
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 
-$(BUILD)/bench_cuda: $(BUILD)/obj/bench/bench_cuda.o $(BUILD)/librefrag.a
+$(BUILD)/bench_cuda: $(BUILD)/obj/bench/bench_cuda.o $(BENCH_CUDA_OBJ) $(BUILD)/librefrag.a
 	$(call say,LINK,$@)
 	$(Q)$(CXX) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 

@@ -182,7 +182,7 @@ fresh
 quick "what was carried does not run: it is built here" FAKE_BINARIES=broken
 expect 0
 has "the carried binaries do not run here"
-grep -q "made with .*CUDA_ARCHS=90a CUDA_PTX= WERROR=0 .*refrag-tests.*, -isystem $home/dir/carry/include" "$home/out/quick.txt" ||
+grep -q "made with .*CUDA_ARCHS=90a CUDA_PTX= STORE=0 WERROR=0 .*refrag-tests.*, -isystem $home/dir/carry/include" "$home/out/quick.txt" ||
     fail "built otherwise"
 echo other >"$home/carry/sources"
 fresh

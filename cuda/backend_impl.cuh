@@ -208,7 +208,9 @@ class CudaBackend : public Backend {
     // scratch.
     static DType rounding_of(DType dtype) { return dtype == DType::i8 ? DType::bf16 : dtype; }
     const void* rounded(Tensor x, DType dtype);
-    bool few_rows(int64_t rows, int64_t in_dim) const;
+    bool by_own_kernels(int64_t rows, int64_t in_dim) const;
+    // At most kMaxParts products of weights of one dtype, of any number of rows.
+    void own_products(Tensor x, std::span<const Product> products, Epilogue epilogue);
 
     // Where ops go; the calling thread's device is then this one.
     cudaStream_t stream() const {

@@ -1,10 +1,12 @@
 // Matrix products on a GPU. Many rows go to cuBLAS; a few, as in generating, through the kernels below, which
 // read the weights once and are bound by that; I8 weights of many rows are widened to bf16 for cuBLAS.
-// With CudaOptions::deterministic all rows go through the kernels, a few at a time.
+// With CudaOptions::deterministic 16-bit and I8 weights go through gemm_tiles.cu, whatever the number of
+// rows; F32 weights, which no tensor core takes, through the kernels below, 8 rows at a time.
 #include <algorithm>
 #include <cstring>
 
 #include "backend_impl.cuh"
+#include "gemm.cuh"
 
 namespace refrag::REFRAG_CUDA {
 namespace {
@@ -89,8 +91,6 @@ struct WeightsI8 {
     }
 };
 
-constexpr int kMaxParts = 3;
-
 // Products of one x: sums s[r, n] = sum_k x[r, k] w[n, k] + bias[n], and out = s, out += s, or, of two
 // products of the same shape, the first's out = silu(s) * the second's s.
 template <typename Weights>
@@ -112,7 +112,8 @@ struct Matvec {
 
 // Mapping: a warp for two output columns of a part (silu_mul: the same column of both parts), a lane for 8
 // neighbouring k of every 256; blocks of 8 warps, a part's blocks behind the other's. rows <= kRows.
-// Reduction order: a lane's k in ascending order, then warp_sum; whatever kRows is.
+// Reduction order: a lane's k in ascending order, each product added in one rounding, then warp_sum; whatever
+// kRows is, so that rows of a batch have the bits that they have alone.
 // Shared memory bytes: 0. Alignment: 16 bytes of 16-bit weights where the row's length allows.
 // Bound by: reading the weights; x comes from the caches.
 template <int kRows, typename Weights>
@@ -145,7 +146,7 @@ __global__ void __launch_bounds__(kThreads) matvec_kernel(Matvec<Weights> a) {
             float values[8];
             load_8(values, a.x + r * a.in_dim + k, aligned);
             for (int i = 0; i < 8; ++i) {
-                for (int c = 0; c < kColumns; ++c) sum[r][c] += values[i] * weights[c][i];
+                for (int c = 0; c < kColumns; ++c) sum[r][c] = __fmaf_rn(values[i], weights[c][i], sum[r][c]);
             }
         }
     }
@@ -154,8 +155,8 @@ __global__ void __launch_bounds__(kThreads) matvec_kernel(Matvec<Weights> a) {
         for (int r = 0; r < kRows; ++r) {
             if (r >= a.rows) break;
             const float value = a.x[r * a.in_dim + whole + lane];
-            sum[r][0] += value * one.w.at(columns[0], whole + lane);
-            sum[r][1] += value * other.w.at(columns[1], whole + lane);
+            sum[r][0] = __fmaf_rn(value, one.w.at(columns[0], whole + lane), sum[r][0]);
+            sum[r][1] = __fmaf_rn(value, other.w.at(columns[1], whole + lane), sum[r][1]);
         }
     }
     for (int r = 0; r < kRows; ++r) {
@@ -182,6 +183,16 @@ __global__ void round_kernel(uint16_t* out, const float* x, int64_t n) {
     const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step) {
         out[i] = Type::round(x[i]);
+    }
+}
+
+// x [rows, in_dim] as out [rows, stride], with zeros behind each row. Mapping: as round_kernel.
+template <typename Type>
+__global__ void round_rows_kernel(uint16_t* out, const float* x, int64_t n, int64_t in_dim, int64_t stride) {
+    const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+    for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += step) {
+        const int64_t row = i / stride, k = i % stride;
+        out[i] = k < in_dim ? Type::round(x[row * in_dim + k]) : uint16_t{0};
     }
 }
 
@@ -292,7 +303,7 @@ std::unique_ptr<Matrix> CudaDevice::make_matrix(DType dtype, int64_t out_dim, in
 
 // ---- products -------------------------------------------------------------------------------------------
 
-bool CudaBackend::few_rows(int64_t rows, int64_t in_dim) const {
+bool CudaBackend::by_own_kernels(int64_t rows, int64_t in_dim) const {
     return rows <= device_.options().own_product_rows || in_dim == 0 || device_.options().deterministic;
 }
 
@@ -359,6 +370,37 @@ const void* CudaBackend::rounded(Tensor x, DType dtype) {
     return out;
 }
 
+void CudaBackend::own_products(Tensor x, std::span<const Product> products, Epilogue epilogue) {
+    const DType weights = products[0].w->dtype();
+    if (!device_.options().deterministic || weights == DType::f32 || x.cols == 0) {
+        return few_products(x, products, epilogue, stream());
+    }
+    TileProducts a{};
+    a.rows = x.rows;
+    a.in_dim = x.cols;
+    a.x_stride = ceil_div(x.cols, kTileDepth) * kTileDepth;
+    a.epilogue = epilogue;
+    a.n_parts = static_cast<int>(products.size());
+    for (size_t p = 0; p < products.size(); ++p) {
+        const auto& w = static_cast<const CudaMatrix&>(*products[p].w);  // NOLINT: made by make_matrix
+        a.parts[p] = {w.data(),
+                      weights == DType::i8 ? w.scales() : nullptr,
+                      w.stride(),
+                      products[p].out.f32(),
+                      products[p].bias.empty() ? nullptr : products[p].bias.f32(),
+                      w.out_dim(),
+                      0};
+    }
+    const int64_t n = a.rows * a.x_stride;
+    auto* const rounded_x =
+        static_cast<uint16_t*>(scratch(ScratchUse::rounded, static_cast<size_t>(n) * sizeof(uint16_t)));
+    const auto kernel = weights == DType::f16 ? round_rows_kernel<F16> : round_rows_kernel<Bf16>;
+    CUDA_CHECK(launch(kernel, blocks_for(n), dim3(kThreads), 0, stream(), rounded_x,
+                      static_cast<const float*>(x.f32()), n, a.in_dim, a.x_stride));
+    a.x = rounded_x;
+    multiply_in_tiles(a, weights, stream());
+}
+
 // Many rows.
 void CudaBackend::multiply(Tensor out, const CudaMatrix& w, Tensor bias, bool add, const void* rounded_x) {
     const int64_t rows = out.rows, in_dim = w.in_dim(), out_dim = w.out_dim();
@@ -390,15 +432,16 @@ void CudaBackend::linear(Tensor out, Tensor x, const Matrix& w, Tensor bias) {
     linears(x, {&product, 1});
 }
 
-// Few rows: all in one launch. Many: products of weights that round alike share the rounding.
+// The backend's own kernels: all in one launch. cuBLAS: products of weights that round alike share the
+// rounding.
 void CudaBackend::linears(Tensor x, std::span<const Product> products) {
     check_shapes(x, products);
     if (x.rows == 0 || products.empty()) return;
-    if (few_rows(x.rows, x.cols)) {
+    if (by_own_kernels(x.rows, x.cols)) {
         if (products.size() <= kMaxParts && of_one_dtype(products)) {
-            return few_products(x, products, Epilogue::store, stream());
+            return own_products(x, products, Epilogue::store);
         }
-        for (const Product& p : products) few_products(x, {&p, 1}, Epilogue::store, stream());
+        for (const Product& p : products) own_products(x, {&p, 1}, Epilogue::store);
         return;
     }
     std::optional<DType> prepared;
@@ -415,8 +458,8 @@ void CudaBackend::linear_silu_mul(Tensor x, const Product& gate, const Product& 
     const Product both[] = {gate, up};
     check_shapes(x, both);
     if (x.rows == 0) return;
-    if (few_rows(x.rows, x.cols) && of_one_dtype(both) && gate.out.cols == up.out.cols) {
-        return few_products(x, both, Epilogue::silu_mul, stream());
+    if (by_own_kernels(x.rows, x.cols) && of_one_dtype(both) && gate.out.cols == up.out.cols) {
+        return own_products(x, both, Epilogue::silu_mul);
     }
     linears(x, both);
     silu_mul(gate.out, up.out);
@@ -426,7 +469,7 @@ void CudaBackend::linear_add(Tensor residual, Tensor x, const Product& y) {
     const Product sum{residual, y.w, y.bias};
     check_shapes(x, {&sum, 1});
     if (x.rows == 0) return;
-    if (few_rows(x.rows, x.cols)) return few_products(x, {&sum, 1}, Epilogue::add, stream());
+    if (by_own_kernels(x.rows, x.cols)) return own_products(x, {&sum, 1}, Epilogue::add);
     multiply(residual, static_cast<const CudaMatrix&>(*y.w), y.bias, true,  // NOLINT
              rounded(x, rounding_of(y.w->dtype())));
 }

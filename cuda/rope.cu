@@ -34,12 +34,13 @@ struct Append {
     }
 };
 
-// One pair of a head, x at its first element.
+// One pair of a head, x at its first element. The roundings are written out: two kernels rotate, by the
+// number of rows, and must give the same bits.
 __device__ __forceinline__ void rotate(float* x, const float* cos_sin, int64_t m, int64_t half) {
     const float first = x[m], second = x[half + m];
     const float c = cos_sin[m], s = cos_sin[half + m];
-    x[m] = first * c - second * s;
-    x[half + m] = second * c + first * s;
+    x[m] = __fmaf_rn(first, c, -__fmul_rn(second, s));
+    x[half + m] = __fmaf_rn(second, c, __fmul_rn(first, s));
 }
 
 __device__ __forceinline__ void store(void* pages, DType dtype, int64_t at, float x) {

@@ -1,6 +1,6 @@
 // The attention op on a GPU: which kernels a batch goes to, and the plain kernel, which reads like the
 // formula and takes every dtype, head_dim and kind of sequence. The fast ones are in attention_prefill.cu,
-// attention_decode.cu and attention_encoder.cu.
+// attention_decode.cu, attention_encoder.cu and attention_fp32.cu; they leave head_dims above 256 to it.
 #include "attention.cuh"
 
 #include "backend_impl.cuh"
@@ -141,6 +141,8 @@ void CudaBackend::attention(Tensor out, Tensor q, Tensor k, Tensor v, const Atte
     if (kv == nullptr || batch.n_uncached > 0) {
         if (shape.weights != DType::f32 && encoder_supports(shape.head_dim)) {
             attention_encoder(a, shape.weights == DType::f16 ? DType::f16 : DType::bf16, stream());
+        } else if (fp32_supports(shape.head_dim)) {
+            attention_fp32_uncached(a, stream());
         } else {
             attention_plain(a, DType::f32, Wanted::uncached, batch.n_rows, stream());
         }
@@ -152,6 +154,8 @@ void CudaBackend::attention(Tensor out, Tensor q, Tensor k, Tensor v, const Atte
     if (batch.max_rows > 1 || !decodes) {
         if (kv->dtype != DType::f32 && prefill_supports(shape.head_dim))
             attention_prefill(a, kv->dtype, decodes ? 2 : 1, stream());
+        else if (fp32_supports(shape.head_dim))
+            attention_fp32(a, kv->dtype, decodes ? 2 : 1, stream());
         else
             attention_plain(a, kv->dtype, Wanted::cached, batch.n_rows, stream());
     }

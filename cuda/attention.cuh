@@ -70,6 +70,12 @@ void attention_decode(const AttentionArgs& args, DType kv, float* scratch, cudaS
 bool encoder_supports(int32_t head_dim);
 void attention_encoder(const AttentionArgs& args, DType rounding, cudaStream_t stream);
 
+// In fp32 throughout, for what the kernels above do not take: sequences with a cache (kv: F32, BF16 or F16)
+// of at least `least_rows` rows; sequences without one. Others are left alone. head_dim up to 256.
+bool fp32_supports(int32_t head_dim);
+void attention_fp32(const AttentionArgs& args, DType kv, int32_t least_rows, cudaStream_t stream);
+void attention_fp32_uncached(const AttentionArgs& args, cudaStream_t stream);
+
 // The definition: any dtype of the cache, any head_dim, any sequence of which `wanted` is true.
 enum class Wanted { all, cached, uncached };
 void attention_plain(const AttentionArgs& args, DType kv, Wanted wanted, int32_t n_rows, cudaStream_t stream);

@@ -215,12 +215,16 @@ void check_wide_products(Open open, int64_t out_dim, int64_t in_dim, const std::
 
 TEST_CASE("long: attention against the plain kernel, on the host") {
     if (gpu_alone() && skip("REFRAG_TEST_BACKENDS=cuda")) return;
-    for (const LongShape& s : {LongShape{4, 1, 64, 257, DType::bf16}, LongShape{2, 2, 64, 129, DType::f16}})
+    for (const LongShape& s : {LongShape{4, 1, 64, 257, DType::bf16}, LongShape{2, 2, 64, 129, DType::f16},
+                               LongShape{2, 1, 64, 129, DType::f32}})
         check_long_attention(open_on_host, s);
 }
 
 TEST_CASE("card: attention of long contexts against the plain kernel") {
     if (!has_gpu() && skip("no GPU")) return;
+    for (const LongShape& s :
+         {LongShape{8, 8, 64, 16384, DType::f32}, LongShape{8, 2, 128, 4097, DType::f32}})
+        check_long_attention(open_gpu, s);
     for (const int32_t dim : {64, 128}) {
         for (const int32_t kv_heads : {8, 2, 1}) {
             for (const int32_t entries : {129, 257, 4097, 16384})

@@ -33,9 +33,10 @@ std::string today() {
     return text;
 }
 
-std::unique_ptr<refrag::Backend> open(bool plain_attention, int own_product_rows) {
-    return refrag::cuda::make_cuda_backend(
-        {.plain_attention = plain_attention, .own_product_rows = own_product_rows});
+std::unique_ptr<refrag::Backend> open(const refrag_bench::Way& way) {
+    return refrag::cuda::make_cuda_backend({.deterministic = way.deterministic,
+                                            .plain_attention = way.plain_attention,
+                                            .own_product_rows = way.own_product_rows});
 }
 
 }  // namespace

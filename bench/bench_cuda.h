@@ -40,7 +40,8 @@ struct Sizes {
     std::vector<std::pair<int64_t, int64_t>> products = {
         {4096, 4096}, {11008, 4096}, {32000, 4096}};  // out x in
     std::vector<int64_t> few_rows = {1, 2, 4, 8}, many_rows = {128, 512, 576, 1088, 2048},
-                         crossing_rows = {1, 2, 3, 4, 6, 8, 9, 12, 16};
+                         crossing_rows = {1, 2, 3, 4, 6, 8, 9, 12, 16},
+                         deterministic_rows = {1, 8, 64, 512, 2048};
     std::vector<std::pair<int64_t, int64_t>> encoder_products = {{1024, 1024}, {4096, 1024}, {1024, 4096}};
     int64_t encoder_rows = 18432;  // 1024 chunks of 18 tokens
     int32_t dim = 4096, hidden = 11008, vocab = 32000;
@@ -53,9 +54,13 @@ struct Peaks {
     double bf16_gflops, read_gbs;
 };
 
-// Opens a backend of the card: attention through the plain kernel alone; the rows up to which products go to
-// the backend's own kernels.
-using Open = std::function<std::unique_ptr<Backend>(bool plain_attention, int own_product_rows)>;
+// Opens a backend of the card.
+struct Way {
+    bool plain_attention = false;
+    int own_product_rows = 8;  // up to which products go to the backend's own kernels
+    bool deterministic = false;
+};
+using Open = std::function<std::unique_ptr<Backend>(const Way&)>;
 
 class Bench {
   public:
@@ -67,7 +72,8 @@ class Bench {
     Backend& plain();         // attention by its definition
     Backend& own_products();  // every product through the backend's own kernels
     Backend& cublas();        // every product through cuBLAS
-    Backend& cpu();           // the CPU's plain loops
+    Backend& deterministic();
+    Backend& cpu();  // the CPU's plain loops
     const Peaks peaks;
     const Sizes sizes;
     std::FILE* const tables;  // where tables go
@@ -111,10 +117,10 @@ class Bench {
     int64_t wrong() const { return wrong_; }
 
   private:
-    Backend& opened(std::unique_ptr<Backend>& held, bool plain_attention, int own_product_rows);
+    Backend& opened(std::unique_ptr<Backend>& held, const Way& way);
 
     Open open_;
-    std::unique_ptr<Backend> plain_, own_products_, cublas_, cpu_;
+    std::unique_ptr<Backend> plain_, own_products_, cublas_, deterministic_, cpu_;
     uint64_t draws_ = 0;
     int64_t wrong_ = 0;
 };
@@ -134,6 +140,7 @@ void encoder_attention(Bench& bench);
 void matrix_vector(Bench& bench);
 void own_against_cublas(Bench& bench);
 void matrix_matrix(Bench& bench);
+void deterministic_products(Bench& bench);
 void small_ops(Bench& bench);
 void draws(Bench& bench);
 void all_tables(Bench& bench);

@@ -67,6 +67,7 @@ Sizes small_sizes() {
     s.few_rows = {1, 8};
     s.many_rows = {9, 70};
     s.crossing_rows = {1, 9};
+    s.deterministic_rows = {1, 70};
     s.encoder_products = {{64, 32}};
     s.encoder_rows = 20;
     s.dim = 128;
@@ -77,25 +78,23 @@ Sizes small_sizes() {
 }
 
 Bench::Bench(const Open& open, Peaks measured, Sizes wanted, std::FILE* file)
-    : backend(open(false, 8)),
-      b(*backend),
-      peaks(measured),
-      sizes(std::move(wanted)),
-      tables(file),
-      open_(open) {}
+    : backend(open({})), b(*backend), peaks(measured), sizes(std::move(wanted)), tables(file), open_(open) {}
 
-Backend& Bench::opened(std::unique_ptr<Backend>& held, bool plain_attention, int own_product_rows) {
-    if (held == nullptr) held = open_(plain_attention, own_product_rows);
+Backend& Bench::opened(std::unique_ptr<Backend>& held, const Way& way) {
+    if (held == nullptr) held = open_(way);
     return *held;
 }
 Backend& Bench::plain() {
-    return opened(plain_, true, 8);
+    return opened(plain_, {.plain_attention = true});
 }
 Backend& Bench::own_products() {
-    return opened(own_products_, false, 1 << 30);
+    return opened(own_products_, {.own_product_rows = 1 << 30});
 }
 Backend& Bench::cublas() {
-    return opened(cublas_, false, 0);
+    return opened(cublas_, {.own_product_rows = 0});
+}
+Backend& Bench::deterministic() {
+    return opened(deterministic_, {.deterministic = true});
 }
 Backend& Bench::cpu() {
     if (cpu_ == nullptr) cpu_ = make_cpu_backend(default_threads(), CpuIsa::scalar);
@@ -251,6 +250,7 @@ void all_tables(Bench& bench) {
     matrix_vector(bench);
     own_against_cublas(bench);
     matrix_matrix(bench);
+    deterministic_products(bench);
     encoder_attention(bench);
     small_ops(bench);
     draws(bench);

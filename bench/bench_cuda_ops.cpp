@@ -196,15 +196,15 @@ void small_ops(Bench& bench) {
 void draws(Bench& bench) {
     std::fprintf(bench.tables, "\n| draw, of %d logits | rows | us | as the sampler |\n|---|---|---|---|\n",
                  bench.sizes.vocab);
-    struct Way {
+    struct Kind {
         const char* name;
         SamplerOptions options;
     };
-    const Way ways[] = {{"greedy", {.temperature = 0.0f}},
-                        {"temperature .05, top-p .9", {.temperature = 0.05f, .top_p = 0.9f}},
-                        {"temperature 1, top-k 40", {.temperature = 1.0f, .top_k = 40}},
-                        {"temperature 1", {.temperature = 1.0f}}};
-    for (const Way& way : ways) {
+    const Kind kinds[] = {{"greedy", {.temperature = 0.0f}},
+                          {"temperature .05, top-p .9", {.temperature = 0.05f, .top_p = 0.9f}},
+                          {"temperature 1, top-k 40", {.temperature = 1.0f, .top_k = 40}},
+                          {"temperature 1", {.temperature = 1.0f}}};
+    for (const Kind& kind : kinds) {
         for (const int64_t rows : bench.sizes.draw_rows) {
             Arena arena(bench.b);
             const Tensor logits = bench.tensor(arena, rows, bench.sizes.vocab);
@@ -212,7 +212,7 @@ void draws(Bench& bench) {
             std::vector<TokenDraw> wanted;
             std::vector<Sampler> samplers;
             for (int64_t r = 0; r < rows; ++r) {
-                SamplerOptions options = way.options;
+                SamplerOptions options = kind.options;
                 options.seed = static_cast<uint64_t>(r);
                 samplers.emplace_back(options);
                 wanted.push_back(Sampler(options).draw_elsewhere().value());
@@ -238,7 +238,7 @@ void draws(Bench& bench) {
                     right += got[r] == samplers[r].sample(row) ? 1 : 0;
             }
             const bool all = bench.count(right + left == rows);
-            std::fprintf(bench.tables, "| %s | %lld | %.2f | %s%lld of %lld%s |\n", way.name,
+            std::fprintf(bench.tables, "| %s | %lld | %.2f | %s%lld of %lld%s |\n", kind.name,
                          static_cast<long long>(rows), s * 1e6,
                          all ? "" : "WRONG: ", static_cast<long long>(right),
                          static_cast<long long>(rows - left), left > 0 ? ", others left to the host" : "");

@@ -106,4 +106,24 @@ void matrix_matrix(Bench& bench) {
         table(out_dim, in_dim, {bench.sizes.encoder_rows}, {DType::bf16});
 }
 
+// What --deterministic costs.
+void deterministic_products(Bench& bench) {
+    std::fprintf(bench.tables,
+                 "\n| linear, deterministic: out x in | weights | rows | us | TFLOP/s | of bf16 | off |\n"
+                 "|---|---|---|---|---|---|---|\n");
+    const auto& [out_dim, in_dim] = bench.sizes.products[bench.sizes.products.size() / 2];
+    for (const DType dtype : {DType::bf16, DType::i8}) {
+        const auto w = bench.matrices(dtype, out_dim, in_dim);
+        for (const int64_t rows : bench.sizes.deterministic_rows) {
+            const Timed t = product(bench, w, rows, bench.deterministic(), bench.own_products(), kRounded);
+            const double tflops = 2e-12 * static_cast<double>(out_dim) * static_cast<double>(in_dim) *
+                                  static_cast<double>(rows) / t.seconds;
+            print_row(bench, w, rows,
+                      figures("%.1f | %.1f | %.2f | ", t.seconds * 1e6, tflops,
+                              tflops * 1e3 / bench.peaks.bf16_gflops) +
+                          t.off);
+        }
+    }
+}
+
 }  // namespace refrag_bench

@@ -159,8 +159,9 @@ step_binaries() {
 
 # What has cases on a GPU.
 gpu_cases='backends:*,card:*,llama: logits*,llama: a ragged batch*,roberta: chunk*,int8 weights:*,pipeline: the default*'
+gpu_cases+=',bench on a GPU*'
 step_tests() {
-    REFRAG_TEST_BACKENDS=cuda limited "$1" "$log" "$bin/refrag-tests" -tc="$gpu_cases" -d=true
+    REFRAG_TEST_BACKENDS=cuda REFRAG_BINARY=$bin/refrag limited "$1" "$log" "$bin/refrag-tests" -tc="$gpu_cases" -d=true
 }
 
 step_run() {
@@ -217,7 +218,7 @@ step_ncu() {
     : >"$out/ncu.txt"
     # The clocks are left as they are.
     limited "$1" "$out/ncu.txt" ncu --clock-control none --section SpeedOfLight --section Occupancy --section LaunchStats \
-        --section MemoryWorkloadAnalysis --section WarpStateStats -k 'regex:prefill|decode|combine|matvec|tile|fp32' \
+        --section MemoryWorkloadAnalysis --section WarpStateStats -k 'regex:prefill|decode|combine|matvec' \
         "$bin/bench_cuda" profile || return
     grep -q 'Duration' "$out/ncu.txt"
 }

@@ -15,9 +15,10 @@ namespace {
 
 Bench small_bench(std::FILE* tables) {
     return Bench(
-        [](bool plain_attention, int own_product_rows) {
-            return refrag_test::open_on_host(
-                {.plain_attention = plain_attention, .own_product_rows = own_product_rows});
+        [](const Way& way) {
+            return refrag_test::open_on_host({.deterministic = way.deterministic,
+                                              .plain_attention = way.plain_attention,
+                                              .own_product_rows = way.own_product_rows});
         },
         {1.0, 1.0}, small_sizes(), tables);
 }
@@ -38,8 +39,8 @@ TEST_CASE("bench_cuda: every table, at small sizes, finds nothing wrong") {
     CHECK(!refrag_test::contains(tables, "WRONG"));
     for (const char* row :
          {"| 4 heads, 2 KV heads, dim 64 | 80 |", "| 4 heads, 2 KV heads, dim 64 | 2 | 300 |",
-          "| 96 x 128 | I8 | 8 |", "| 96 x 128 | BF16 | 70 |", "| 4 chunks of 18 tokens | F32 |",
-          "| gelu, 160 | 40 |", "| temperature 1, top-k 40 | 1 |"})
+          "| 96 x 128 | I8 | 8 |", "| 96 x 128 | BF16 | 70 |", "| linear, deterministic: out x in |",
+          "| 4 chunks of 18 tokens | F32 |", "| gelu, 160 | 40 |", "| temperature 1, top-k 40 | 1 |"})
         CHECK(refrag_test::contains(tables, row));
 }
 

@@ -42,11 +42,11 @@ TEST_CASE("command line: an unknown or missing command is told which there are, 
     const Tiny tiny;
     CHECK(
         contains(tiny.refusal("rnu"), "refrag: unknown command \"rnu\": did you mean run? (expected run, "));
-    CHECK(contains(tiny.refusal("fly -m x"), "unknown command \"fly\" (expected run, eval, bench, "));
+    CHECK(contains(tiny.refusal("fly -m x"), "unknown command \"fly\" (expected run, ask, index, encode, "));
     CHECK(contains(tiny.refusal("eval perplexty"),
                    "refrag: eval: unknown command \"perplexty\": did you mean "
                    "perplexity?"));
-    CHECK(contains(tiny.refusal(""), "refrag: expected a command: run, eval"));
+    CHECK(contains(tiny.refusal(""), "refrag: expected a command: run, ask"));
     CHECK(contains(tiny.refusal("eval"), "refrag: eval: expected a command: perplexity, qa"));
     CHECK(refrag_run(tiny.dir, "eval --help").code == 0);
 }

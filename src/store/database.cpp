@@ -46,12 +46,11 @@ std::string escaped_for_uri(const std::string& path) {
 
 Database::Database(const std::string& path, const DatabaseKind& kind, DatabaseMode mode, int busy_ms)
     : path_(path), kind_(kind) {
-    const bool is_new = !look_at_file();
-    REFRAG_CHECK(!is_new || mode == DatabaseMode::create, Status::bad_input, printable(path_), ": expected ",
-                 kind_.what, ", found ", is_file(path_) ? "an empty file" : "no such file");
+    REFRAG_CHECK(look_at_file() || mode == DatabaseMode::create, Status::bad_input, printable(path_),
+                 ": expected ", kind_.what, ", found ", is_file(path_) ? "an empty file" : "no such file");
     try {
         open(mode, busy_ms);
-        check_kind(mode, is_new);
+        check_kind(mode);
     } catch (...) {
         sqlite3_close_v2(handle_);
         throw;
@@ -111,15 +110,19 @@ void Database::open(DatabaseMode mode, int busy_ms) {
     execute("PRAGMA synchronous = NORMAL");
 }
 
-void Database::check_kind(DatabaseMode mode, bool is_new) {
+void Database::check_kind(DatabaseMode mode) {
     const auto number = [&](const char* sql) {
         Statement statement = prepare(sql);
         return statement.step() ? statement.integer(0) : 0;
     };
-    if (is_new) {
+    // A process that was killed at its first steps leaves a database with nothing in it.
+    const auto is_blank = [&] {
+        return number("PRAGMA application_id") == 0 && number("SELECT count(*) FROM sqlite_schema") == 0;
+    };
+    if (mode == DatabaseMode::create && is_blank()) {
         Transaction transaction(*this);
         // Another process may have been faster.
-        if (number("PRAGMA application_id") == 0) {
+        if (is_blank()) {
             execute(kind_.schema);
             execute(str("PRAGMA application_id = ", kind_.application_id).c_str());
             execute(str("PRAGMA user_version = ", kind_.format).c_str());

@@ -54,7 +54,7 @@ class Database {
     friend class Statement;
     bool look_at_file() const;  // whether there is anything in it
     void open(DatabaseMode mode, int busy_ms);
-    void check_kind(DatabaseMode mode, bool is_new);
+    void check_kind(DatabaseMode mode);
 
     std::string path_;
     DatabaseKind kind_;

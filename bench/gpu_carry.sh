@@ -33,7 +33,14 @@ grep -qx yes $build/obj/with-cuda || {
 to=build/carry
 rm -rf $to
 mkdir -p $to/bin $to/include $to/lib
-for binary in refrag refrag-tests bench_cuda; do strip -o $to/bin/$binary $build/$binary; done
+for binary in refrag refrag-tests bench_cuda; do
+    strip -o $to/bin/$binary $build/$binary
+    others=$(ldd $to/bin/$binary | grep -vE '^\s*(linux-vdso|lib(c|m|dl|rt|pthread)\.so|/lib.*ld-linux)' || true)
+    [ -z "$others" ] || {
+        echo "gpu-check carry: $binary needs libraries that may not be there: $others" >&2
+        exit 1
+    }
+done
 for header in doctest/doctest.h nlohmann/json.hpp CLI/CLI.hpp utf8proc.h; do
     from=/usr/include/$header
     if [ "${header%/*}" = "$header" ]; then cp "$from" $to/include/; else cp -r "${from%/*}" $to/include/; fi

@@ -107,7 +107,7 @@ CUDA_OBJ  := $(CUDA_SRC:%.cu=$(BUILD)/obj/%.o)
 CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 NVCCFLAGS += -std=c++20 -O3 --expt-relaxed-constexpr $(if $(filter debug,$(CONFIG)),-lineinfo,-DNDEBUG) $(if $(filter 0,$(WERROR)),,-Werror all-warnings) \
              -Xcompiler -Wall,-Wextra,-pthread $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
-             $(if $(CUDA_PTX),-gencode arch=compute_$(CUDA_PTX),code=compute_$(CUDA_PTX))
+             $(if $(CUDA_PTX),-gencode arch=compute_$(CUDA_PTX)$(comma)code=compute_$(CUDA_PTX))
 CPPFLAGS  += -DREFRAG_WITH_CUDA
 # The runtime library comes along; cuBLAS and the driver are found when a device is opened.
 LDLIBS    += $(firstword $(wildcard $(CUDA_HOME)/lib64/libcudart_static.a \

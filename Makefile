@@ -71,6 +71,14 @@ CPPFLAGS   += -DREFRAG_WITH_STORE
 LDLIBS     += -lsqlite3
 endif
 
+# ---- line editing in `chat`: libedit, found by itself, never needed (EDIT=0 leaves it out) ------------------
+EDIT ?= auto
+ifneq ($(and $(filter-out 0,$(EDIT)),$(wildcard /usr/include/editline/readline.h)),)
+WITH_EDIT := yes
+CPPFLAGS  += -DREFRAG_WITH_LIBEDIT
+LDLIBS    += -ledit
+endif
+
 LIB_SRC  := $(filter-out src/cli/% $(if $(WITH_STORE),,src/store/%),$(wildcard src/*/*.cpp))
 CLI_SRC  := $(filter-out $(if $(WITH_STORE),src/cli/without_store.cpp,src/cli/store_%),$(wildcard src/cli/*.cpp))
 TEST_SRC := $(filter-out $(if $(WITH_STORE),,tests/test_store%),$(wildcard tests/*.cpp tests/fuzz/*.cpp))
@@ -116,7 +124,7 @@ endif
 
 # Changes when the CUDA backend or the store comes or goes: what is compiled differently then is compiled anew.
 WITH_PARTS := $(BUILD)/obj/with-parts
-PARTS      := cuda $(if $(CUDA_OBJ),yes,no), store $(if $(WITH_STORE),yes,no)
+PARTS      := cuda $(if $(CUDA_OBJ),yes,no), store $(if $(WITH_STORE),yes,no), edit $(if $(WITH_EDIT),yes,no)
 $(CLI_OBJ) $(TEST_OBJ): $(WITH_PARTS)
 $(WITH_PARTS): FORCE
 	@mkdir -p $(@D)
@@ -204,7 +212,7 @@ $(BUILD)/obj/tests/test_cuda_%.o: tests/test_cuda_%.cpp VERSION
 # ---- set-up ---------------------------------------------------------------------------------------------
 # Debian packages, installed only where missing, without questions: for building and testing (and python3, which
 # converts published vocabularies where REFRAG_TEST_DATA has some), for fuzzing, for clang-tidy.
-PACKAGES_deps      := g++ doctest-dev nlohmann-json3-dev libutf8proc-dev libcli11-dev libsqlite3-dev $(if $(REFRAG_TEST_DATA),python3)
+PACKAGES_deps      := g++ doctest-dev nlohmann-json3-dev libutf8proc-dev libcli11-dev libsqlite3-dev libedit-dev $(if $(REFRAG_TEST_DATA),python3)
 PACKAGES_deps-demo := python3 python3-pip
 PACKAGES_deps-fuzz := $(PACKAGES_deps) clang libclang-rt-14-dev
 PACKAGES_deps-tidy := $(PACKAGES_deps) clang-tidy

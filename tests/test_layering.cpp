@@ -45,8 +45,9 @@ const std::map<std::string, Names, std::less<>>& allowed_rooms() {
 // Third-party headers by how they begin, and the room that wraps them.
 const std::map<std::string, std::string, std::less<>>& third_party() {
     static const std::map<std::string, std::string, std::less<>> headers = {
-        {"nlohmann/", "io"},        {"utf8proc.h", "text"}, {"CLI/", "cli"},   {"sqlite3.h", "store"},
-        {"microhttpd.h", "server"}, {"cu", "cuda"},         {"mma.h", "cuda"}, {"nv", "cuda"},
+        {"nlohmann/", "io"},    {"utf8proc.h", "text"}, {"CLI/", "cli"},
+        {"sqlite3.h", "store"}, {"editline/", "cli"},   {"microhttpd.h", "server"},
+        {"cu", "cuda"},         {"mma.h", "cuda"},      {"nv", "cuda"},
     };
     return headers;
 }

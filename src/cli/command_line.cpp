@@ -48,6 +48,7 @@ int run_command_line(int argc, const char* const* argv) {
             "Each command has its own --help.");
         add_run(app);
         add_ask(app);
+        add_chat(app);
         add_index(app);
         add_encode(app);
         add_eval(app);

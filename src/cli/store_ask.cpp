@@ -13,8 +13,7 @@
 #include "refrag/citations.h"
 #include "refrag/session.h"
 #include "refrag/timer.h"
-#include "store/indexer.h"
-#include "store/retrieve.h"
+#include "store/retriever.h"
 
 namespace refrag {
 namespace {
@@ -22,17 +21,7 @@ namespace {
 struct AskCommand {
     std::string store;
     RunOptions run;  // without passages
-    int64_t top = 8;
-    std::string retrieval;  // "": both, or bm25 where there are no vectors
-    std::vector<std::string> where;
-    std::string embedding;  // a JSON array, or a file with one
-};
-
-// One question's passages and how they were found.
-struct Retrieved {
-    std::vector<StoredPassage> passages;
-    std::vector<std::shared_ptr<SharedPassage>> shared;
-    double ms = 0.0;
+    RetrieveFlags retrieve;
 };
 
 std::vector<float> parse_embedding(const std::string& given) {
@@ -56,29 +45,22 @@ class Asker {
           model_(model),
           command_(command),
           answer_options_(answer),
-          stamp_(*store.stamp()),
           cache_(std::make_shared<PassageCache>()),
           session_(
               model,
               EngineOptions{.max_context = command.run.context, .prefix_cache = !command.run.no_prefix_cache},
               cache_),
-          backend_(model.device().make_backend()),
-          arena_(*backend_) {
-        options_.top = command.top;
-        options_.retrieval =
-            parse_retrieval("--retrieve", command.retrieval.empty() ? "both" : command.retrieval);
-        options_.embedding = parse_embedding(command.embedding);
-        for (const std::string& text : command.where) options_.filter.push_back(parse_condition(text));
-        const bool has_query = model.has_encoder() || !options_.embedding.empty();
-        if (command.retrieval.empty() && !has_query) options_.retrieval = Retrieval::words;
-        REFRAG_CHECK(options_.retrieval != Retrieval::dense || has_query, Status::usage,
-                     "--retrieve dense: expected a model with an encoder, or --embedding, found neither");
-    }
+          retriever_(store, model, cache_, retrieve_options(command.retrieve), [](const std::string& line) {
+              std::fprintf(stderr, "refrag: warning: %s\n", line.c_str());
+          }) {}
 
     void ask(const std::string& question) {
-        Retrieved retrieved = find(question);
+        const Retrieved retrieved = retriever_.find(question);
+        REFRAG_CHECK(!retrieved.passages.empty(), Status::runtime, printable(store_.name()), ": no passage ",
+                     command_.retrieve.where.empty() ? "" : "that --where leaves ",
+                     "has a word of the question");
         std::vector<Segment> segments =
-            make_segments(model_, {}, retrieved.shared, question, stamp_.chunk_len);
+            make_segments(model_, {}, retrieved.shared, question, retriever_.chunk_len());
         TextSink sink;
         if (!command_.run.json) {
             sink = [](std::string_view text) {
@@ -99,35 +81,6 @@ class Asker {
     }
 
   private:
-    Retrieved find(const std::string& question) {
-        const double started_ms = now_ms();
-        std::vector<float> query = options_.embedding;
-        if (query.empty() && options_.retrieval != Retrieval::words)
-            query = question_vector(*backend_, model_, question, stamp_.chunk_len, arena_);
-        Retrieved out;
-        std::vector<int64_t> numbers;
-        for (const Found& found : retrieve(store_, vectors_, question, query, options_))
-            numbers.push_back(found.n);
-        REFRAG_CHECK(!numbers.empty(), Status::runtime, printable(store_.name()), ": no passage ",
-                     options_.filter.empty() ? "" : "that --where leaves ", "has a word of the question");
-        out.passages = store_.get(numbers);
-        for (const StoredPassage& passage : out.passages) {
-            const std::string content = passage.content();
-            try {
-                out.shared.push_back(
-                    cache_->share(model_, content, stamp_.chunk_len, stamp_.form, passage.record));
-            } catch (const Error& error) {
-                // Not yet encoded anew by this model, say: then it is encoded here.
-                if (error.status() != Status::bad_input) throw;
-                std::fprintf(stderr, "refrag: warning: passage %s: its record is %s: encoded here\n",
-                             printable(passage.document, 60).c_str(), error.what());
-                out.shared.push_back(cache_->share(model_, content, stamp_.chunk_len));
-            }
-        }
-        out.ms = now_ms() - started_ms;
-        return out;
-    }
-
     // Chunks of each passage: read as tokens, and all.
     static std::vector<std::pair<size_t, size_t>> chunks_read(const std::vector<Segment>& segments,
                                                               const Answer& answer) {
@@ -212,13 +165,9 @@ class Asker {
     const Model& model_;
     const AskCommand& command_;
     const AnswerOptions& answer_options_;
-    const StoreStamp stamp_;
     const std::shared_ptr<PassageCache> cache_;
     Session session_;
-    std::unique_ptr<Backend> backend_;  // outlives what takes memory through it
-    Arena arena_;
-    RetrieveOptions options_;
-    VectorIndex vectors_;
+    Retriever retriever_;
 };
 
 void run_ask(AskCommand& command) {
@@ -226,15 +175,10 @@ void run_ask(AskCommand& command) {
     REFRAG_CHECK(!command.run.answer.logprobs || command.run.json, Status::usage,
                  "ask: --logprobs are written as JSON: add --json");
     const std::unique_ptr<PassageStore> store = open_store(command.store, StoreMode::read);
-    const std::optional<StoreStamp> stamp = store->stamp();
-    REFRAG_CHECK(stamp.has_value(), Status::bad_input, printable(command.store),
-                 ": nothing has been indexed yet (refrag index STORE FILES)");
-    command.run.chunk_len = stamp->chunk_len;
+    command.run.chunk_len = stamp_in(*store).chunk_len;
     const AnswerOptions answer = checked_answer_options(command.run);
     const std::unique_ptr<Device> device = make_device(command.run.device);
     const std::unique_ptr<Model> model = load_run_model(*device, command.run, answer);
-    check_stamp(store->name(), *stamp,
-                stamp_of(*model, IndexOptions{.chunk_len = stamp->chunk_len, .form = stamp->form}));
     Asker asker(*store, *model, command, answer);
     size_t n_failed = 0;
     for (const std::string& question : command.run.questions) {
@@ -253,6 +197,40 @@ void run_ask(AskCommand& command) {
 
 }  // namespace
 
+RetrieveOptions retrieve_options(const RetrieveFlags& flags) {
+    RetrieveOptions options;
+    options.top = flags.top;
+    if (!flags.retrieval.empty()) options.retrieval = parse_retrieval("--retrieve", flags.retrieval);
+    options.embedding = parse_embedding(flags.embedding);
+    for (const std::string& text : flags.where) options.filter.push_back(parse_condition(text));
+    return options;
+}
+
+void add_retrieve_options(CLI::App& app, RetrieveFlags& flags) {
+    const char* group = "Retrieval";
+    app.add_option("--top", flags.top, "Passages to answer from")
+        ->group(group)
+        ->capture_default_str()
+        ->transform(whole_number(1, 4096))
+        ->type_name("N");
+    app.add_option(
+           "--retrieve", flags.retrieval,
+           "By words (bm25), by vectors (dense), or both, fused by reciprocal rank (the default where "
+           "the model has an encoder)")
+        ->group(group)
+        ->type_name("bm25|dense|both");
+    add_texts(
+        app, "--where", flags.where,
+        "Only documents whose metadata fulfil this, KEY OP VALUE (lang=en, year>=2020); several: all of them")
+        ->group(group);
+    app.add_option(
+           "--embedding", flags.embedding,
+           "The question's vector, where documents were indexed with an \"embedding\" of their own: a "
+           "JSON array, or a file with one")
+        ->group(group)
+        ->type_name("ARRAY");
+}
+
 void add_ask(CLI::App& app) {
     const auto command = std::make_shared<AskCommand>();
     CLI::App& sub = *app.add_subcommand("ask", "Answers questions from a passage store");
@@ -261,28 +239,7 @@ void add_ask(CLI::App& app) {
         ->type_name("STORE");
     add_model_option(sub, command->run.model_dir);
     add_texts(sub, "-q,--question", command->run.questions, "The question; may be given several times");
-    const char* group = "Retrieval";
-    sub.add_option("--top", command->top, "Passages to answer from")
-        ->group(group)
-        ->capture_default_str()
-        ->transform(whole_number(1, 4096))
-        ->type_name("N");
-    sub.add_option(
-           "--retrieve", command->retrieval,
-           "By words (bm25), by vectors (dense), or both, fused by reciprocal rank (the default where "
-           "the model has an encoder)")
-        ->group(group)
-        ->type_name("bm25|dense|both");
-    add_texts(
-        sub, "--where", command->where,
-        "Only documents whose metadata fulfil this, KEY OP VALUE (lang=en, year>=2020); several: all of them")
-        ->group(group);
-    sub.add_option(
-           "--embedding", command->embedding,
-           "The question's vector, where documents were indexed with an \"embedding\" of their own: a "
-           "JSON array, or a file with one")
-        ->group(group)
-        ->type_name("ARRAY");
+    add_retrieve_options(sub, command->retrieve);
     add_expansion_options(sub, command->run);
     add_generation_options(sub, command->run);
     add_sampling_options(sub, command->run.answer.sampler);

@@ -1,6 +1,5 @@
 // `refrag index`: documents into a passage store, and what is in it.
 #include <CLI/CLI.hpp>
-#include <csignal>
 #include <cstdio>
 #include <filesystem>
 #include <map>
@@ -9,6 +8,7 @@
 
 #include "base/check.h"
 #include "cli/common.h"
+#include "cli/interrupt.h"
 #include "cli/numbers.h"
 #include "cli/store_commands.h"
 #include "io/file.h"
@@ -38,31 +38,6 @@ struct IndexCommand {
     bool verify = false;
     bool reencode = false;
     bool json = false;
-};
-
-volatile std::sig_atomic_t asked_to_stop = 0;
-
-// Ctrl-C and SIGTERM end --follow after the batch that is under way; a second one ends the process.
-class StopOnSignal {
-  public:
-    StopOnSignal() {
-        asked_to_stop = 0;
-        struct sigaction action = {};
-        action.sa_handler = [](int) { asked_to_stop = 1; };
-        action.sa_flags = static_cast<int>(SA_RESETHAND);
-        sigaction(SIGINT, &action, &old_int_);
-        sigaction(SIGTERM, &action, &old_term_);
-    }
-    ~StopOnSignal() {
-        sigaction(SIGINT, &old_int_, nullptr);
-        sigaction(SIGTERM, &old_term_, nullptr);
-    }
-    StopOnSignal(const StopOnSignal&) = delete;
-    StopOnSignal& operator=(const StopOnSignal&) = delete;
-
-  private:
-    struct sigaction old_int_ = {};
-    struct sigaction old_term_ = {};
 };
 
 void check_command(const IndexCommand& command) {
@@ -104,7 +79,8 @@ int64_t size_of(const std::string& file) {
     return ignored ? 0 : static_cast<int64_t>(bytes);
 }
 
-void index_files(Indexer& indexer, const std::vector<std::string>& files, const IndexCommand& command) {
+void index_files(Indexer& indexer, const std::vector<std::string>& files, const IndexCommand& command,
+                 const Interrupt& interrupt) {
     int64_t total = 0;
     for (const std::string& file : files) total += size_of(file);
     Progress progress("indexing", ProgressUnit::bytes);
@@ -119,12 +95,12 @@ void index_files(Indexer& indexer, const std::vector<std::string>& files, const 
                     if (!command.skip_bad || error.status() != Status::bad_input) throw;
                     on_bad_line(command)(error);
                 }
-                return asked_to_stop == 0;
+                return !interrupt.asked();
             },
             on_bad_line(command),
             [&](uint64_t bytes) { progress.update(before + static_cast<int64_t>(bytes), total); });
         before += size_of(file);
-        if (asked_to_stop != 0) break;
+        if (interrupt.asked()) break;
     }
     indexer.finish();
 }
@@ -183,9 +159,10 @@ std::pair<int64_t, int64_t> look_of(const std::string& file) {
 }
 
 // Looks again and again: changed files are indexed, what came from files that are gone is removed.
-void follow(PassageStore& store, const Model& model, const IndexCommand& command) {
+void follow(PassageStore& store, const Model& model, const IndexCommand& command,
+            const Interrupt& interrupt) {
     std::map<std::string, std::pair<int64_t, int64_t>> known;
-    while (asked_to_stop == 0) {
+    while (!interrupt.asked()) {
         const std::vector<std::string> files = document_files(command.files);
         std::vector<std::string> changed;
         std::map<std::string, std::pair<int64_t, int64_t>> now;
@@ -204,14 +181,14 @@ void follow(PassageStore& store, const Model& model, const IndexCommand& command
         if (!changed.empty() || !gone.empty()) {
             const double started_ms = now_ms();
             Indexer indexer(store, model, command.index);
-            index_files(indexer, changed, command);
+            index_files(indexer, changed, command, interrupt);
             if (!gone.empty())
                 std::fprintf(stderr, "removed %zu documents whose files are gone\n", gone.size());
             const IndexCounts& counts = indexer.counts();
             if (counts.n_added + counts.n_replaced > 0) print_counts(counts, (now_ms() - started_ms) / 1e3);
         }
         known = std::move(now);
-        for (int tenth = 0; tenth < command.follow_seconds * 10 && asked_to_stop == 0; ++tenth)
+        for (int tenth = 0; tenth < command.follow_seconds * 10 && !interrupt.asked(); ++tenth)
             std::this_thread::sleep_for(std::chrono::milliseconds(100));
     }
 }
@@ -325,16 +302,17 @@ void write_store(const IndexCommand& command) {
                  [&](int64_t done, int64_t total) { progress.update(done, total); });
     }
     if (command.files.empty()) return;
-    const StopOnSignal stop;
+    // Ctrl-C and SIGTERM end the work after the batch that is under way.
+    const Interrupt interrupt(true);
     if (command.follow) {
-        follow(*store, *model, command);
+        follow(*store, *model, command, interrupt);
         return;
     }
     const double started_ms = now_ms();
     Indexer indexer(*store, *model, command.index);
-    index_files(indexer, files, command);
+    index_files(indexer, files, command, interrupt);
     print_counts(indexer.counts(), (now_ms() - started_ms) / 1e3);
-    REFRAG_CHECK(asked_to_stop == 0, Status::runtime,
+    REFRAG_CHECK(!interrupt.asked(), Status::runtime,
                  "stopped: what was indexed is kept, and the same command goes on from there");
 }
 

@@ -24,5 +24,8 @@ void add_encode(CLI::App& app) {
 void add_ask(CLI::App& app) {
     add_missing(app, "ask");
 }
+void add_chat(CLI::App& app) {
+    add_missing(app, "chat");
+}
 
 }  // namespace refrag

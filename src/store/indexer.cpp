@@ -227,8 +227,7 @@ void reencode(PassageStore& store, const Model& model, const IndexOptions& optio
             const std::string content = passages[i].content();
             const Sha256Digest key = passage_key(stamp.maker, sha256(content));
             if (passage_record_key(passages[i].record) == key) continue;
-            shared.push_back(
-                std::make_shared<SharedPassage>(model, content, stamp.chunk_len, "", rounds));
+            shared.push_back(std::make_shared<SharedPassage>(model, content, stamp.chunk_len, "", rounds));
             places.push_back(i);
         }
         if (model.has_encoder()) encode_passages(*backend, model, shared, arena);

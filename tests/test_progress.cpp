@@ -41,6 +41,16 @@ TEST_CASE("a progress line fits its width, whatever the width") {
     }
 }
 
+TEST_CASE("progress: the time that is left") {
+    CHECK(time_left(10.0, 100, 400) == "0:30 left");
+    CHECK(time_left(10.0, 1, 100) == "16:30 left");
+    CHECK(time_left(100.0, 1, 100) == "2:45:00 left");
+    CHECK(time_left(10.0, 399, 400) == "0:00 left");
+    for (const auto& [seconds, done] :
+         {std::pair<double, int64_t>{2.9, 200}, {10.0, 0}, {10.0, 3}, {10.0, 400}, {10.0, 500}, {10.0, -1}})
+        CHECK(time_left(seconds, done, 400) == "");
+}
+
 TEST_CASE("progress is drawn on a terminal, cleared at its end, and then gone") {
     const TempDir dir;
     const std::string command =

@@ -65,8 +65,23 @@ std::string render_progress(const std::string& what, ProgressUnit unit, int64_t 
     return str(name, " [", std::string(filled, '#'), std::string(bar - filled, '.'), "]", counts);
 }
 
+std::string time_left(double elapsed_s, int64_t done, int64_t total) {
+    if (elapsed_s < 3.0 || done <= 0 || done >= total || done < total / 100) return "";
+    const double left = elapsed_s * static_cast<double>(total - done) / static_cast<double>(done);
+    const auto seconds = static_cast<int64_t>(left + 0.5);
+    char text[48];
+    if (seconds < 3600) {
+        std::snprintf(text, sizeof text, "%d:%02d left", static_cast<int>(seconds / 60),
+                      static_cast<int>(seconds % 60));
+    } else {
+        std::snprintf(text, sizeof text, "%lld:%02d:%02d left", static_cast<long long>(seconds / 3600),
+                      static_cast<int>(seconds / 60 % 60), static_cast<int>(seconds % 60));
+    }
+    return text;
+}
+
 Progress::Progress(const std::string& what, ProgressUnit unit)
-    : what_(printable(what)), unit_(unit), terminal_(isatty(STDERR_FILENO) != 0) {
+    : what_(printable(what)), unit_(unit), terminal_(isatty(STDERR_FILENO) != 0), begun_ms_(now_ms()) {
     if (terminal_) show(0, 0);
 }
 
@@ -92,7 +107,9 @@ std::function<void(uint64_t, uint64_t)> Progress::sink() {
 void Progress::show(int64_t done, int64_t total) {
     // One column less than there are: writing the last one would begin a new line.
     const int width = std::min(terminal_columns() - 1, kMostColumns);
-    const std::string line = render_progress(what_, unit_, done, total, width);
+    const std::string left = time_left((now_ms() - begun_ms_) / 1e3, done, total);
+    const std::string line =
+        render_progress(left.empty() ? what_ : what_ + ", " + left, unit_, done, total, width);
     // Blanks cover what a longer line left.
     const size_t left_over = shown_ > line.size() ? shown_ - line.size() : 0;
     std::fprintf(stderr, "\r%s%*s", line.c_str(), static_cast<int>(left_over), "");

@@ -17,6 +17,10 @@ enum class ProgressUnit { items, bytes };
 std::string render_progress(const std::string& what, ProgressUnit unit, int64_t done, int64_t total,
                             int width);
 
+// "2:05 left" or "1:02:05 left", from the time that `done` of `total` took; "" before that says anything
+// (three seconds, one percent).
+std::string time_left(double elapsed_s, int64_t done, int64_t total);
+
 class Progress {
   public:
     explicit Progress(const std::string& what, ProgressUnit unit = ProgressUnit::items);
@@ -35,6 +39,7 @@ class Progress {
     ProgressUnit unit_;
     bool terminal_;
     size_t shown_ = 0;  // columns of the line on the terminal
+    double begun_ms_ = 0.0;
     double next_ms_ = 0.0;
 };
 

@@ -28,14 +28,6 @@ CREATE VIRTUAL TABLE words USING fts5 (title, text, content = 'passages', conten
 )";
 constexpr DatabaseKind kKind = {"a passage store", 0x52464753 /* RFGS */, 1, kSchema};
 
-constexpr size_t kVectorCheckBytes = 8;
-
-Sha256Digest digest_in(std::string_view bytes) {
-    Sha256Digest digest;
-    if (bytes.size() == digest.bytes.size()) std::memcpy(digest.bytes.data(), bytes.data(), bytes.size());
-    return digest;
-}
-
 // " AND json_extract(documents.metadata, ?) >= ?" for each condition.
 std::string filter_sql(const Filter& filter) {
     std::string sql;
@@ -107,7 +99,7 @@ Document read_document(const Statement& row, bool& digest_fits) {
     document.source = row.text(1);
     document.title = row.text(2);
     document.metadata = row.text(3);
-    document.hash = digest_in(row.bytes(4));
+    document.hash = stored_digest(row.bytes(4));
     document.n_passages = row.integer(5);
     digest_fits = document_digest(document).view() == row.bytes(6);
     return document;
@@ -184,7 +176,7 @@ std::optional<StoreStamp> SqliteStore::stamp() {
         const std::string_view name = select.bytes(0);
         any = true;
         if (name == "model") stamp.model = select.text(1);
-        if (name == "maker") stamp.maker = digest_in(select.bytes(1));
+        if (name == "maker") stamp.maker = stored_digest(select.bytes(1));
         if (name == "chunk_len") stamp.chunk_len = static_cast<int32_t>(select.integer(1));
         if (name == "form") stamp.form = parse_embedding_form(path_, select.bytes(1));
         if (name == "d_enc") stamp.d_enc = static_cast<int32_t>(select.integer(1));
@@ -382,8 +374,8 @@ void SqliteStore::for_each_vector(const Filter& filter,
     std::vector<uint16_t> vector;
     while (select.step()) {
         const std::string_view bytes = select.bytes(1);
-        if (bytes.size() < kVectorCheckBytes) continue;
-        vector.resize((bytes.size() - kVectorCheckBytes) / sizeof(uint16_t));
+        if (bytes.size() < vector_check_bytes) continue;
+        vector.resize((bytes.size() - vector_check_bytes) / sizeof(uint16_t));
         std::memcpy(vector.data(), bytes.data(), vector.size() * sizeof(uint16_t));
         use(select.integer(0), vector);
     }
@@ -472,12 +464,8 @@ void SqliteStore::verify_structure(const std::function<void(const std::string&)>
 void SqliteStore::check_vectors(const std::function<void(const std::string&)>& problem) {
     Statement select = read_->prepare("SELECT n, vector FROM vectors");
     while (select.step()) {
-        const std::string_view bytes = select.bytes(1);
-        const bool fits =
-            bytes.size() > kVectorCheckBytes &&
-            sha256(bytes.substr(0, bytes.size() - kVectorCheckBytes)).view().substr(0, kVectorCheckBytes) ==
-                bytes.substr(bytes.size() - kVectorCheckBytes);
-        if (!fits) problem(str("vector of passage ", select.integer(0), ": not what was written"));
+        if (!vector_fits(select.bytes(1)))
+            problem(str("vector of passage ", select.integer(0), ": not what was written"));
     }
 }
 

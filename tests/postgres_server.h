@@ -15,28 +15,20 @@ namespace refrag_test {
 
 class PostgresServer {
   public:
+    // One for all tests of this process.
     // Null where there is no server to start; says SKIP then.
-    static std::unique_ptr<PostgresServer> make() {
-        const std::string initdb = find_program("initdb", program_dirs());
-        const std::string postgres = find_program("postgres", program_dirs());
-        const struct passwd* user = nullptr;
-        if (geteuid() == 0) {
-            user = getpwnam("postgres");
-            if (user == nullptr) user = getpwnam("nobody");
-        }
+    static PostgresServer* shared() {
+        static const std::string initdb = find_program("initdb", program_dirs());
+        static const std::string postgres = find_program("postgres", program_dirs());
+        static const struct passwd* const user = server_user();
         if ((initdb.empty() || postgres.empty()) &&
             skip("no PostgreSQL server (initdb, postgres) found here"))
             return nullptr;
         if (geteuid() == 0 && user == nullptr &&
             skip("initdb does not run as root, and no other user is known"))
             return nullptr;
-        return std::unique_ptr<PostgresServer>(new PostgresServer(initdb, postgres, user));
-    }
-    // One for all tests of this process.
-    static PostgresServer* shared() {
-        static const std::unique_ptr<PostgresServer> server = make();
-        if (server == nullptr) skip("no PostgreSQL server");
-        return server.get();
+        static PostgresServer server(initdb, postgres, user);
+        return &server;
     }
     ~PostgresServer() { process_.kill_with(SIGQUIT); }
 
@@ -73,6 +65,11 @@ class PostgresServer {
     const std::string& dir() const { return dir_.path(); }
 
   private:
+    static const struct passwd* server_user() {
+        if (geteuid() != 0) return nullptr;
+        const struct passwd* user = getpwnam("postgres");
+        return user != nullptr ? user : getpwnam("nobody");
+    }
     static std::vector<std::string> program_dirs() {
         std::vector<std::string> dirs;
         std::error_code none;

@@ -56,10 +56,10 @@ class ServerProcess {
         const int out = open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0644);
         dup2(out, 1);
         dup2(out, 2);
-        const bool is_other = user == nullptr || (setgroups(0, nullptr) == 0 && setgid(user->pw_gid) == 0 &&
-                                                  setuid(user->pw_uid) == 0);
+        const bool is_allowed = user == nullptr || (setgroups(0, nullptr) == 0 && setgid(user->pw_gid) == 0 &&
+                                                    setuid(user->pw_uid) == 0);
         prctl(PR_SET_PDEATHSIG, SIGKILL);
-        if (is_other && chdir(home.c_str()) == 0) execv(arguments[0], arguments.data());
+        if (is_allowed && chdir(home.c_str()) == 0) execv(arguments[0], arguments.data());
         _exit(127);
     }
     // The exit status; -1 where a signal ended it.
@@ -81,9 +81,9 @@ class ServerProcess {
     pid_t pid_ = 0;
 };
 
-// Asks again and again for up to 20 seconds.
+// Asks again and again, for up to 20 seconds.
 inline bool becomes_true(const std::function<bool()>& ready) {
-    for (int tenth = 0; tenth < 400; ++tenth) {
+    for (int tries = 0; tries < 400; ++tries) {
         if (ready()) return true;
         std::this_thread::sleep_for(std::chrono::milliseconds(50));
     }

@@ -327,9 +327,10 @@ void PostgresConnection::fail_lost() {
 }
 
 void PostgresConnection::fail_with(const pg_result* result) {
-    if (PQstatus(handle_) != CONNECTION_OK) fail_lost();
+    // An error without a code is libpq's own.
     const char* const field = PQresultErrorField(result, PG_DIAG_SQLSTATE);
-    const std::string_view code = field != nullptr ? field : "";
+    if (PQstatus(handle_) != CONNECTION_OK || field == nullptr) fail_lost();
+    const std::string_view code = field;
     const std::string said = first_line(PQresultErrorField(result, PG_DIAG_MESSAGE_PRIMARY));
     const std::string_view kind = code.substr(0, 2);
     if (kind == "08" || code == "57P01" || code == "57P02" || code == "57P03") {

@@ -192,6 +192,7 @@ std::vector<std::string> PostgresStore::stems_of(PostgresConnection& connection,
             stems.find(missing[i])->second = stems_[missing[i]] = rows.text(static_cast<int64_t>(i), 0);
     }
     std::vector<std::string> out;
+    out.reserve(words.size());
     for (const std::string& word : words) out.push_back(stems.find(word)->second);
     return out;
 }
@@ -224,6 +225,7 @@ PostgresStore::WordCounts PostgresStore::count_words(const std::vector<std::stri
     WordCounts counts;
     counts.mean_words = n > 0 ? std::max(1.0, static_cast<double>(sums.integer(0, 1)) / n) : 1.0;
     std::vector<std::string> quoted;
+    quoted.reserve(stems.size());
     for (const std::string& stem : stems) quoted.push_back(quoted_lexeme(stem));
     PostgresParameters asked;
     const std::string queries = asked.add_texts(quoted);
@@ -391,8 +393,8 @@ void PostgresStore::check_words(const std::function<void(const std::string&)>& p
             const std::string from = asked.add(after);
             const std::string most = asked.add(kBatch);
             const PostgresResult rows =
-                read_.run("SELECT n, title, text, words, n_words FROM @passages WHERE n > " + from +
-                              " ORDER BY n LIMIT " + most,
+                read_.run(str("SELECT n, title, text, words, n_words FROM @passages WHERE n > ", from,
+                              " ORDER BY n LIMIT ", most),
                           asked);
             for (int64_t i = 0; i < rows.n_rows(); ++i) {
                 const std::vector<std::string> title = stems_of(read_, index_words(rows.bytes(i, 1)));

@@ -54,6 +54,7 @@ std::string word_vector(std::span<const std::string> title, std::span<const std:
     add(title, kWeightA);
     add(text, 0);
     std::vector<std::string_view> order;
+    order.reserve(positions.size());
     for (const auto& [stem, all] : positions) order.push_back(stem);
     std::sort(order.begin(), order.end());
     std::string out;

@@ -218,6 +218,7 @@ std::vector<int64_t> PostgresStore::upsert_documents() {
     std::unordered_map<std::string_view, int64_t> numbers;
     for (int64_t i = 0; i < rows.n_rows(); ++i) numbers[rows.bytes(i, 0)] = rows.integer(i, 1);
     std::vector<int64_t> out;
+    out.reserve(ids.size());
     for (const std::string& id : ids) out.push_back(numbers.at(id));
     return out;
 }

@@ -10,11 +10,11 @@
 namespace refrag {
 namespace {
 
-constexpr const char* kSchema =
+constexpr const char* kCacheSchema =
     "CREATE TABLE records (n INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, used INTEGER NOT NULL, "
     "record BLOB NOT NULL);"
     "CREATE INDEX records_used ON records (used)";
-constexpr DatabaseKind kKind = {"a chunk-embedding cache", 0x52464743 /* RFGC */, 1, kSchema};
+constexpr DatabaseKind kCacheKind = {"a chunk-embedding cache", 0x52464743 /* RFGC */, 1, kCacheSchema};
 
 constexpr uint64_t kMostUnwrittenBytes = uint64_t{64} << 20;
 // How exact "last used" is: a hit writes no more often than this.
@@ -42,7 +42,7 @@ RecordCache::RecordCache(const std::string& dir, EmbeddingForm form, uint64_t ma
         open();
     } catch (const Error& first) {
         // Damaged: it holds nothing that cannot be computed again. Not ours: hands off.
-        const std::string said = first.message();
+        const std::string& said = first.message();
         if (first.status() != Status::bad_input || said.find(": damaged") == std::string::npos) throw;
         if (warn_) warn_(said + ": begun anew");
         reader_.reset();
@@ -54,8 +54,8 @@ RecordCache::RecordCache(const std::string& dir, EmbeddingForm form, uint64_t ma
 }
 
 void RecordCache::open() {
-    writer_ = std::make_unique<Database>(path_, kKind, DatabaseMode::create);
-    reader_ = std::make_unique<Database>(path_, kKind, DatabaseMode::read);
+    writer_ = std::make_unique<Database>(path_, kCacheKind, DatabaseMode::create);
+    reader_ = std::make_unique<Database>(path_, kCacheKind, DatabaseMode::read);
     reader_->prepare("SELECT record FROM records ORDER BY used LIMIT 1").step();
 }
 

@@ -13,7 +13,7 @@ namespace refrag {
 namespace {
 
 // Vectors lie apart: a scan of them all reads nothing else. The full-text index holds no text of its own.
-constexpr const char* kSchema = R"(
+constexpr const char* kStoreSchema = R"(
 CREATE TABLE settings (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE documents (
     n INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, source TEXT NOT NULL, title TEXT NOT NULL,
@@ -26,7 +26,7 @@ CREATE TABLE vectors (n INTEGER PRIMARY KEY, vector BLOB NOT NULL);
 CREATE VIRTUAL TABLE words USING fts5 (title, text, content = 'passages', content_rowid = 'n',
     tokenize = 'porter unicode61');
 )";
-constexpr DatabaseKind kKind = {"a passage store", 0x52464753 /* RFGS */, 1, kSchema};
+constexpr DatabaseKind kStoreKind = {"a passage store", 0x52464753 /* RFGS */, 1, kStoreSchema};
 
 // " AND json_extract(documents.metadata, ?) >= ?" for each condition.
 std::string filter_sql(const Filter& filter) {
@@ -89,7 +89,7 @@ std::string match_any(std::span<const std::string> words) {
     return query;
 }
 
-constexpr const char* kDocumentColumns =
+constexpr const char* kDocumentRow =
     "SELECT id, source, title, metadata, hash, n_passages, digest, n FROM documents";
 
 // digest_fits: whether the row is as it was written.
@@ -150,8 +150,8 @@ class SqliteStore::Change {
 SqliteStore::SqliteStore(const std::string& path, StoreMode mode) : path_(path) {
     if (mode != StoreMode::read)
         write_ = std::make_unique<Database>(
-            path, kKind, mode == StoreMode::create ? DatabaseMode::create : DatabaseMode::write);
-    read_ = std::make_unique<Database>(path, kKind, DatabaseMode::read);
+            path, kStoreKind, mode == StoreMode::create ? DatabaseMode::create : DatabaseMode::write);
+    read_ = std::make_unique<Database>(path, kStoreKind, DatabaseMode::read);
 }
 
 SqliteStore::~SqliteStore() {
@@ -315,7 +315,7 @@ void SqliteStore::replace_record(int64_t n, std::string_view record, std::span<c
 
 std::optional<Document> SqliteStore::find(std::string_view id) {
     const std::lock_guard lock(read_mutex_);
-    Statement select = read_->prepare(str(kDocumentColumns, " WHERE id = ?"));
+    Statement select = read_->prepare(str(kDocumentRow, " WHERE id = ?"));
     select.bind(1, id);
     if (!select.step()) return std::nullopt;
     bool fits = false;
@@ -326,7 +326,7 @@ std::optional<Document> SqliteStore::find(std::string_view id) {
 
 void SqliteStore::for_each_document(const std::function<void(const Document&)>& use) {
     const std::lock_guard lock(read_mutex_);
-    Statement select = read_->prepare(str(kDocumentColumns, " ORDER BY n"));
+    Statement select = read_->prepare(str(kDocumentRow, " ORDER BY n"));
     while (select.step()) {
         bool fits = false;
         use(read_document(select, fits));
@@ -444,7 +444,7 @@ void SqliteStore::verify_structure(const std::function<void(const std::string&)>
         Statement check = read_->prepare("PRAGMA integrity_check(20)");
         while (check.step())
             if (check.bytes(0) != "ok") problem(check.text(0));
-        Statement documents = read_->prepare(kDocumentColumns);
+        Statement documents = read_->prepare(kDocumentRow);
         while (documents.step()) {
             bool fits = false;
             const Document document = read_document(documents, fits);

@@ -90,6 +90,21 @@ LDLIBS        += -lpq
 POSTGRES_SQL  := $(BUILD)/obj/src/store/postgres_schema.o
 endif
 
+VALKEY    ?= auto
+HIREDIS_H := $(firstword $(wildcard $(addsuffix /hiredis/hiredis.h,/usr/include /usr/local/include)))
+ifeq ($(WITH_STORE),)
+VALKEY_SAYS := left out with the store
+else ifeq ($(VALKEY),0)
+VALKEY_SAYS := left out (VALKEY=0)
+else ifeq ($(HIREDIS_H),)
+VALKEY_SAYS := no hiredis/hiredis.h found (libhiredis-dev), building without caches in Redis or Valkey
+else
+VALKEY_SAYS := hiredis
+WITH_VALKEY := yes
+SERVER_FLAGS += -DREFRAG_WITH_VALKEY
+LDLIBS       += -lhiredis
+endif
+
 # ---- line editing in `chat`: libedit, found by itself, never needed (EDIT=0 leaves it out) ------------------
 EDIT ?= auto
 ifneq ($(and $(filter-out 0,$(EDIT)),$(wildcard /usr/include/editline/readline.h)),)
@@ -98,11 +113,11 @@ CPPFLAGS  += -DREFRAG_WITH_LIBEDIT
 LDLIBS    += -ledit
 endif
 
-LIB_SRC  := $(filter-out src/cli/% $(if $(WITH_STORE),,src/store/%) $(if $(WITH_POSTGRES),,src/store/postgres%), \
-              $(wildcard src/*/*.cpp))
+LIB_SRC  := $(filter-out src/cli/% $(if $(WITH_STORE),,src/store/%) $(if $(WITH_POSTGRES),,src/store/postgres%) \
+              $(if $(WITH_VALKEY),,src/store/redis%),$(wildcard src/*/*.cpp))
 CLI_SRC  := $(filter-out $(if $(WITH_STORE),src/cli/without_store.cpp,src/cli/store_%),$(wildcard src/cli/*.cpp))
-TEST_SRC := $(filter-out $(if $(WITH_STORE),,tests/test_store%) $(if $(WITH_POSTGRES),,tests/test_store_postgres%), \
-              $(wildcard tests/*.cpp tests/fuzz/*.cpp))
+TEST_SRC := $(filter-out $(if $(WITH_STORE),,tests/test_store%) $(if $(WITH_POSTGRES),,tests/test_store_postgres%) \
+              $(if $(WITH_VALKEY),,tests/test_store_redis%),$(wildcard tests/*.cpp tests/fuzz/*.cpp))
 LIB_OBJ  := $(LIB_SRC:%.cpp=$(BUILD)/obj/%.o) $(POSTGRES_SQL)
 CLI_OBJ  := $(CLI_SRC:%.cpp=$(BUILD)/obj/%.o)
 TEST_OBJ := $(TEST_SRC:%.cpp=$(BUILD)/obj/%.o)
@@ -149,7 +164,7 @@ WITH_PARTS := $(BUILD)/obj/with-parts
 PARTS      := cuda $(if $(CUDA_OBJ),yes,no), store $(if $(WITH_STORE),yes,no), edit $(if $(WITH_EDIT),yes,no),
 SERVED_OBJ := $(filter $(BUILD)/obj/src/store/% $(BUILD)/obj/tests/test_store%,$(LIB_OBJ) $(TEST_OBJ)) \
               $(BUILD)/obj/src/cli/cache_options.o
-PARTS      += postgres $(if $(WITH_POSTGRES),yes,no)
+PARTS      += postgres $(if $(WITH_POSTGRES),yes,no), valkey $(if $(WITH_VALKEY),yes,no)
 $(CLI_OBJ) $(TEST_OBJ) $(SERVED_OBJ): $(WITH_PARTS)
 $(SERVED_OBJ): CPPFLAGS += $(SERVER_FLAGS)
 $(WITH_PARTS): FORCE
@@ -173,6 +188,7 @@ cuda-says:
 	@echo "  CUDA  $(CUDA_SAYS)"
 	@echo "  STORE $(STORE_SAYS)"
 	@echo "  POSTGRES $(POSTGRES_SAYS)"
+	@echo "  VALKEY $(VALKEY_SAYS)"
 
 $(BUILD)/librefrag.a: $(LIB_OBJ) $(CUDA_OBJ)
 	$(call say,AR  ,$@)

@@ -152,7 +152,7 @@ step_binaries() {
     }
     bin=$dir/there
     CPPFLAGS="-isystem $dir/carry/include" LDFLAGS="-L$dir/carry/lib" NVCCFLAGS="--threads 0" \
-        limited "$1" "$log" make -j"$(nproc)" BUILD="$bin" CUDA_ARCHS=90a CUDA_PTX= STORE=0 WERROR=0 \
+        limited "$1" "$log" make -j"$(nproc)" BUILD="$bin" CUDA_ARCHS=90a CUDA_PTX= STORE=0 EDIT=0 WERROR=0 \
         "$bin/refrag" "$bin/refrag-tests" "$bin/bench_cuda" || return
     binaries_run
 }

@@ -182,7 +182,7 @@ fresh
 quick "what was carried does not run: it is built here" FAKE_BINARIES=broken
 expect 0
 has "the carried binaries do not run here"
-grep -q "made with .*CUDA_ARCHS=90a CUDA_PTX= STORE=0 WERROR=0 .*refrag-tests.*, -isystem $home/dir/carry/include" "$home/out/quick.txt" ||
+grep -q "made with .*CUDA_ARCHS=90a CUDA_PTX= STORE=0 EDIT=0 WERROR=0 .*refrag-tests.*, -isystem $home/dir/carry/include" "$home/out/quick.txt" ||
     fail "built otherwise"
 echo other >"$home/carry/sources"
 fresh
@@ -193,14 +193,18 @@ has "no carried binaries of these sources"
 has "nothing to build with"
 
 scenario="what nvcc is called with"
-nvcc_line() {
-    env -u MAKEFLAGS -u MFLAGS -u MAKEOVERRIDES make -n V=1 CUDA=auto SAN= CONFIG=release NVCC=/stub/nvcc BUILD="$home/none" "$@" \
-        "$home/none/obj/cuda/rope.o" 2>/dev/null | grep '^/stub/nvcc'
+dry_run() {
+    env -u MAKEFLAGS -u MFLAGS -u MAKEOVERRIDES make -n V=1 SAN= CONFIG=release NVCC=/stub/nvcc BUILD="$home/none" "$@" 2>/dev/null
 }
+nvcc_line() { dry_run CUDA=auto "$@" "$home/none/obj/cuda/rope.o" | grep '^/stub/nvcc'; }
 all="-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_90,code=compute_90 -Isrc"
 nvcc_line | grep -qF -- "-Werror all-warnings -Xcompiler -Wall,-Wextra,-pthread $all" || fail "by default: $(nvcc_line)"
 nvcc_line CUDA_ARCHS=90a CUDA_PTX= WERROR=0 | tr -s ' ' | grep -qF -- "-Xcompiler -Wall,-Wextra,-pthread -gencode arch=compute_90a,code=sm_90a -Isrc" ||
     fail "for what is carried: $(nvcc_line CUDA_ARCHS=90a CUDA_PTX= WERROR=0)"
+
+scenario="what is carried needs the C library alone"
+libraries=$(dry_run CUDA=0 STATIC=1 "$home/none/refrag" | tail -n 1 | grep -oE -- ' -l[^ ]+' | tr -d '\n')
+[ "$libraries" = " -l:libutf8proc.a" ] || fail "linked with$libraries"
 
 scenario="the table of expected seconds"
 bash bench/gpu_quick.sh --table | while IFS= read -r line; do

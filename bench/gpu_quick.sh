@@ -41,7 +41,6 @@ if [ "${1:-}" = --table ]; then
 fi
 
 out=${1:-build/gpu-check}
-speed=${GPU_CHECK_SPEED:-1}  # a rehearsal's seconds are shorter by this
 reserve=10  # seconds for the tables
 dir=${GPU_QUICK_DIR:-build}
 mkdir -p "$out" "$dir" || exit 1
@@ -56,7 +55,7 @@ now_ms() {
     echo $((${t/./} / 1000))
 }
 began_ms=$(now_ms)
-elapsed() { echo $((($(now_ms) - began_ms) * speed / 1000)); }
+elapsed() { echo $((($(now_ms) - began_ms) / 1000)); }
 say() { echo "gpu-check quick: $*" | tee -a "$log"; }
 gone() { ! kill -0 -- "-$1" 2>/dev/null; }
 
@@ -66,7 +65,7 @@ limited() {
     shift 2
     "$@" </dev/null >>"$to" 2>>"$log" &
     pid=$!
-    end=$(($(now_ms) + limit * 1000 / speed))
+    end=$(($(now_ms) + limit * 1000))
     while kill -0 "$pid" 2>/dev/null; do
         if [ "$(now_ms)" -lt "$end" ]; then
             sleep 0.05
@@ -75,7 +74,7 @@ limited() {
         local signal
         for signal in TERM KILL; do
             kill -s "$signal" -- "-$pid" 2>/dev/null
-            end=$(($(now_ms) + 200 + 3000 / speed))
+            end=$(($(now_ms) + (limit < 3 ? limit : 3) * 1000))
             until gone "$pid" || [ "$(now_ms)" -ge "$end" ]; do sleep 0.05; done
             ! gone "$pid" || break
         done
@@ -283,6 +282,9 @@ for name in "${wanted[@]}"; do
         say "GPU_QUICK_STEPS: no step \"$name\""
         exit 1
     }
+    for pair in ${GPU_QUICK_LIMITS:-}; do  # a rehearsal's: "tests=1"
+        [ "${pair%%=*}" != "$name" ] || limit=${pair#*=}
+    done
     left=$((total - reserve - $(elapsed)))
     # What would be stopped at once is left for the next call.
     [ "$left" -ge 8 ] || continue

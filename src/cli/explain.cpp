@@ -10,12 +10,20 @@
 
 namespace refrag {
 
-void Explanation::ask(const std::string& question, std::span<const Passage> passages,
-                      const std::vector<Segment>& segments) {
+std::vector<DocumentName> document_names(std::span<const Passage> passages) {
+    std::vector<DocumentName> names;
+    names.reserve(passages.size());
+    for (const Passage& passage : passages) names.push_back({passage.id, passage.title});
+    return names;
+}
+
+void Explanation::ask(const std::string& question, std::vector<DocumentName> documents,
+                      const std::vector<Segment>& segments, std::optional<double> retrieve_ms) {
     if (path_.empty()) return;
     asked_.emplace();
     asked_->question = question;
-    for (const Passage& passage : passages) asked_->documents.push_back({passage.id, passage.title});
+    asked_->documents = std::move(documents);
+    asked_->retrieve_ms = retrieve_ms;
     asked_->segments = segments;
     for (const Segment& segment : segments) {
         const auto* passage = std::get_if<PassageSegment>(&segment);
@@ -39,6 +47,7 @@ std::string Explanation::json(const Model& model) const {
     for (const ExplainedQuestion& q : answered_) {
         json.begin_object();
         write_answer(json, model.tokenizer(), q.question, q.answer);
+        if (q.retrieve_ms) json.key("retrieve_ms").number(*q.retrieve_ms);
         write_chunks(json, model, q.documents, q.segments, q.answer);
         json.end_object();
     }

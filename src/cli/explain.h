@@ -13,15 +13,18 @@
 
 namespace refrag {
 
+std::vector<DocumentName> document_names(std::span<const Passage> passages);
+
 class Explanation {
   public:
     // path: of --explain; "": not given, and nothing is kept. several: questions are asked one after another,
     // and the JSON is an array.
     Explanation(std::string path, bool several) : path_(std::move(path)), several_(several) {}
 
-    // A question is about to be answered. The passage segments are those of `passages`, in their order.
-    void ask(const std::string& question, std::span<const Passage> passages,
-             const std::vector<Segment>& segments);
+    // A question is about to be answered. `documents` names the passage segments in their order; retrieve_ms:
+    // what finding them took, where they were looked for.
+    void ask(const std::string& question, std::vector<DocumentName> documents,
+             const std::vector<Segment>& segments, std::optional<double> retrieve_ms = std::nullopt);
     // How. A question that is not answered is left out.
     void answered(const Answer& answer);
 

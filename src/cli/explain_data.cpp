@@ -286,6 +286,7 @@ std::string explain_data(const Model& model, const EngineOptions& engine, const 
         const std::vector<InputRun> runs = input_runs(model, q);
         json.begin_object();
         write_answer(json, model.tokenizer(), q.question, q.answer);
+        if (q.retrieve_ms) json.key("retrieve_ms").number(*q.retrieve_ms);
         json.key("documents");
         write_documents(json, q.documents);
         json.key("chunks");

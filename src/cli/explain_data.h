@@ -3,6 +3,7 @@
 // takes as a full context.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -20,14 +21,15 @@ struct ExplainedQuestion {
     std::vector<DocumentName> documents;  // of the passage segments, in their order
     std::vector<Segment> segments;
     std::vector<bool> was_cut;  // [segments.size()]: passages that were cut before the question was asked
+    std::optional<double> retrieve_ms;  // what finding the passages took, before the question was answered
     Answer answer;
 };
 
 // A JSON object in one line: "model", "device", "version" and "questions", each with the members of
-// write_answer, "documents", "chunks", "input", "full" and "attention". Makes an engine with `engine`'s
-// options, so none should be holding the device's memory: every question is read once more with all chunks
-// expanded, for its time, and once more as it was answered, for its attention. What cannot be had (a context
-// too long, memory too small) gives "error" in its place.
+// write_answer, "retrieve_ms" where passages were looked for, "documents", "chunks", "input", "full" and
+// "attention". Makes an engine with `engine`'s options, so none should be holding the device's memory: every
+// question is read once more with all chunks expanded, for its time, and once more as it was answered, for
+// its attention. What cannot be had (a context too long, memory too small) gives "error" in its place.
 std::string explain_data(const Model& model, const EngineOptions& engine, const AnswerOptions& options,
                          const std::vector<ExplainedQuestion>& questions);
 

@@ -162,7 +162,9 @@ function showTimes() {
       (full ? `, the full context ${plural(full.n_reused, "position")}.` : ".");
   byId("time-note").textContent =
     `The full context is the same question with every chunk expanded, asked in the same process up to its first token. ` +
-    `${q.n_cached === 0 ? "No chunk embedding was kept from before." : `${q.n_cached} of ${plural(q.n_chunks, "chunk embedding")} were kept from before.`}` + reused;
+    (q.n_cached === 0 ? "No chunk embedding was kept from before."
+                      : `${q.n_cached} of ${plural(q.n_chunks, "chunk embedding")} were kept from before.`) + reused +
+    (q.retrieve_ms === undefined ? "" : ` Finding the passages took ${ms(q.retrieve_ms)}, which is in neither.`);
   const head = make("thead"), body = make("tbody"), foot = make("tfoot");
   const columns = [["REFRAG", "number"], ["Full context", "number"]];
   head.append(row([["Stage", ""], ...columns, ["what it is", "what"]], "th"));

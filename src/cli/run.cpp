@@ -69,7 +69,7 @@ void run_questions(const RunOptions& options) {
             const std::vector<Segment> segments = make_segments(
                 *model, {}, share_passages(*model, passages, session->cache(), options.chunk_len), question,
                 options.chunk_len);
-            explanation.ask(question, passages, segments);
+            explanation.ask(question, document_names(passages), segments);
             answer = session->answer(segments, answer_options, sink);
         } catch (const Error& error) {
             if (!several) throw;
@@ -134,6 +134,17 @@ void add_expansion_options(CLI::App& sub, RunOptions& options) {
         ->type_name("P");
     add_policy_option(sub, options.policy)->group(group);
     add_unexpanded_option(sub, options.unexpanded)->group(group);
+}
+
+CLI::Option* add_explain_option(CLI::App& app, RunOptions& options) {
+    return app
+        .add_option(
+            "--explain", options.explain,
+            "Write what became of every chunk and the time of every stage: JSON, or, where FILE ends in "
+            ".html "
+            "or .htm, a page to look at, with the answer's attention and the full context's time; for a page "
+            "every question goes through the model twice more, after all are answered")
+        ->type_name("FILE");
 }
 
 CLI::Option* add_logprobs_option(CLI::App& app, AnswerOptions& answer) {
@@ -211,13 +222,7 @@ void add_output_options(CLI::App& sub, RunOptions& options, CLI::Option* batch) 
                  "One JSON object a question on standard output instead of the text (--batch always does)")
         ->group(group);
     add_logprobs_option(sub, options.answer)->group(group);
-    sub.add_option(
-           "--explain", options.explain,
-           "Write what became of every chunk and the time of every stage: JSON, or, where FILE ends in .html "
-           "or .htm, a page to look at, with the answer's attention and the full context's time; for a page "
-           "every question goes through the model twice more, after all are answered")
-        ->group(group)
-        ->type_name("FILE");
+    add_explain_option(sub, options)->group(group);
     sub.add_option("-o,--output", options.output,
                    "Write the answers of --batch here, whole or not at all, instead of to standard output")
         ->needs(batch)

@@ -39,6 +39,7 @@ struct RunOptions {
 // Options that `run` shares with `ask` and `chat`: what is expanded; how much is generated; sampling.
 void add_expansion_options(CLI::App& app, RunOptions& options);
 CLI::Option* add_logprobs_option(CLI::App& app, AnswerOptions& answer);
+CLI::Option* add_explain_option(CLI::App& app, RunOptions& options);
 // A list option whose values are taken as they are; CLI11 reads "{}" and "[a,b]" as lists of its own.
 CLI::Option* add_texts(CLI::App& app, const std::string& name, std::vector<std::string>& values,
                        const std::string& description);

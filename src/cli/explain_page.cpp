@@ -2,10 +2,9 @@
 #include "cli/explain_page.h"
 
 #include <algorithm>
-#include <cstdint>
-#include <span>
 
 #include "base/sha256.h"
+#include "io/base64.h"
 
 namespace refrag {
 namespace {
@@ -21,23 +20,10 @@ constexpr std::string_view kScript =
 #include "cli/explain_script_views.inl"
     ;
 
-std::string base64(std::span<const uint8_t> bytes) {
-    static constexpr std::string_view digits =
-        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    std::string out;
-    for (size_t i = 0; i < bytes.size(); i += 3) {
-        const size_t n = std::min<size_t>(3, bytes.size() - i);
-        uint32_t group = 0;
-        for (size_t j = 0; j < 3; ++j) group = group << 8 | (j < n ? bytes[i + j] : 0u);
-        for (size_t j = 0; j < 4; ++j) out.push_back(j <= n ? digits[group >> (18 - 6 * j) & 63] : '=');
-    }
-    return out;
-}
-
 // The source expression by which a content security policy allows this text alone.
 std::string csp_hash(std::string_view text) {
     const Sha256Digest digest = Sha256().add(text).digest();
-    return "'sha256-" + base64(digest.bytes) + "'";
+    return "'sha256-" + base64_encode(digest.view()) + "'";
 }
 
 // JSON as the text of a script element: `<` occurs within strings alone, and is the only character that could

@@ -354,7 +354,8 @@ void add_index(CLI::App& app) {
     const auto command = std::make_shared<IndexCommand>();
     CLI::App& sub = *app.add_subcommand(
         "index", "Puts documents into a passage store, encoded once; lists, checks, removes what is in it");
-    sub.add_option("STORE", command->store, "The store: a file, or postgresql://... (made where it is missing)")
+    sub.add_option("STORE", command->store,
+                   "The store: a file, or postgresql://... (made where it is missing)")
         ->required()
         ->type_name("STORE");
     sub.add_option(

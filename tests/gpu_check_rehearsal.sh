@@ -201,7 +201,7 @@ has "nothing to build with"
 
 scenario="what nvcc is called with"
 dry_run() {
-    env -u MAKEFLAGS -u MFLAGS -u MAKEOVERRIDES make -n V=1 SAN= CONFIG=release NVCC=/stub/nvcc BUILD="$home/none" "$@" 2>/dev/null
+    env -u MAKEFLAGS -u MFLAGS -u MAKEOVERRIDES -u MAKELEVEL make --no-print-directory -n V=1 SAN= CONFIG=release NVCC=/stub/nvcc BUILD="$home/none" "$@" 2>/dev/null
 }
 nvcc_line() { dry_run CUDA=auto "$@" "$home/none/obj/cuda/rope.o" | grep '^/stub/nvcc'; }
 all="-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_90,code=compute_90 -Isrc"

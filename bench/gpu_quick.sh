@@ -22,7 +22,7 @@ steps='
 probe      |   3 |  10 | card, driver, tools, cuBLAS
 binaries   |   2 | 240 | unpack what was carried; build here only if it does not run
 tests      |  40 |  80 | GPU tests: each op and network against the scalar loops, long contexts, merges, wide products
-run        |  10 |  40 | the default model answers on GPU and CPU
+run        |  10 |  40 | refrag-nano answers on GPU and CPU
 bench1     |  60 | 100 | `refrag bench`, llama-2-7b with roberta-large, 2048 and 16384, k 16 and 32, p 0 and .1, batch 1
 bench8     |  60 |  90 | the same, batch 8
 bench_cuda |  75 | 110 | single ops, each result checked

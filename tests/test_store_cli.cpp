@@ -77,8 +77,9 @@ TEST_CASE_FIXTURE(Fixture, "index and ask: from files to an answer that names it
     const Ran run = refrag_run(dir, std::string("run ") + kModel + "-k 4 --passages " + dir.file("p.jsonl") +
                                         " -q 'Where is the mill?' -n 4 --json --cache " + dir.file("cache"));
     const Json both = json_lines(ask("-q 'Where is the mill?' -n 4 --json --retrieve bm25").out)[0];
-    if (both.get_array("passages").size() == 2 && both.get_array("passages").at(0).get_string("id") == "a")
-        CHECK(both.get_string("answer") == json_lines(run.out)[0].get_string("answer"));
+    REQUIRE(both.get_array("passages").size() == 2);
+    REQUIRE(both.get_array("passages").at(0).get_string("id") == "a");
+    CHECK(both.get_string("answer") == json_lines(run.out)[0].get_string("answer"));
 
     CHECK(index("--delete a").code == 0);
     CHECK(index("--list").out == "7\t1\t\n");
@@ -184,7 +185,10 @@ TEST_CASE_FIXTURE(Fixture, "encode: parts encoded by several processes load as i
     };
     CHECK(sorted(together) == sorted(shell_run(dir, encode + dir.file("all.jsonl")).out));
     dir.write("encoded.jsonl", together);
-    CHECK(index("--encoded " + dir.file("encoded.jsonl") + " " + kModel).code == 0);
+    const Ran loaded = index("--encoded " + dir.file("encoded.jsonl") + " " + kModel);
+    CHECK(loaded.code == 0);
+    CHECK(contains(loaded.err, "passages 12 ("));
+    CHECK(!contains(loaded.err, "(0 chunks)"));
     CHECK(index("--verify").out == "whole: 12 passages\n");
     CHECK(contains(index("--encoded " + dir.file("encoded.jsonl")).err, "unchanged 12"));
     CHECK(contains(index(dir.file("all.jsonl") + " " + kModel).err, "unchanged 12"));

@@ -286,12 +286,7 @@ std::unique_ptr<Model> load_run_model(Device& device, const RunOptions& options,
 
 std::vector<Passage> read_passages(const RunOptions& options) {
     if (options.passages.empty()) return {};
-    BadLine on_bad;
-    if (options.skip_bad)
-        on_bad = [](const Error& error) {
-            std::fprintf(stderr, "refrag: warning: %s: left out\n", error.what());
-        };
-    return read_passages(options.passages, on_bad);
+    return read_passages(options.passages, bad_lines_named(options.skip_bad));
 }
 
 void warn_chunk_len(const Model& model, int32_t chunk_len) {

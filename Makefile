@@ -14,7 +14,7 @@
 #                             OUT. PART=carry packs what quick takes along to a machine without compiler or headers
 #
 # CONFIG=debug keeps REFRAG_DCHECK and -O1; CONFIG=release (default) is -O2 -DNDEBUG. WERROR=0: warnings are no errors.
-# STATIC=1: only the C library is not linked in; without the store and line editing, whose libraries are shared ones.
+# STATIC=1: only the C library is not linked in; without store, server and line editing, whose libraries are shared ones.
 
 .DEFAULT_GOAL := all
 CXX      ?= g++
@@ -27,6 +27,7 @@ STATIC   ?= 0
 ifeq ($(STATIC),1)
 STORE := 0
 EDIT  := 0
+SERVE := 0
 endif
 
 BUILD := build
@@ -109,6 +110,22 @@ SERVER_FLAGS += -DREFRAG_WITH_VALKEY
 LDLIBS       += -lhiredis
 endif
 
+# ---- the server: libmicrohttpd, found by itself, said aloud, never needed (SERVE=0 leaves it out) -----------
+SERVE       ?= auto
+HAS_MICROHTTPD := $(wildcard /usr/include/microhttpd.h /usr/local/include/microhttpd.h)
+ifeq ($(SERVE),0)
+SERVE_SAYS := left out (SERVE=0)
+else ifeq ($(HAS_MICROHTTPD),)
+SERVE_SAYS := no microhttpd.h found (libmicrohttpd-dev), building without server
+else
+SERVE_SAYS := libmicrohttpd
+WITH_SERVE := yes
+CPPFLAGS   += -DREFRAG_WITH_SERVE
+LDLIBS     += -lmicrohttpd
+# The API's description, compiled in.
+OPENAPI    := $(BUILD)/obj/src/server/openapi.o
+endif
+
 # ---- line editing in `chat`: libedit, found by itself, never needed (EDIT=0 leaves it out) ------------------
 EDIT ?= auto
 ifneq ($(and $(filter-out 0,$(EDIT)),$(wildcard /usr/include/editline/readline.h)),)
@@ -117,12 +134,13 @@ CPPFLAGS  += -DREFRAG_WITH_LIBEDIT
 LDLIBS    += -ledit
 endif
 
-LIB_SRC  := $(filter-out src/cli/% $(if $(WITH_STORE),,src/store/%) $(if $(WITH_POSTGRES),,src/store/postgres%) \
+LIB_SRC  := $(filter-out src/cli/% $(if $(WITH_SERVE),,src/server/%) $(if $(WITH_STORE),,src/store/%) $(if $(WITH_POSTGRES),,src/store/postgres%) \
               $(if $(WITH_VALKEY),,src/store/redis%),$(wildcard src/*/*.cpp))
-CLI_SRC  := $(filter-out $(if $(WITH_STORE),src/cli/without_store.cpp,src/cli/store_%),$(wildcard src/cli/*.cpp))
-TEST_SRC := $(filter-out $(if $(WITH_STORE),,tests/test_store%) $(if $(WITH_POSTGRES),,tests/test_store_postgres%) \
+CLI_SRC  := $(filter-out $(if $(WITH_STORE),src/cli/without_store.cpp,src/cli/store_%) $(if $(WITH_SERVE),src/cli/without_serve.cpp,src/cli/serve.cpp), \
+              $(wildcard src/cli/*.cpp))
+TEST_SRC := $(filter-out $(if $(WITH_SERVE),,tests/test_serve%) $(if $(WITH_STORE),,tests/test_store%) $(if $(WITH_POSTGRES),,tests/test_store_postgres%) \
               $(if $(WITH_VALKEY),,tests/test_store_redis%),$(wildcard tests/*.cpp tests/fuzz/*.cpp))
-LIB_OBJ  := $(LIB_SRC:%.cpp=$(BUILD)/obj/%.o) $(POSTGRES_SQL)
+LIB_OBJ  := $(LIB_SRC:%.cpp=$(BUILD)/obj/%.o) $(POSTGRES_SQL) $(OPENAPI)
 CLI_OBJ  := $(CLI_SRC:%.cpp=$(BUILD)/obj/%.o)
 TEST_OBJ := $(TEST_SRC:%.cpp=$(BUILD)/obj/%.o)
 # bench_cuda's tables; the tests run them over the kernels that run on the CPU.
@@ -165,7 +183,7 @@ endif
 # SERVED_OBJ: what knows of servers.
 # Changes when the CUDA backend, the store or a server's library comes or goes: what is compiled differently then is compiled anew.
 WITH_PARTS := $(BUILD)/obj/with-parts
-PARTS      := cuda $(if $(CUDA_OBJ),yes,no), store $(if $(WITH_STORE),yes,no), edit $(if $(WITH_EDIT),yes,no),
+PARTS      := cuda $(if $(CUDA_OBJ),yes,no), store $(if $(WITH_STORE),yes,no), edit $(if $(WITH_EDIT),yes,no), serve $(if $(WITH_SERVE),yes,no),
 SERVED_OBJ := $(filter $(BUILD)/obj/src/store/% $(BUILD)/obj/tests/test_store%,$(LIB_OBJ) $(TEST_OBJ)) \
               $(BUILD)/obj/src/cli/cache_options.o
 PARTS      += postgres $(if $(WITH_POSTGRES),yes,no), valkey $(if $(WITH_VALKEY),yes,no)
@@ -193,6 +211,7 @@ cuda-says:
 	@echo "  STORE $(STORE_SAYS)"
 	@echo "  POSTGRES $(POSTGRES_SAYS)"
 	@echo "  VALKEY $(VALKEY_SAYS)"
+	@echo "  SERVE $(SERVE_SAYS)"
 
 $(BUILD)/librefrag.a: $(LIB_OBJ) $(CUDA_OBJ)
 	$(call say,AR  ,$@)
@@ -245,6 +264,12 @@ $(POSTGRES_SQL): src/store/postgres_schema.sql
 	$(Q){ echo 'namespace refrag { extern const char* const postgres_schema_sql; const char* const postgres_schema_sql = R"sql('; \
 	   cat $<; echo ')sql"; }'; } | $(CXX) $(CXXFLAGS) -x c++ -c -o $@ -
 
+$(OPENAPI): src/server/openapi.json VERSION
+	$(call say,JSON,$<)
+	@mkdir -p $(@D)
+	$(Q){ echo 'namespace refrag { extern const char* const openapi_json; const char* const openapi_json = R"json('; \
+	   sed 's/@VERSION@/$(VERSION)/' $<; echo ')json"; }'; } | $(CXX) $(CXXFLAGS) -x c++ -c -o $@ -
+
 $(BUILD)/obj/%.o: %.cu VERSION
 	$(call say,NVCC,$<)
 	@mkdir -p $(@D)
@@ -265,7 +290,7 @@ $(BUILD)/obj/tests/test_cuda_%.o: tests/test_cuda_%.cpp VERSION
 # ---- set-up ---------------------------------------------------------------------------------------------
 # Debian packages, installed only where missing, without questions: for building and testing (and python3, which
 # converts published vocabularies where REFRAG_TEST_DATA has some), for fuzzing, for clang-tidy.
-PACKAGES_deps      := g++ doctest-dev nlohmann-json3-dev libutf8proc-dev libcli11-dev libsqlite3-dev libedit-dev $(if $(REFRAG_TEST_DATA),python3)
+PACKAGES_deps      := g++ doctest-dev nlohmann-json3-dev libutf8proc-dev libcli11-dev libsqlite3-dev libedit-dev libmicrohttpd-dev $(if $(REFRAG_TEST_DATA),python3)
 PACKAGES_deps-demo := python3 python3-pip
 PACKAGES_deps-fuzz := $(PACKAGES_deps) clang libclang-rt-14-dev
 PACKAGES_deps-tidy := $(PACKAGES_deps) clang-tidy

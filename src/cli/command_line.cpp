@@ -25,6 +25,7 @@ int exit_code(Status status) {
         case Status::bad_input:
             return 3;
         case Status::runtime:
+        case Status::too_long:
         case Status::out_of_memory:
             break;
     }
@@ -49,6 +50,7 @@ int run_command_line(int argc, const char* const* argv) {
         add_run(app);
         add_ask(app);
         add_chat(app);
+        add_serve(app);
         add_index(app);
         add_encode(app);
         add_eval(app);

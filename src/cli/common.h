@@ -62,6 +62,7 @@ void add_run(CLI::App& app);
 void add_eval(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_inspect(CLI::App& app);
+void add_serve(CLI::App& app);
 void add_completion(CLI::App& app);
 void add_manual(CLI::App& app);
 

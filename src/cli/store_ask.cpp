@@ -13,7 +13,7 @@
 #include "cli/store_commands.h"
 #include "io/file.h"
 #include "io/output.h"
-#include "refrag/citations.h"
+#include "refrag/citation_json.h"
 #include "refrag/session.h"
 #include "refrag/timer.h"
 #include "store/retriever.h"
@@ -145,31 +145,13 @@ class Asker {
             json.key("n_expanded").integer(static_cast<int64_t>(chunks[i].first)).end_object();
         }
         json.end_array();
-        write_citations(json, model_, retrieved.passages, segments, answer);
+        std::vector<CitedDocument> documents;
+        for (const StoredPassage& passage : retrieved.passages)
+            documents.push_back({passage.document, {{"title", passage.title}, {"text", passage.text}}});
+        json.key("citations");
+        write_citations(json, find_citations(model_, segments, answer), answer.text, documents);
         json.end_object();
         write_stdout(json.text() + "\n");
-    }
-
-    // In the form of Cohere's chat API: offsets in characters, sources with their documents.
-    static void write_citations(JsonWriter& json, const Model& model,
-                                const std::vector<StoredPassage>& passages,
-                                const std::vector<Segment>& segments, const Answer& answer) {
-        json.key("citations").begin_array();
-        for (const Citation& citation : find_citations(model, segments, answer)) {
-            const auto [start, end] = in_characters(answer.text, citation.begin, citation.end);
-            json.begin_object().key("start").integer(static_cast<int64_t>(start));
-            json.key("end").integer(static_cast<int64_t>(end));
-            json.key("text").string(answer.text.substr(citation.begin, citation.end - citation.begin));
-            json.key("sources").begin_array();
-            for (const size_t i : citation.passages) {
-                json.begin_object().key("type").string("document").key("id").string(passages[i].document);
-                json.key("document").begin_object().key("id").string(passages[i].document);
-                json.key("title").string(passages[i].title).key("text").string(passages[i].text);
-                json.end_object().end_object();
-            }
-            json.end_array().end_object();
-        }
-        json.end_array();
     }
 
     PassageStore& store_;

@@ -1,8 +1,9 @@
 // What stands for the commands over a passage store in a build without SQLite.
 #include <CLI/CLI.hpp>
 
+#include "base/check.h"
 #include "cli/cache_options.h"
-#include "cli/store_commands.h"
+#include "cli/serve.h"
 
 namespace refrag {
 namespace {
@@ -26,6 +27,15 @@ void add_ask(CLI::App& app) {
 }
 void add_chat(CLI::App& app) {
     add_missing(app, "chat");
+}
+
+void add_served_store_options(CLI::App& app, ServedStore& store) {
+    app.add_option("--store", store.place, "Not in this build: it wants SQLite (libsqlite3-dev)")
+        ->type_name("STORE");
+}
+OpenStore open_served_store(const ServedStore& store) {
+    if (!store.place.empty()) require_store("--store");
+    return {};
 }
 
 }  // namespace refrag

@@ -25,6 +25,8 @@ struct AnswerOptions {
     int32_t max_new_tokens = 256;
     std::vector<std::string> stop;    // looked for in the text without its leading space (stop.h)
     bool ignore_eos = false;          // end tokens are never sampled
+    // The answer goes on from a text: its first space stays, which is no part of an answer otherwise.
+    bool continues_text = false;
     std::optional<int32_t> logprobs;  // report each token's log-probability and this many alternatives
     // Report the prompt's positions too (Answer::scores): each token's log-probability and this many
     // alternatives.
@@ -72,7 +74,8 @@ enum class FinishReason {
 const char* finish_reason_name(FinishReason reason);
 
 struct Answer {
-    std::string text;          // without the one leading space that answers are trained with
+    std::string text;          // without the one leading space that answers are trained with, unless it
+                               // continues a text
     std::vector<int32_t> ids;  // all that were generated but the end token; a stop string's among them
     std::vector<TokenLogprobs> logprobs;  // one for each id, where asked for
     // Of the prompt, by position: all positions where AnswerOptions::prompt_logprobs asks for them, else the
@@ -98,5 +101,7 @@ struct Answer {
 // Text as it is generated; called on the thread that drives the generation. Returns whether to go on: after
 // false the answer ends with FinishReason::cancelled.
 using TextSink = std::function<bool(std::string_view)>;
+// The same with the answer as far as it has come: its text, the piece included, its ids and log-probabilities.
+using AnswerSink = std::function<bool(std::string_view piece, const Answer& so_far)>;
 
 }  // namespace refrag

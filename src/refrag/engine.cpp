@@ -161,7 +161,7 @@ int64_t Engine::prepare(int64_t max_rows) {
                 }
                 job.make_start(options_.prefix_cache);
                 const auto n_rows = std::ssize(job.start.source);
-                REFRAG_CHECK(generator_.can_hold(n_rows, job.start.max_new), Status::runtime,
+                REFRAG_CHECK(generator_.can_hold(n_rows, job.start.max_new), Status::too_long,
                              "the prompt takes ", n_rows,
                              " decoder positions, which with the tokens that may follow are more than the ",
                              generator_.pool_entries(),
@@ -193,6 +193,7 @@ void Engine::step() {
     const auto n_generating = static_cast<int64_t>(generator_.n_generating());
     const int64_t prepared =
         prepare(options_.step_rows - std::min(options_.step_rows, generator_.n_unread()));
+    counts_.rows_prepared += prepared;
     finished_.reserve(finished_.size() + running_.size());
     // What making prompts left of the step is for reading them.
     const int64_t for_prompts = std::max<int64_t>(0, options_.step_rows - prepared);
@@ -207,6 +208,11 @@ void Engine::step() {
 
 std::vector<Result> Engine::take_finished() {
     return std::exchange(finished_, {});
+}
+
+void Engine::set_step_rows(int64_t step_rows) {
+    REFRAG_CHECK(step_rows >= 1, Status::usage, "engine: expected at least 1 row a step, found ", step_rows);
+    options_.step_rows = step_rows;
 }
 
 EngineStats Engine::stats() const {

@@ -34,7 +34,8 @@ struct Request {
     // is made.
     std::vector<Segment> segments;
     AnswerOptions options;
-    TextSink sink;  // may be empty; what it throws ends its request with an error
+    TextSink sink;  // may be empty, like the next; what they throw ends the request with an error
+    AnswerSink progress = {};
     // Past it the request ends, whatever became of it, with FinishReason::deadline. Looked at once a step.
     std::optional<std::chrono::steady_clock::time_point> deadline;
 };
@@ -73,6 +74,7 @@ struct EngineStats {
     int64_t steps = 0;         // in which the decoder ran
     int64_t steps_redone = 0;  // of these, that failed and were done again sequence by sequence
     int64_t tokens_generated = 0;
+    int64_t rows_prepared = 0;   // of chunks, questions and heads, on the way to prompts
     int64_t rows_prefilled = 0;  // of prompts, read by the decoder
     int64_t rows_reused = 0;     // of prompts, taken over from earlier ones
     int64_t prompts = 0;         // begun
@@ -106,6 +108,9 @@ class Engine {
     void step();
     // Requests that have ended since the last call, in the order of their end.
     std::vector<Result> take_finished();
+
+    // EngineOptions::step_rows from the next step on. Status::usage for less than 1.
+    void set_step_rows(int64_t step_rows);
 
     // Time: linear in the blocks of kept prefixes.
     EngineStats stats() const;

@@ -35,9 +35,10 @@ EngineJob::EngineJob(const Model& model, uint64_t id_, Request&& from, double su
       model_(model),
       sampler_(request.options.sampler,
                request.options.ignore_eos ? model.end_ids() : std::span<const int32_t>{}),
-      stream_(model.tokenizer()),
+      stream_(model.tokenizer(), /*skip_special_tokens=*/true, request.options.continues_text),
       stops_(request.options.stop),
       n_generated_(n_generated),
+      at_start_(!request.options.continues_text),
       started_ms_(now_ms()) {
     answer.times.queue = started_ms_ - submitted_ms;
     work = std::make_unique<PromptWork>(model, std::move(request.segments), request.options, max_context,
@@ -164,6 +165,7 @@ void EngineJob::emit(const std::string& piece) {
     if (piece.empty() || cancelled) return;
     answer.text += piece;
     if (request.sink && !request.sink(piece)) stopped_ = true;
+    if (request.progress && !request.progress(piece, answer)) stopped_ = true;
 }
 
 }  // namespace refrag

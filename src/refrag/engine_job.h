@@ -54,7 +54,7 @@ class EngineJob {
     StreamDecoder stream_;
     StopFilter stops_;
     int64_t& n_generated_;
-    bool at_start_ = true;
+    bool at_start_;
     bool stopped_ = false;  // its sink wants no more
     double started_ms_;
     double prompted_ms_ = 0.0;     // when its prompt was made; 0: not yet

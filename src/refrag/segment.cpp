@@ -41,7 +41,7 @@ void check_choice_used(const Turn& turn, size_t used) {
 // The prompt in the model's chat format. The last stretch of ids, which holds the question, is its segment.
 std::vector<Segment> chat_prompt(const Model& model, std::span<const Turn> history,
                                  std::span<const std::shared_ptr<SharedPassage>> passages,
-                                 std::string_view question, int32_t chunk_len) {
+                                 std::string_view question, int32_t chunk_len, std::string_view system) {
     std::vector<ChatTurn> turns;
     std::vector<PassageSegment> places;
     for (const auto& passage : passages) places.push_back({passage, {}});
@@ -55,7 +55,7 @@ std::vector<Segment> chat_prompt(const Model& model, std::span<const Turn> histo
         }
         check_choice_used(turn, used);
     }
-    const ChatPrompt prompt{model.system_message(), passages.size(), turns, question};
+    const ChatPrompt prompt{system, passages.size(), turns, question};
     std::vector<Segment> segments;
     for (ChatSegment& part :
          chat_segments(model.chat_format(), model.tokenizer(), prompt, model.bos_id(), model.end_id())) {
@@ -112,9 +112,11 @@ std::vector<Segment> conversation_segments(const Model& model, std::span<const T
 
 std::vector<Segment> make_segments(const Model& model, std::span<const Turn> history,
                                    std::span<const std::shared_ptr<SharedPassage>> passages,
-                                   std::string_view question, int32_t chunk_len) {
+                                   std::string_view question, int32_t chunk_len,
+                                   const std::optional<std::string>& system) {
+    const std::string& first = system ? *system : model.system_message();
     if (model.chat_format() != ChatFormat::plain)
-        return chat_prompt(model, history, passages, question, chunk_len);
+        return chat_prompt(model, history, passages, question, chunk_len, first);
     const PromptTemplate& pieces = model.config().prompt;
     std::vector<Segment> conversation = conversation_segments(model, history, question, chunk_len);
     std::vector<Segment> segments;
@@ -123,8 +125,8 @@ std::vector<Segment> make_segments(const Model& model, std::span<const Turn> his
                         std::make_move_iterator(conversation.end()));
     };
     if (model.bos_id()) segments.emplace_back(TokenSegment{{*model.bos_id()}});
-    if (!model.system_message().empty()) {
-        segments.emplace_back(TextSegment{model.system_message()});
+    if (!first.empty()) {
+        segments.emplace_back(TextSegment{first});
         add_tokens(segments, template_piece(model, "\n\n"));
     }
     add_tokens(segments, template_piece(model, pieces.before));

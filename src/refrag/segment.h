@@ -80,11 +80,12 @@ std::vector<std::shared_ptr<SharedPassage>> share_passages(const Model& model,
 
 // A prompt as the model was trained on it. With a chat format it is chat_segments()'; else: BOS; the system
 // message and a blank line, where there is one; `before`; then, in the order that the model's configuration
-// says, the passages, each between its pieces of the template, and the conversation. Status::usage where a
-// turn's choice does not fit its chunks.
+// says, the passages, each between its pieces of the template, and the conversation. `system`: in
+// place of the model's. Status::usage where a turn's choice does not fit its chunks.
 std::vector<Segment> make_segments(const Model& model, std::span<const Turn> history,
                                    std::span<const std::shared_ptr<SharedPassage>> passages,
-                                   std::string_view question, int32_t chunk_len = 0);
+                                   std::string_view question, int32_t chunk_len = 0,
+                                   const std::optional<std::string>& system = {});
 
 // The conversation's part of it: for every earlier turn the question in its template, the segment
 // " " + answer, and the end token; then the present question in its template.

@@ -10,6 +10,7 @@
 
 #include "base/arena.h"
 #include "refrag/model.h"
+#include "refrag/pooling.h"
 #include "store/passage_store.h"
 
 namespace refrag {
@@ -29,11 +30,6 @@ struct RetrieveOptions {
     // The question's, of the length of those that documents brought; empty: by the model's encoder.
     std::vector<float> embedding = {};
 };
-
-// To length 1; zeros stay.
-void make_unit(std::vector<float>& vector);
-// The mean of rows [n, dim], of length 1; empty without rows.
-std::vector<float> mean_direction(std::span<const float> rows, int64_t dim);
 
 // What a question's vector is where passages have the mean of their chunk embeddings: [d_enc], of length 1.
 // Status::usage of a model without encoder.

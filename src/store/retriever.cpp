@@ -35,13 +35,16 @@ Retriever::Retriever(PassageStore& store, const Model& model, std::shared_ptr<Pa
     if (!has_query) options_.retrieval = Retrieval::words;
 }
 
-Retrieved Retriever::find(std::string_view question) {
+Retrieved Retriever::find(std::string_view question, int64_t top, const Filter& filter) {
     const double started_ms = now_ms();
+    RetrieveOptions options = options_;
+    options.top = top;
+    options.filter = filter;
     std::vector<float> query = options_.embedding;
     if (query.empty() && options_.retrieval != Retrieval::words)
         query = question_vector(*backend_, model_, question, stamp_.chunk_len, arena_);
     std::vector<int64_t> numbers;
-    for (const Found& found : retrieve(store_, vectors_, question, query, options_))
+    for (const Found& found : retrieve(store_, vectors_, question, query, options))
         numbers.push_back(found.n);
     Retrieved out;
     out.passages = store_.get(numbers);

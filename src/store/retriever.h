@@ -34,7 +34,9 @@ class Retriever {
     Retriever(PassageStore& store, const Model& model, std::shared_ptr<PassageCache> cache,
               RetrieveOptions options, std::function<void(const std::string&)> warn = {});
 
-    Retrieved find(std::string_view question);
+    Retrieved find(std::string_view question) { return find(question, options_.top, options_.filter); }
+    // The same with another number of passages, and other conditions.
+    Retrieved find(std::string_view question, int64_t top, const Filter& filter);
     int32_t chunk_len() const { return stamp_.chunk_len; }
 
   private:

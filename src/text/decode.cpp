@@ -12,10 +12,11 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_to
     return text + stream.flush();
 }
 
-StreamDecoder::StreamDecoder(Tokenizer tokenizer, bool skip_special_tokens)
+StreamDecoder::StreamDecoder(Tokenizer tokenizer, bool skip_special_tokens, bool continues_text)
     : tokenizer_(std::move(tokenizer)),
       skip_special_tokens_(skip_special_tokens),
-      n_to_strip_(tokenizer_.tables_->decoder.n_strip) {}
+      is_first_(!continues_text),
+      n_to_strip_(continues_text ? 0 : tokenizer_.tables_->decoder.n_strip) {}
 
 std::string StreamDecoder::push(int32_t id) {
     const Tokenizer::Tables& tables = *tokenizer_.tables_;

@@ -106,7 +106,8 @@ class Tokenizer {
 // Tokenizer::decode of all ids. One thread at a time.
 class StreamDecoder {
   public:
-    explicit StreamDecoder(Tokenizer tokenizer, bool skip_special_tokens = true);
+    // continues_text: other ids came before, so nothing falls off the text's front.
+    explicit StreamDecoder(Tokenizer tokenizer, bool skip_special_tokens = true, bool continues_text = false);
 
     // The text that this id completes; often a piece, sometimes nothing.
     std::string push(int32_t id);

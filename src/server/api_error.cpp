@@ -1,0 +1,53 @@
+// See api_error.h.
+#include "server/api_error.h"
+
+#include "io/json.h"
+
+namespace refrag {
+
+ApiError api_error_of(const Error& error) {
+    switch (error.status()) {
+        case Status::too_long:
+            return {400, error.message(), "invalid_request_error", "", "context_length_exceeded"};
+        case Status::usage:
+        case Status::bad_input:
+            return {400, error.message(), "invalid_request_error", "", ""};
+        case Status::out_of_memory:
+            return {503, error.message(), "server_error", "", "out_of_memory"};
+        case Status::runtime:
+            break;
+    }
+    return {500, error.message(), "server_error", "", ""};
+}
+
+std::string error_json(const ApiError& error) {
+    JsonWriter json;
+    json.begin_object();
+    // Cohere's clients read the message here.
+    json.key("message").string(error.message);
+    json.key("error").begin_object();
+    json.key("message").string(error.message);
+    json.key("type").string(error.type);
+    const auto or_null = [&](const char* key, const std::string& value) {
+        json.key(key);
+        if (value.empty()) {
+            json.null();
+        } else {
+            json.string(value);
+        }
+    };
+    or_null("param", error.param);
+    or_null("code", error.code);
+    json.end_object().end_object();
+    return json.text();
+}
+
+void respond_error(Exchange& exchange, const ApiError& error) {
+    HttpHead head{.status = error.status};
+    if (error.retry_after_seconds > 0)
+        head.headers.emplace_back("Retry-After", std::to_string(error.retry_after_seconds));
+    if (error.status == 401) head.headers.emplace_back("WWW-Authenticate", "Bearer");
+    exchange.respond(std::move(head), error_json(error));
+}
+
+}  // namespace refrag

@@ -137,9 +137,9 @@ std::vector<std::optional<std::string>> RedisConnection::run(
     for (const auto& command : commands) send(command);
     for (size_t i = 0; i < commands.size(); ++i) replies.push_back(read_reply(said));
     if (said.empty()) return replies;
-    const Error error(Status::runtime, str(place_.name, ": refused (", printable(said, 100), ")"));
-    if (refused == nullptr) throw error;
-    *refused = error;
+    Error error(Status::runtime, str(place_.name, ": refused (", printable(said, 100), ")"));
+    if (refused == nullptr) throw Error(std::move(error));
+    *refused = std::move(error);
     return replies;
 }
 

@@ -211,6 +211,78 @@ TEST_CASE_FIXTURE(Fixture, "cache: answers are the same from fresh and from kept
         CHECK(answers[0].chunks[i].logit == answers[1].chunks[i].logit);
 }
 
+TEST_CASE_FIXTURE(Fixture,
+                  "cache: several passages are asked for at once, and are those that one by one gives") {
+    // A keeper that counts how often it is asked.
+    class Counting : public PassageKeeper {
+      public:
+        explicit Counting(const std::string& dir) : kept_(dir, EmbeddingForm::bf16) {}
+        EmbeddingForm form() const noexcept override { return kept_.form(); }
+        std::optional<std::string> find(const Sha256Digest& key) noexcept override {
+            ++n_single;
+            return kept_.find(key);
+        }
+        std::vector<std::optional<std::string>> find_all(std::span<const Sha256Digest> keys) override {
+            ++n_all;
+            n_keys += keys.size();
+            return kept_.find_all(keys);
+        }
+        void forget(const Sha256Digest& key) noexcept override {
+            ++n_forgotten;
+            kept_.forget(key);
+        }
+        void keep(const Sha256Digest& key, std::string record) noexcept override {
+            kept_.keep(key, std::move(record));
+        }
+        void flush() { kept_.flush(); }
+        int n_single = 0, n_all = 0, n_forgotten = 0;
+        size_t n_keys = 0;
+
+      private:
+        RecordCache kept_;
+    };
+    const TempDir dir;
+    const auto keeper = std::make_shared<Counting>(dir.path());
+    std::vector<std::string> texts;
+    for (int i = 0; i < 6; ++i) texts.push_back(str("Passage ", i, ": ", kText));
+    {
+        PassageCache cache(1 << 20, keeper);
+        const auto shared = cache.share_all(model, texts, 4);
+        for (const auto& passage : shared) CHECK(!passage->encoded());
+        encode_passages(backend, model, shared, arena);
+        // Those that are here are not asked for.
+        CHECK(cache.share_all(model, texts, 4) == shared);
+        CHECK(keeper->n_all == 1);
+    }
+    keeper->keep(name_of(texts[2], EmbeddingForm::bf16), "no record");
+    keeper->flush();
+    texts.push_back("A new one.");
+    texts.push_back(texts[0]);
+    PassageCache cache(1 << 20, keeper);
+    const auto first = cache.share(model, texts[1], 4);
+    CHECK(keeper->n_single == 1);
+    const auto shared = cache.share_all(model, texts, 4);
+    CHECK(keeper->n_single == 1);
+    CHECK(keeper->n_all == 2);
+    CHECK(keeper->n_keys == 6 + texts.size() - 1);
+    CHECK(keeper->n_forgotten == 1);
+    REQUIRE(shared.size() == texts.size());
+    CHECK(shared[1] == first);
+    CHECK(shared[7] == shared[0]);
+    for (size_t i = 0; i < texts.size(); ++i) {
+        CAPTURE(i);
+        CHECK(shared[i] == cache.share(model, texts[i], 4));
+        CHECK((shared[i]->encoded() != nullptr) == (i != 2 && i != 6));
+        if (!shared[i]->encoded()) continue;
+        std::vector<float> expected = encode(texts[i]);
+        round_embeddings(EmbeddingForm::bf16, expected, model.d_enc());
+        CHECK(embeddings(*shared[i]) == expected);
+    }
+    PassageCache without;
+    CHECK(without.share_all(model, {}, 4).empty());
+    CHECK(without.share_all(model, texts, 4)[0]->key() == name_of(texts[0], EmbeddingForm::f32));
+}
+
 TEST_CASE("cache: beyond its size the longest unused go; records written but not yet on disk are found") {
     const TempDir dir;
     const std::string record(20000, 'x');

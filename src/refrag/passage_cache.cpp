@@ -30,17 +30,52 @@ std::shared_ptr<SharedPassage> PassageCache::share(const Model& model, std::stri
     auto passage = std::make_shared<SharedPassage>(model, text, chunk_len, tenant, keeper);
     if (auto here = find(passage->key())) return here;
     if (keeper) {
-        if (const std::optional<std::string> record = keeper->find(passage->key())) {
-            try {
-                passage = std::make_shared<SharedPassage>(
-                    encoded_passage(model, passage->key(), std::move(text), *record));
-            } catch (const Error& error) {
-                if (error.status() != Status::bad_input) throw;
-                keeper->forget(passage->key());
-            }
-        }
+        if (const std::optional<std::string> record = keeper->find(passage->key()))
+            passage = from_keeper(model, std::move(passage), std::move(text), *record);
     }
     return keep(std::move(passage));
+}
+
+std::vector<std::shared_ptr<SharedPassage>> PassageCache::share_all(const Model& model,
+                                                                    std::vector<std::string> texts,
+                                                                    int32_t chunk_len) {
+    const auto& keeper = model.has_encoder() ? keeper_ : nullptr;
+    std::vector<std::shared_ptr<SharedPassage>> shared;
+    std::vector<size_t> missing;
+    std::vector<Sha256Digest> keys;
+    for (size_t i = 0; i < texts.size(); ++i) {
+        auto passage =
+            std::make_shared<SharedPassage>(model, texts[i], chunk_len, std::string_view(), keeper);
+        auto here = find(passage->key());
+        if (!here) {
+            missing.push_back(i);
+            keys.push_back(passage->key());
+        }
+        shared.push_back(here ? std::move(here) : std::move(passage));
+    }
+    std::vector<std::optional<std::string>> records(missing.size());
+    if (keeper && !keys.empty()) records = keeper->find_all(keys);
+    for (size_t m = 0; m < missing.size(); ++m) {
+        std::shared_ptr<SharedPassage>& passage = shared[missing[m]];
+        if (records[m])
+            passage = from_keeper(model, std::move(passage), std::move(texts[missing[m]]), *records[m]);
+        passage = keep(std::move(passage));
+    }
+    return shared;
+}
+
+// The passage encoded, as the keeper's record has it; unchanged where the record is no good.
+std::shared_ptr<SharedPassage> PassageCache::from_keeper(const Model& model,
+                                                         std::shared_ptr<SharedPassage> passage,
+                                                         std::string text, std::string_view record) {
+    try {
+        return std::make_shared<SharedPassage>(
+            encoded_passage(model, passage->key(), std::move(text), record));
+    } catch (const Error& error) {
+        if (error.status() != Status::bad_input) throw;
+        keeper_->forget(passage->key());
+    }
+    return passage;
 }
 
 std::shared_ptr<SharedPassage> PassageCache::share(const Model& model, std::string text, int32_t chunk_len,

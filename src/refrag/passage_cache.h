@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <vector>
 
 #include "refrag/passage.h"
 
@@ -33,6 +34,9 @@ class PassageCache {
     // The passage of this text: the one that is here, the keeper's, or a new one. chunk_len 0: the model's.
     std::shared_ptr<SharedPassage> share(const Model& model, std::string text, int32_t chunk_len = 0,
                                          std::string_view tenant = {});
+    // The same for several texts, of which the keeper is asked at once; in their order.
+    std::vector<std::shared_ptr<SharedPassage>> share_all(const Model& model, std::vector<std::string> texts,
+                                                          int32_t chunk_len = 0);
     // The same for one whose record a store has. A record that is no good is an Error(bad_input) that says
     // why; a model without encoder takes records without embeddings.
     std::shared_ptr<SharedPassage> share(const Model& model, std::string text, int32_t chunk_len,
@@ -49,6 +53,8 @@ class PassageCache {
     uint64_t bytes() const { return *bytes_; }
 
   private:
+    std::shared_ptr<SharedPassage> from_keeper(const Model& model, std::shared_ptr<SharedPassage> passage,
+                                               std::string text, std::string_view record);
     std::shared_ptr<SharedPassage> find(const Sha256Digest& key);
     std::shared_ptr<SharedPassage> keep(std::shared_ptr<SharedPassage> passage);
 

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <optional>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "base/sha256.h"
 #include "refrag/embedding_form.h"
@@ -11,7 +13,7 @@
 namespace refrag {
 
 // Any number of threads may use it at the same time. A keeper that fails is a keeper that has nothing: it
-// never throws, and says what is wrong in its own way.
+// never throws (but std::bad_alloc, from find_all), and says what is wrong in its own way.
 class PassageKeeper {
   public:
     PassageKeeper() = default;
@@ -23,6 +25,13 @@ class PassageKeeper {
     virtual EmbeddingForm form() const noexcept = 0;
     // The record (passage_record.h) of this name; the caller checks it.
     virtual std::optional<std::string> find(const Sha256Digest& key) noexcept = 0;
+    // The same for several at once, in their order: a keeper that is far away is asked once.
+    virtual std::vector<std::optional<std::string>> find_all(std::span<const Sha256Digest> keys) {
+        std::vector<std::optional<std::string>> records;
+        records.reserve(keys.size());
+        for (const Sha256Digest& key : keys) records.push_back(find(key));
+        return records;
+    }
     // A record that find() gave and that was no good: it is forgotten.
     virtual void forget(const Sha256Digest& key) noexcept = 0;
     // Whether keep() is called at all: one that only rounds has no use for records.

@@ -75,11 +75,10 @@ std::vector<Segment> chat_prompt(const Model& model, std::span<const Turn> histo
 std::vector<std::shared_ptr<SharedPassage>> share_passages(const Model& model,
                                                            std::span<const Passage> passages,
                                                            PassageCache& cache, int32_t chunk_len) {
-    std::vector<std::shared_ptr<SharedPassage>> shared;
-    shared.reserve(passages.size());
-    for (const Passage& passage : passages)
-        shared.push_back(cache.share(model, passage.content(), chunk_len));
-    return shared;
+    std::vector<std::string> texts;
+    texts.reserve(passages.size());
+    for (const Passage& passage : passages) texts.push_back(passage.content());
+    return cache.share_all(model, std::move(texts), chunk_len);
 }
 
 std::vector<Segment> conversation_segments(const Model& model, std::span<const Turn> history,

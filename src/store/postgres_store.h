@@ -3,9 +3,9 @@
 //
 //   writers    any number at a time. Of two that put the same document the last one wins, whole: its row is
 //              locked while its passages are exchanged.
-//   search     BM25 with FTS5's formula, k1 = 1.2, b = 0.75, a word in the title counted twice, and stems by
-//              Porter as there: the SQLite store gives the same scores, but for words with accents (kept
-//              here) and for one character between letters that is a digit to one and not to the other.
+//   search     BM25 with FTS5's formula, k1 = 1.2, b = 0.75, a word in the title counted twice, and Porter's
+//              stems as there. So scores are the SQLite store's, but for words with accents, which are kept
+//              here, and for characters that only one of the two takes for letters.
 //   a server that goes away  is Status::runtime. Who reads connects again by himself; a transaction that was
 //              open is lost, and says so.
 //

@@ -130,13 +130,16 @@ std::optional<std::string> RedisConnection::read_reply(std::string& refused) {
 }
 
 std::vector<std::optional<std::string>> RedisConnection::run(
-    const std::vector<std::vector<std::string_view>>& commands) {
+    const std::vector<std::vector<std::string_view>>& commands, std::optional<Error>* refused) {
     const NoSigpipe quiet;
     std::vector<std::optional<std::string>> replies;
-    std::string refused;
+    std::string said;
     for (const auto& command : commands) send(command);
-    for (size_t i = 0; i < commands.size(); ++i) replies.push_back(read_reply(refused));
-    REFRAG_CHECK(refused.empty(), Status::runtime, place_.name, ": refused (", printable(refused, 100), ")");
+    for (size_t i = 0; i < commands.size(); ++i) replies.push_back(read_reply(said));
+    if (said.empty()) return replies;
+    Error error(Status::runtime, str(place_.name, ": refused (", printable(said, 100), ")"));
+    if (refused == nullptr) throw Error(std::move(error));
+    *refused = std::move(error);
     return replies;
 }
 
@@ -168,13 +171,25 @@ void RedisCache::connect() {
 }
 
 std::optional<std::string> RedisCache::look_up(const Sha256Digest& key) {
-    const std::string name = key_of_record(key);
+    return look_up_all({&key, 1}).front();
+}
+
+std::vector<std::optional<std::string>> RedisCache::look_up_all(std::span<const Sha256Digest> keys) {
+    std::vector<std::string> names;
+    names.reserve(keys.size());
+    for (const Sha256Digest& key : keys) names.push_back(key_of_record(key));
+    std::vector<std::vector<std::string_view>> commands;
+    commands.reserve(keys.size());
+    for (const std::string& name : names) commands.push_back({"GET", name});
     const std::lock_guard lock(read_mutex_);
     if (!reader_ || !reader_->is_open()) {
         wake();
-        return std::nullopt;
+        return std::vector<std::optional<std::string>>(keys.size());
     }
-    return reader_->run({{"GET", name}}).front();
+    std::optional<Error> refused;
+    auto records = reader_->run(commands, &refused);
+    if (refused) complain(*refused);
+    return records;
 }
 
 void RedisCache::write(const std::vector<Entry>& entries) {

@@ -14,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -59,8 +60,9 @@ class RedisConnection {
     // no Redis at all.
     void open();
     // Commands sent together, their words as bytes; the replies, in order: a bulk's bytes, else none.
-    // Status::runtime for what the server refuses, after all were read.
-    std::vector<std::optional<std::string>> run(const std::vector<std::vector<std::string_view>>& commands);
+    // refused: takes what the server refused first; without it that is Status::runtime.
+    std::vector<std::optional<std::string>> run(const std::vector<std::vector<std::string_view>>& commands,
+                                                std::optional<Error>* refused = nullptr);
 
   private:
     void close() noexcept;
@@ -82,6 +84,7 @@ class RedisCache : public WriteBehind {
 
   private:
     std::optional<std::string> look_up(const Sha256Digest& key) override;
+    std::vector<std::optional<std::string>> look_up_all(std::span<const Sha256Digest> keys) override;
     void write(const std::vector<Entry>& entries) override;
     void connect();
 

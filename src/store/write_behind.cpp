@@ -27,17 +27,19 @@ void WriteBehind::stop() noexcept {
     if (thread_.joinable()) thread_.join();
 }
 
+bool WriteBehind::find_waiting(const Sha256Digest& key, std::optional<std::string>& record) const {
+    const std::lock_guard lock(mutex_);
+    if (broken_) return true;
+    const auto found = unwritten_.find(key);
+    if (found == unwritten_.end()) return false;
+    if (found->second.record) record = *found->second.record;
+    return true;
+}
+
 std::optional<std::string> WriteBehind::find(const Sha256Digest& key) noexcept {
     try {
-        {
-            const std::lock_guard lock(mutex_);
-            if (broken_) return std::nullopt;
-            const auto found = unwritten_.find(key);
-            if (found != unwritten_.end()) {
-                if (!found->second.record) return std::nullopt;
-                return *found->second.record;
-            }
-        }
+        std::optional<std::string> record;
+        if (find_waiting(key, record)) return record;
         return look_up(key);
     } catch (const Error& error) {
         complain(error);
@@ -45,6 +47,32 @@ std::optional<std::string> WriteBehind::find(const Sha256Digest& key) noexcept {
         // A miss.
     }
     return std::nullopt;
+}
+
+std::vector<std::optional<std::string>> WriteBehind::find_all(std::span<const Sha256Digest> keys) {
+    std::vector<std::optional<std::string>> records(keys.size());
+    std::vector<Sha256Digest> others;
+    std::vector<size_t> places;
+    for (size_t i = 0; i < keys.size(); ++i) {
+        if (find_waiting(keys[i], records[i])) continue;
+        others.push_back(keys[i]);
+        places.push_back(i);
+    }
+    if (others.empty()) return records;
+    try {
+        std::vector<std::optional<std::string>> found = look_up_all(others);
+        for (size_t i = 0; i < found.size(); ++i) records[places[i]] = std::move(found[i]);
+    } catch (const Error& error) {
+        complain(error);
+    }
+    return records;
+}
+
+std::vector<std::optional<std::string>> WriteBehind::look_up_all(std::span<const Sha256Digest> keys) {
+    std::vector<std::optional<std::string>> records;
+    records.reserve(keys.size());
+    for (const Sha256Digest& key : keys) records.push_back(look_up(key));
+    return records;
 }
 
 void WriteBehind::forget(const Sha256Digest& key) noexcept {

@@ -26,6 +26,7 @@ class WriteBehind : public PassageKeeper {
 
     EmbeddingForm form() const noexcept override { return form_; }
     std::optional<std::string> find(const Sha256Digest& key) noexcept override;
+    std::vector<std::optional<std::string>> find_all(std::span<const Sha256Digest> keys) override;
     void forget(const Sha256Digest& key) noexcept override;
     // Written in the order they came; what comes faster than it can be written is dropped.
     void keep(const Sha256Digest& key, std::string record) noexcept override;
@@ -47,6 +48,7 @@ class WriteBehind : public PassageKeeper {
 
     // Any thread; Error: a miss.
     virtual std::optional<std::string> look_up(const Sha256Digest& key) = 0;
+    virtual std::vector<std::optional<std::string>> look_up_all(std::span<const Sha256Digest> keys);
     // The thread alone; Error: the entries are dropped. After wake() there may be none.
     virtual void write(const std::vector<Entry>& entries) = 0;
 
@@ -66,6 +68,8 @@ class WriteBehind : public PassageKeeper {
         uint64_t order = 0;
     };
     void add(const Sha256Digest& key, std::shared_ptr<const std::string> record);
+    // Whether it waits, or there is nothing to look for; then what it is.
+    bool find_waiting(const Sha256Digest& key, std::optional<std::string>& record) const;
     void run();
 
     const EmbeddingForm form_;

@@ -120,7 +120,6 @@ SERVE_SAYS := no microhttpd.h found (libmicrohttpd-dev), building without server
 else
 SERVE_SAYS := libmicrohttpd
 WITH_SERVE := yes
-CPPFLAGS   += -DREFRAG_WITH_SERVE
 LDLIBS     += -lmicrohttpd
 # The API's description, compiled in.
 OPENAPI    := $(BUILD)/obj/src/server/openapi.o

@@ -54,12 +54,12 @@ const std::map<std::string, std::string, std::less<>>& third_party() {
 
 // The C and POSIX headers, and the compilers' own headers of vector instructions.
 bool is_system_header(std::string_view name) {
-    static const Names names = {"assert.h", "errno.h",     "fcntl.h",    "float.h",   "inttypes.h",
-                                "limits.h", "locale.h",    "math.h",     "poll.h",    "pthread.h",
-                                "sched.h",  "signal.h",    "stdarg.h",   "stdbool.h", "stddef.h",
-                                "stdint.h", "stdio.h",     "stdlib.h",   "string.h",  "strings.h",
-                                "time.h",   "unistd.h",    "dlfcn.h",    "dirent.h",  "termios.h",
-                                "cpuid.h",  "immintrin.h", "arm_neon.h", "arm_bf16.h"};
+    static const Names names = {"assert.h",  "errno.h",  "fcntl.h",     "float.h",    "inttypes.h",
+                                "limits.h",  "locale.h", "netdb.h",     "math.h",     "poll.h",
+                                "pthread.h", "sched.h",  "signal.h",    "stdarg.h",   "stdbool.h",
+                                "stddef.h",  "stdint.h", "stdio.h",     "stdlib.h",   "string.h",
+                                "strings.h", "time.h",   "unistd.h",    "dlfcn.h",    "dirent.h",
+                                "termios.h", "cpuid.h",  "immintrin.h", "arm_neon.h", "arm_bf16.h"};
     return names.contains(name) || name.starts_with("sys/") || name.starts_with("netinet/") ||
            name.starts_with("arpa/");
 }

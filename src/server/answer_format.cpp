@@ -114,9 +114,10 @@ void write_refrag(JsonWriter& json, const ServedChoice& choice, const Answer& an
     json.end_array().end_object();
 }
 
-std::vector<Citation> citations_of(const Model& model, const ServedChoice& choice) {
-    if (!choice.segments || !choice.documents || choice.documents->empty() || !choice.answer) return {};
-    return find_citations(model, *choice.segments, *choice.answer);
+std::vector<Citation> AnswerFormat::citations_of(const ServedChoice& choice) const {
+    if (!call_.cites || !choice.segments || !choice.documents || choice.documents->empty() || !choice.answer)
+        return {};
+    return find_citations(model_, *choice.segments, *choice.answer);
 }
 
 }  // namespace refrag

@@ -41,6 +41,7 @@ struct CallInfo {
     bool include_usage = false;
     std::optional<int32_t> logprobs;  // alternatives
     bool echo = false;
+    bool cites = true;
     double retrieve_ms = 0.0;
     size_t n_prompts = 1;
 };
@@ -60,6 +61,9 @@ class AnswerFormat {
     virtual std::string broken(const ApiError& error) const;
 
   protected:
+    // Empty where none are wanted.
+    std::vector<Citation> citations_of(const ServedChoice& choice) const;
+
     const Model& model_;
     const CallInfo call_;
 };
@@ -95,6 +99,5 @@ const char* openai_finish(FinishReason reason);
 // The object "refrag": what was compressed, expanded, cached; positions against plain tokens; for each
 // document; times.
 void write_refrag(JsonWriter& json, const ServedChoice& choice, const Answer& answer, double retrieve_ms);
-std::vector<Citation> citations_of(const Model& model, const ServedChoice& choice);
 
 }  // namespace refrag

@@ -7,6 +7,7 @@
 
 #include "io/file.h"
 #include "server/openapi.h"
+#include "text/unicode.h"
 
 namespace refrag {
 namespace {
@@ -106,6 +107,9 @@ void Api::route(const std::shared_ptr<Exchange>& exchange) {
     const bool is_head = request.method == "HEAD";
     const std::string_view method = is_head ? std::string_view("GET") : std::string_view(request.method);
     exchange->on_status = [this](int status) { metrics_.count_response("-", status); };
+    if (!is_valid_utf8(request.path) || request.path.find("%00") != std::string::npos)
+        refuse_request("", "the path: expected UTF-8 without a zero byte, found ",
+                       printable(request.path, 100));
     std::string allowed;
     for (const Route& route : routes()) {
         const std::string_view path = route.path;
@@ -146,7 +150,7 @@ void Api::route(const std::shared_ptr<Exchange>& exchange) {
         changed_.notify_one();
         return;
     }
-    if (request.method == "OPTIONS") return preflight(*exchange);
+    if (!allowed.empty() && request.method == "OPTIONS") return preflight(*exchange, allowed);
     if (!allowed.empty()) {
         HttpHead head{405, "application/json", {{"Allow", allowed}}};
         return exchange->respond(
@@ -185,10 +189,10 @@ void Api::add_cors(Exchange& exchange) const {
     if (!any) exchange.common_headers.emplace_back("Vary", "Origin");
 }
 
-void Api::preflight(Exchange& exchange) const {
-    HttpHead head{204, "text/plain", {{"Allow", "GET, POST, PUT, DELETE, OPTIONS"}}};
+void Api::preflight(Exchange& exchange, const std::string& methods) const {
+    HttpHead head{204, "text/plain", {{"Allow", methods + ", OPTIONS"}}};
     if (!exchange.common_headers.empty()) {
-        head.headers.emplace_back("Access-Control-Allow-Methods", "GET, POST, PUT, DELETE");
+        head.headers.emplace_back("Access-Control-Allow-Methods", methods);
         head.headers.emplace_back("Access-Control-Allow-Headers", "Authorization, Content-Type");
         head.headers.emplace_back("Access-Control-Max-Age", "600");
     }

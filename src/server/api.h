@@ -71,7 +71,7 @@ class Api {
     void route(const std::shared_ptr<Exchange>& exchange);
     bool may(const HttpRequest& request) const;
     void add_cors(Exchange& exchange) const;
-    void preflight(Exchange& exchange) const;
+    void preflight(Exchange& exchange, const std::string& methods) const;
     void work();
     void run(const Route& route, const std::shared_ptr<Exchange>& exchange, std::string_view rest);
 

@@ -113,19 +113,26 @@ void Api::cohere_chat(const std::shared_ptr<Exchange>& exchange, std::string_vie
     if (body.boolean("logprobs").value_or(false)) call.answer.logprobs = 0;
     read_tools(body);
     read_response_format(body);
-    allow_nothing_in(body, {"thinking"});
+    if (const std::optional<Json> thinking = body.find("thinking")) {
+        body.within("thinking", [&] {
+            if (thinking->get_string("type") != "disabled") thinking->get("type").refuse("\"disabled\"");
+        });
+    }
+    bool cites = true;
     if (const std::optional<Json> options = body.find("citation_options")) {
         body.within("citation_options", [&] {
             const std::string mode = options->get_string_or("mode", "ACCURATE");
-            if (mode != "ACCURATE" && mode != "FAST" && mode != "accurate" && mode != "fast" &&
+            cites = mode != "OFF" && mode != "off" && mode != "disabled";
+            if (cites && mode != "ACCURATE" && mode != "FAST" && mode != "accurate" && mode != "fast" &&
                 mode != "enabled")
-                options->get("mode").refuse("ACCURATE or FAST: citations cost nothing here");
+                options->get("mode").refuse("ACCURATE, FAST or OFF");
         });
     }
     const Conversation conversation = read_messages(body);
     Sources sources = sources_.read(body, conversation.question);
     body.finish(harmless_fields());
     CallInfo info = call_info("", call);
+    info.cites = cites;
     info.retrieve_ms = sources.retrieve_ms;
     answer_chat(exchange, conversation, std::move(sources), call,
                 cohere_chat_format(model_, std::move(info)));

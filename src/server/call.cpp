@@ -69,8 +69,7 @@ CallOptions read_call_options(BodyReader& body, const AnswerOptions& defaults, c
     call.n = static_cast<int32_t>(body.integer("n", 1, max_choices).value_or(1));
     if (const std::optional<Json> options = body.find("stream_options")) {
         body.within("stream_options", [&] {
-            options->as_object().check_keys(
-                {"include_usage", "include_obfuscation", "continuous_usage_stats"});
+            options->as_object().check_keys({"include_usage", "include_obfuscation"});
             call.include_usage = options->get_bool_or("include_usage", false);
         });
         if (!call.stream) refuse_request("stream_options", "stream_options: expected stream: true beside it");
@@ -115,7 +114,8 @@ std::vector<Message> read_roles(const Json& list, Conversation& conversation) {
     for (size_t i = 0; i < list.size(); ++i) {
         const Json message = list.at(i).as_object();
         const std::string role = message.get_string("role");
-        if (message.find("tool_calls") || message.find("function_call"))
+        const std::optional<Json> calls = message.find("tool_calls");
+        if (message.find("function_call") || (calls && calls->as_array().size() > 0))
             message.refuse("a message without tool calls: this server knows no tools");
         std::string text = text_of_content(message);
         if (role == "system" || role == "developer") {

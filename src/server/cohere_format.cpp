@@ -62,7 +62,7 @@ class CohereChat final : public AnswerFormat {
         std::string out = begin(choice);
         out += indexed("content-end", 0, [](JsonWriter&) {});
         int64_t n = 0;
-        for (const Citation& citation : citations_of(model_, choice)) {
+        for (const Citation& citation : citations_of(choice)) {
             out += indexed("citation-start", n, [&](JsonWriter& json) {
                 json.key("delta").begin_object().key("message").begin_object().key("citations");
                 write_cited(json, citation, choice);
@@ -102,7 +102,7 @@ class CohereChat final : public AnswerFormat {
         json.key("type").string("text");
         json.key("text").string(answer.text);
         json.end_object().end_array();
-        const std::vector<Citation> citations = citations_of(model_, choice);
+        const std::vector<Citation> citations = citations_of(choice);
         if (!citations.empty()) {
             json.key("citations").begin_array();
             for (const Citation& citation : citations) write_cited(json, citation, choice);

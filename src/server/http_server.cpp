@@ -137,6 +137,11 @@ const char* header_of(MHD_Connection* connection, const char* name) {
     return value == nullptr ? "" : value;
 }
 
+// A zero byte would end the path early, and so name another one: a path with %00 stays as it was sent.
+size_t unescape_path(void*, MHD_Connection*, char* text) {
+    return std::strstr(text, "%00") != nullptr ? std::strlen(text) : MHD_http_unescape(text);
+}
+
 struct AddressesDeleter {
     void operator()(addrinfo* addresses) const { freeaddrinfo(addresses); }
 };
@@ -383,7 +388,8 @@ HttpServer::HttpServer(HttpOptions options, HttpHandler handler, HttpRefusal ref
         static_cast<unsigned>(state.options.max_connections), MHD_OPTION_CONNECTION_MEMORY_LIMIT,
         state.options.max_header_bytes, MHD_OPTION_CONNECTION_TIMEOUT,
         static_cast<unsigned>(state.options.stalled_seconds), MHD_OPTION_NOTIFY_CONNECTION, changed, &state,
-        MHD_OPTION_NOTIFY_COMPLETED, completed, &state, MHD_OPTION_END);
+        MHD_OPTION_NOTIFY_COMPLETED, completed, &state, MHD_OPTION_UNESCAPE_CALLBACK, &unescape_path, nullptr,
+        MHD_OPTION_END);
     REFRAG_CHECK(state.daemon != nullptr, Status::runtime,
                  "the HTTP server cannot be started: ", system_text(errno));
     state.looking = std::thread([&state] { state.look(); });

@@ -42,7 +42,7 @@ class OpenAiChat final : public AnswerFormat {
         std::string out = begin(choice);
         JsonWriter extra;
         const auto write = [&](JsonWriter& json) {
-            const std::vector<Citation> citations = citations_of(model_, choice);
+            const std::vector<Citation> citations = citations_of(choice);
             if (citations.empty()) return;
             json.key("citations");
             write_citations(json, citations, answer.text, *choice.documents);
@@ -76,7 +76,7 @@ class OpenAiChat final : public AnswerFormat {
             json.key("role").string("assistant");
             json.key("content").string(answer.text);
             json.key("refusal").null();
-            const std::vector<Citation> citations = citations_of(model_, choice);
+            const std::vector<Citation> citations = citations_of(choice);
             if (!citations.empty()) {
                 json.key("citations");
                 write_citations(json, citations, answer.text, *choice.documents);

@@ -38,13 +38,14 @@ void read_data(const Json& data, Passage& passage, CitedDocument& cited) {
     if (data.is_string()) {
         passage.text = std::string(data.as_string());
         cited.fields.emplace_back("text", passage.text);
+        if (passage.text.empty()) data.refuse("a text that is not empty");
         return;
     }
     std::string lines;
     for (size_t i = 0; i < data.as_object().size(); ++i) {
         const std::string key(data.key_at(i));
         const Json value = data.at(i);
-        if (value.is_null() || key == "id" || key == "data") continue;
+        if (value.is_null() || key == "id") continue;
         std::string text = shown_value(value);
         cited.fields.emplace_back(key, text);
         if (key == "title") {
@@ -77,6 +78,7 @@ Sources SourceReader::read(BodyReader& body, const std::string& question) const 
         body.within("documents", [&] {
             check_number("documents", list->as_array().size());
             std::set<std::string> ids;
+            std::vector<std::string> texts;
             for (size_t i = 0; i < list->size(); ++i) {
                 const Json document = list->at(i);
                 Passage passage;
@@ -84,6 +86,7 @@ Sources SourceReader::read(BodyReader& body, const std::string& question) const 
                 if (document.is_object()) {
                     if (const auto id = document.find_id()) cited.id = id_text(*id);
                     const std::optional<Json> data = document.find("data");
+                    if (data) document.check_keys({"id", "data"});
                     read_data(data ? *data : document, passage, cited);
                 } else if (document.is_string()) {
                     read_data(document, passage, cited);
@@ -92,8 +95,10 @@ Sources SourceReader::read(BodyReader& body, const std::string& question) const 
                 }
                 if (!ids.insert(cited.id).second)
                     document.refuse(str("an id of its own, found ", cited.id, " twice"));
-                add(std::move(cited), cache_.share(model_, passage.content(), chunk_len_));
+                texts.push_back(passage.content());
+                sources.documents.push_back(std::move(cited));
             }
+            sources.passages = cache_.share_all(model_, std::move(texts), chunk_len_);
         });
     }
     if (const std::optional<Json> list = body.find("passage_ids")) {

@@ -52,7 +52,7 @@ endif
 comma    := ,
 space    := $(subst ,, )
 VERSION  := $(shell cat VERSION)
-CXXFLAGS += -std=c++20 $(OPT_$(CONFIG)) $(WARN) -pthread
+CXXFLAGS += -std=c++20 $(OPT_$(CONFIG)) $(WARN) -pthread -fPIC
 CPPFLAGS += -Isrc -I. -MMD -MP -DREFRAG_VERSION='"$(VERSION)"'
 LDFLAGS  += -pthread $(SAN_LDFLAGS)
 LDLIBS   += $(if $(filter 1,$(STATIC)),-static-libstdc++ -static-libgcc -l:libutf8proc.a,-lutf8proc)
@@ -114,7 +114,7 @@ CUDA_SAYS := $(NVCC), for sm_$(subst $(space),$(comma) sm_,$(CUDA_ARCHS))$(if $(
 CUDA_OBJ  := $(CUDA_SRC:%.cu=$(BUILD)/obj/%.o)
 CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 NVCCFLAGS += -std=c++20 -O3 --expt-relaxed-constexpr $(if $(filter debug,$(CONFIG)),-lineinfo,-DNDEBUG) $(if $(filter 0,$(WERROR)),,-Werror all-warnings) \
-             -Xcompiler -Wall,-Wextra,-pthread $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
+             -Xcompiler -Wall,-Wextra,-pthread,-fPIC $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
              $(if $(CUDA_PTX),-gencode arch=compute_$(CUDA_PTX)$(comma)code=compute_$(CUDA_PTX))
 CPPFLAGS  += -DREFRAG_WITH_CUDA
 # The runtime library comes along; cuBLAS and the driver are found when a device is opened.
@@ -139,7 +139,7 @@ Q :=
 say = @:
 endif
 
-.PHONY: FORCE all demo model test test-files deps deps-demo deps-fuzz deps-tidy install uninstall format format-check tidy clean help bench gpu-check cuda-says fuzz fuzz-run
+.PHONY: FORCE all shared demo model test test-files deps deps-demo deps-fuzz deps-tidy install uninstall format format-check tidy clean help bench gpu-check cuda-says fuzz fuzz-run
 
 all: cuda-says $(BUILD)/refrag
 
@@ -150,6 +150,21 @@ cuda-says:
 $(BUILD)/librefrag.a: $(LIB_OBJ) $(CUDA_OBJ)
 	$(call say,AR  ,$@)
 	$(Q)rm -f $@ && ar rcs $@ $^
+
+# The shared library: what the C interface needs, and nothing exported but that.
+ABI      := $(shell sed -n 's/^.define REFRAG_ABI_VERSION //p' src/refrag.h)
+SHARED   := $(BUILD)/librefrag.so.$(VERSION)
+SHARED   := $(BUILD)/librefrag.so.$(VERSION)
+SO_OBJ   := $(filter-out $(BUILD)/obj/src/store/% $(BUILD)/obj/src/eval/% $(BUILD)/obj/src/bench/%,$(LIB_OBJ)) $(CUDA_OBJ)
+SO_OBJ   := $(filter-out $(BUILD)/obj/src/store/% $(BUILD)/obj/src/eval/% $(BUILD)/obj/src/bench/%,$(LIB_OBJ)) $(CUDA_OBJ)
+SO_LIBS  := $(filter-out -lsqlite3 -ledit -lpq -lhiredis,$(LDLIBS))
+SO_LIBS  := $(filter-out -lsqlite3 -ledit -lpq -lhiredis,$(LDLIBS))
+$(SHARED): $(SO_OBJ) src/api/exports.map
+	$(call say,LINK,$@)
+	$(Q)$(CXX) -shared $(LDFLAGS) -Wl,-soname,librefrag.so.$(ABI) -Wl,--version-script=src/api/exports.map -Wl,-z,defs \
+	   -o $@ $(SO_OBJ) $(SO_LIBS)
+	$(Q)ln -sf $(@F) $(BUILD)/librefrag.so.$(ABI) && ln -sf librefrag.so.$(ABI) $(BUILD)/librefrag.so
+shared: $(SHARED)
 
 $(BUILD)/refrag: $(CLI_OBJ) $(BUILD)/librefrag.a
 	$(call say,LINK,$@)
@@ -251,7 +266,7 @@ $(TOKENIZERS)/made: weights_tools/convert_tokenizer.py
 
 test-files: $(TEST_FILES)
 test: deps
-	@$(MAKE) --no-print-directory -j$(JOBS) all $(BUILD)/refrag-tests test-files
+	@$(MAKE) --no-print-directory -j$(JOBS) all shared $(BUILD)/refrag-tests test-files
 	@REFRAG_BINARY=$(BUILD)/refrag $(BUILD)/refrag-tests $(TEST_ARGS)
 
 # ---- installation -------------------------------------------------------------------------------------------
@@ -260,18 +275,33 @@ PREFIX  ?= /usr/local
 DESTDIR ?=
 BINDIR  ?= $(PREFIX)/bin
 DATADIR ?= $(PREFIX)/share
-INSTALLED = $(BINDIR)/refrag $(DATADIR)/man/man1/refrag.1 $(DATADIR)/bash-completion/completions/refrag \
+LIBDIR  ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+INSTALLED = $(BINDIR)/refrag $(INCLUDEDIR)/refrag.h $(LIBDIR)/librefrag.a $(LIBDIR)/librefrag.so.$(VERSION) \
+            $(LIBDIR)/librefrag.so.$(ABI) $(LIBDIR)/librefrag.so $(LIBDIR)/pkgconfig/refrag.pc \
+            $(LIBDIR)/cmake/refrag/refragConfig.cmake $(DATADIR)/man/man1/refrag.1 $(DATADIR)/bash-completion/completions/refrag \
             $(DATADIR)/zsh/site-functions/_refrag $(DATADIR)/fish/vendor_completions.d/refrag.fish
 
 $(BUILD)/share/refrag.1: $(BUILD)/refrag
 	@mkdir -p $(@D)
 	$(Q)$< man > $@.part && mv $@.part $@
+$(BUILD)/share/refrag.pc $(BUILD)/share/refragConfig.cmake: $(BUILD)/share/%: src/api/%.in FORCE
+	@mkdir -p $(@D)
+	$(Q)sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|; s|@VERSION@|$(VERSION)|; s|@ABI@|$(ABI)|' \
+	   -e 's|@PRIVATE@|$(LDLIBS) -pthread -lstdc++ -lm|' $< > $@
 $(BUILD)/share/refrag.%: $(BUILD)/refrag
 	@mkdir -p $(@D)
 	$(Q)$< completion $* > $@.part && mv $@.part $@
 
-install: $(BUILD)/refrag $(addprefix $(BUILD)/share/refrag.,1 bash zsh fish)
+install: $(BUILD)/refrag $(SHARED) $(addprefix $(BUILD)/share/refrag.,1 bash zsh fish) $(addprefix $(BUILD)/share/,refrag.pc refragConfig.cmake)
 	$(Q)install -D -m 755 $(BUILD)/refrag $(DESTDIR)$(BINDIR)/refrag
+	$(Q)install -D -m 644 src/refrag.h $(DESTDIR)$(INCLUDEDIR)/refrag.h
+	$(Q)install -D -m 644 $(BUILD)/librefrag.a $(DESTDIR)$(LIBDIR)/librefrag.a
+	$(Q)install -D -m 644 $(SHARED) $(DESTDIR)$(LIBDIR)/librefrag.so.$(VERSION)
+	$(Q)ln -sf librefrag.so.$(VERSION) $(DESTDIR)$(LIBDIR)/librefrag.so.$(ABI)
+	$(Q)ln -sf librefrag.so.$(ABI) $(DESTDIR)$(LIBDIR)/librefrag.so
+	$(Q)install -D -m 644 $(BUILD)/share/refrag.pc $(DESTDIR)$(LIBDIR)/pkgconfig/refrag.pc
+	$(Q)install -D -m 644 $(BUILD)/share/refragConfig.cmake $(DESTDIR)$(LIBDIR)/cmake/refrag/refragConfig.cmake
 	$(Q)install -D -m 644 $(BUILD)/share/refrag.1 $(DESTDIR)$(DATADIR)/man/man1/refrag.1
 	$(Q)install -D -m 644 $(BUILD)/share/refrag.bash $(DESTDIR)$(DATADIR)/bash-completion/completions/refrag
 	$(Q)install -D -m 644 $(BUILD)/share/refrag.zsh $(DESTDIR)$(DATADIR)/zsh/site-functions/_refrag

@@ -71,6 +71,40 @@ CPPFLAGS   += -DREFRAG_WITH_STORE
 LDLIBS     += -lsqlite3
 endif
 
+# ---- beside the store: PostgreSQL (libpq) and a shared cache in Redis or Valkey (hiredis): found, said, never needed
+POSTGRES ?= auto
+LIBPQ_H  := $(firstword $(wildcard $(shell pkg-config --variable=includedir libpq 2>/dev/null)/libpq-fe.h \
+              /usr/include/postgresql/libpq-fe.h /usr/include/libpq-fe.h /usr/local/include/libpq-fe.h))
+ifeq ($(WITH_STORE),)
+POSTGRES_SAYS := left out with the store
+else ifeq ($(POSTGRES),0)
+POSTGRES_SAYS := left out (POSTGRES=0)
+else ifeq ($(LIBPQ_H),)
+POSTGRES_SAYS := no libpq-fe.h found (libpq-dev), building without stores on PostgreSQL
+else
+POSTGRES_SAYS := libpq
+WITH_POSTGRES := yes
+SERVER_FLAGS  += -DREFRAG_WITH_POSTGRES -isystem $(dir $(LIBPQ_H))
+LDLIBS        += -lpq
+# The tables' text, compiled in.
+POSTGRES_SQL  := $(BUILD)/obj/src/store/postgres_schema.o
+endif
+
+VALKEY    ?= auto
+HIREDIS_H := $(firstword $(wildcard $(addsuffix /hiredis/hiredis.h,/usr/include /usr/local/include)))
+ifeq ($(WITH_STORE),)
+VALKEY_SAYS := left out with the store
+else ifeq ($(VALKEY),0)
+VALKEY_SAYS := left out (VALKEY=0)
+else ifeq ($(HIREDIS_H),)
+VALKEY_SAYS := no hiredis/hiredis.h found (libhiredis-dev), building without caches in Redis or Valkey
+else
+VALKEY_SAYS := hiredis
+WITH_VALKEY := yes
+SERVER_FLAGS += -DREFRAG_WITH_VALKEY
+LDLIBS       += -lhiredis
+endif
+
 # ---- line editing in `chat`: libedit, found by itself, never needed (EDIT=0 leaves it out) ------------------
 EDIT ?= auto
 ifneq ($(and $(filter-out 0,$(EDIT)),$(wildcard /usr/include/editline/readline.h)),)
@@ -79,10 +113,12 @@ CPPFLAGS  += -DREFRAG_WITH_LIBEDIT
 LDLIBS    += -ledit
 endif
 
-LIB_SRC  := $(filter-out src/cli/% $(if $(WITH_STORE),,src/store/%),$(wildcard src/*/*.cpp))
+LIB_SRC  := $(filter-out src/cli/% $(if $(WITH_STORE),,src/store/%) $(if $(WITH_POSTGRES),,src/store/postgres%) \
+              $(if $(WITH_VALKEY),,src/store/redis%),$(wildcard src/*/*.cpp))
 CLI_SRC  := $(filter-out $(if $(WITH_STORE),src/cli/without_store.cpp,src/cli/store_%),$(wildcard src/cli/*.cpp))
-TEST_SRC := $(filter-out $(if $(WITH_STORE),,tests/test_store%),$(wildcard tests/*.cpp tests/fuzz/*.cpp))
-LIB_OBJ  := $(LIB_SRC:%.cpp=$(BUILD)/obj/%.o)
+TEST_SRC := $(filter-out $(if $(WITH_STORE),,tests/test_store%) $(if $(WITH_POSTGRES),,tests/test_store_postgres%) \
+              $(if $(WITH_VALKEY),,tests/test_store_redis%),$(wildcard tests/*.cpp tests/fuzz/*.cpp))
+LIB_OBJ  := $(LIB_SRC:%.cpp=$(BUILD)/obj/%.o) $(POSTGRES_SQL)
 CLI_OBJ  := $(CLI_SRC:%.cpp=$(BUILD)/obj/%.o)
 TEST_OBJ := $(TEST_SRC:%.cpp=$(BUILD)/obj/%.o)
 # bench_cuda's tables; the tests run them over the kernels that run on the CPU.
@@ -122,10 +158,15 @@ LDLIBS    += $(firstword $(wildcard $(CUDA_HOME)/lib64/libcudart_static.a \
                $(CUDA_HOME)/targets/x86_64-linux/lib/libcudart_static.a) -lcudart_static) -ldl -lrt
 endif
 
-# Changes when the CUDA backend or the store comes or goes: what is compiled differently then is compiled anew.
+# SERVED_OBJ: what knows of servers.
+# Changes when the CUDA backend, the store or a server's library comes or goes: what is compiled differently then is compiled anew.
 WITH_PARTS := $(BUILD)/obj/with-parts
-PARTS      := cuda $(if $(CUDA_OBJ),yes,no), store $(if $(WITH_STORE),yes,no), edit $(if $(WITH_EDIT),yes,no)
-$(CLI_OBJ) $(TEST_OBJ): $(WITH_PARTS)
+PARTS      := cuda $(if $(CUDA_OBJ),yes,no), store $(if $(WITH_STORE),yes,no), edit $(if $(WITH_EDIT),yes,no),
+SERVED_OBJ := $(filter $(BUILD)/obj/src/store/% $(BUILD)/obj/tests/test_store%,$(LIB_OBJ) $(TEST_OBJ)) \
+              $(BUILD)/obj/src/cli/cache_options.o
+PARTS      += postgres $(if $(WITH_POSTGRES),yes,no), valkey $(if $(WITH_VALKEY),yes,no)
+$(CLI_OBJ) $(TEST_OBJ) $(SERVED_OBJ): $(WITH_PARTS)
+$(SERVED_OBJ): CPPFLAGS += $(SERVER_FLAGS)
 $(WITH_PARTS): FORCE
 	@mkdir -p $(@D)
 	@echo '$(PARTS)' | cmp -s - $@ || echo '$(PARTS)' > $@
@@ -146,6 +187,8 @@ all: cuda-says $(BUILD)/refrag
 cuda-says:
 	@echo "  CUDA  $(CUDA_SAYS)"
 	@echo "  STORE $(STORE_SAYS)"
+	@echo "  POSTGRES $(POSTGRES_SAYS)"
+	@echo "  VALKEY $(VALKEY_SAYS)"
 
 $(BUILD)/librefrag.a: $(LIB_OBJ) $(CUDA_OBJ)
 	$(call say,AR  ,$@)
@@ -206,6 +249,12 @@ $(BUILD)/obj/%.o: %.cpp VERSION
 	$(call say,CXX ,$<)
 	@mkdir -p $(@D)
 	$(Q)$(CXX) $(CPPFLAGS) $(CXXFLAGS) -c -o $@ $<
+
+$(POSTGRES_SQL): src/store/postgres_schema.sql
+	$(call say,SQL ,$<)
+	@mkdir -p $(@D)
+	$(Q){ echo 'namespace refrag { extern const char* const postgres_schema_sql; const char* const postgres_schema_sql = R"sql('; \
+	   cat $<; echo ')sql"; }'; } | $(CXX) $(CXXFLAGS) -x c++ -c -o $@ -
 
 $(BUILD)/obj/%.o: %.cu VERSION
 	$(call say,NVCC,$<)
@@ -376,7 +425,7 @@ TIDY_SRC   := $(LIB_SRC) $(CLI_SRC)
 TIDY_ALONE := $(wildcard src/cpu/simd_*.cpp)
 TIDY_ROOMS := $(sort $(patsubst src/%/,%,$(dir $(TIDY_SRC))))
 TIDY_PATHS := clang-analyzer-*,misc-unused-using-decls,misc-unused-alias-decls
-TIDY_FLAGS  = -std=c++20 $(filter-out -MMD -MP,$(CPPFLAGS))
+TIDY_FLAGS  = -std=c++20 $(filter-out -MMD -MP,$(CPPFLAGS)) $(SERVER_FLAGS)
 TIDY_TREE   = clang-tidy --quiet --checks='-clang-analyzer-*' --header-filter='^(.*/)?src/.*\.(h|inl|cpp)$$'
 tidy: deps-tidy
 	@$(MAKE) --no-print-directory -j$(JOBS) $(TIDY_ROOMS:%=$(BUILD)/tidy/%.tree) $(TIDY_ALONE:%=$(BUILD)/tidy/%.tree) \

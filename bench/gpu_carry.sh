@@ -26,7 +26,7 @@ fi
 
 make --no-print-directory -j"$(nproc)" BUILD=$build CUDA_ARCHS=90a CUDA_PTX= STORE=0 STATIC=1 \
     $build/refrag $build/refrag-tests $build/bench_cuda
-grep -qx yes $build/obj/with-cuda || {
+grep -q 'cuda yes' $build/obj/with-parts || {
     echo "gpu-check carry: this build has no CUDA backend (is nvcc there?)" >&2
     exit 1
 }

@@ -20,8 +20,8 @@ struct CudaOptions {
     double memory_fraction = 0.9;
     // Every row's result then does not depend on the batch it is in, bit for bit. What it costs, as counted:
     // products of 16-bit and I8 weights read the weights again for every 64 rows, on mma.sync instead of
-    // cuBLAS' wgmma, with activations rounded to 16 bits in single rows too; products of F32 weights read them
-    // again for every 8 rows. Attention is the same with it as without.
+    // cuBLAS' wgmma, with activations rounded to 16 bits in single rows too; products of F32 weights read
+    // them again for every 8 rows. Attention is the same with it as without.
     bool deterministic = false;
     // For tests and measurements. Attention through the plain kernel alone, which is the definition:
     bool plain_attention = false;

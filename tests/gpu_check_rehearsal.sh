@@ -192,6 +192,16 @@ expect 1
 has "no carried binaries of these sources"
 has "nothing to build with"
 
+scenario="what nvcc is called with"
+nvcc_line() {
+    env -u MAKEFLAGS -u MFLAGS -u MAKEOVERRIDES make -n V=1 CUDA=auto SAN= CONFIG=release NVCC=/stub/nvcc BUILD="$home/none" "$@" \
+        "$home/none/obj/cuda/rope.o" 2>/dev/null | grep '^/stub/nvcc'
+}
+all="-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_90,code=compute_90 -Isrc"
+nvcc_line | grep -qF -- "-Werror all-warnings -Xcompiler -Wall,-Wextra,-pthread $all" || fail "by default: $(nvcc_line)"
+nvcc_line CUDA_ARCHS=90a CUDA_PTX= WERROR=0 | tr -s ' ' | grep -qF -- "-Xcompiler -Wall,-Wextra,-pthread -gencode arch=compute_90a,code=sm_90a -Isrc" ||
+    fail "for what is carried: $(nvcc_line CUDA_ARCHS=90a CUDA_PTX= WERROR=0)"
+
 scenario="the table of expected seconds"
 bash bench/gpu_quick.sh --table | while IFS= read -r line; do
     grep -qxF -- "$line" cuda/README.md || echo "$line"

@@ -45,9 +45,9 @@ const std::map<std::string, Names, std::less<>>& allowed_rooms() {
 // Third-party headers by how they begin, and the room that wraps them.
 const std::map<std::string, std::string, std::less<>>& third_party() {
     static const std::map<std::string, std::string, std::less<>> headers = {
-        {"nlohmann/", "io"},    {"utf8proc.h", "text"}, {"CLI/", "cli"},
-        {"sqlite3.h", "store"}, {"editline/", "cli"},   {"microhttpd.h", "server"},
-        {"cu", "cuda"},         {"mma.h", "cuda"},      {"nv", "cuda"},
+        {"nlohmann/", "io"},  {"utf8proc.h", "text"},     {"CLI/", "cli"},       {"sqlite3.h", "store"},
+        {"editline/", "cli"}, {"microhttpd.h", "server"}, {"cu", "cuda"},        {"mma.h", "cuda"},
+        {"nv", "cuda"},       {"libpq-fe.h", "store"},    {"hiredis/", "store"},
     };
     return headers;
 }
@@ -218,6 +218,8 @@ TEST_CASE("layering: a planted violation is caught") {
                            {"server", "#include \"cpu/cpu_backend.h\""},
                            {"api", "#include \"server/http.h\""},
                            {"cli", "#include <sqlite3.h>"},
+                           {"cli", "#include <libpq-fe.h>"},
+                           {"refrag", "#include <hiredis/hiredis.h>"},
                            {"cli", "#include HEADER"},
                            {"attic", "#include <vector>"}};
     for (const Planted& p : bad) CHECK_MESSAGE(!violation(p.room, p.line).empty(), p.room << ": " << p.line);

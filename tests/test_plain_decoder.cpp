@@ -105,10 +105,11 @@ TEST_CASE("plain decoder: loads without refrag.json, one file or shards, and has
 TEST_CASE("plain decoder: a refrag.json without encoder gives it a template and defaults") {
     const TempDir dir;
     std::filesystem::copy(repo_path(kPlain), dir.file("decoder"), std::filesystem::copy_options::recursive);
-    dir.write("refrag.json",
-              R"({"format": 1, "chunk_len": 8, "chunk_unit": "decoder_tokens", "expand_fraction": 0.5, )"
-              R"("template": {"before": "Texts. ", "question_prefix": "Asked: ", "question_suffix": " Said:"}, )"
-              R"("segment_order": ["question", "passages"]})");
+    dir.write(
+        "refrag.json",
+        R"({"format": 1, "chunk_len": 8, "chunk_unit": "decoder_tokens", "expand_fraction": 0.5, )"
+        R"("template": {"before": "Texts. ", "question_prefix": "Asked: ", "question_suffix": " Said:"}, )"
+        R"("segment_order": ["question", "passages"]})");
     const Model model(cpu().device(), dir.path());
     CHECK(!model.has_encoder());
     CHECK(model.default_policy() == SelectPolicy::bm25);
@@ -171,9 +172,24 @@ TEST_CASE("unexpanded drop: the rows are those of the chosen chunks, put togethe
             std::vector<int32_t> rows;
             size_t i = 0;
             size_t n_chosen = 0;
-            for (const Segment& segment : made.segments) {
+            size_t n_pieces_left_out = 0;
+            for (size_t s = 0; s < made.segments.size(); ++s) {
+                const Segment& segment = made.segments[s];
                 const auto* passage = std::get_if<PassageSegment>(&segment);
                 if (passage == nullptr) {
+                    const auto* tokens = std::get_if<TokenSegment>(&segment);
+                    const int32_t around = tokens != nullptr ? tokens->around : 0;
+                    const auto of_passage = [&](const ChunkReport& chunk) {
+                        return chunk.segment == static_cast<size_t>(static_cast<int64_t>(s) + around);
+                    };
+                    const auto read = [&](const ChunkReport& chunk) {
+                        return of_passage(chunk) && chunk.expanded;
+                    };
+                    const std::vector<ChunkReport>& chunks = made.answer.chunks;
+                    if (around != 0 && std::none_of(chunks.begin(), chunks.end(), read)) {
+                        ++n_pieces_left_out;
+                        continue;
+                    }
                     const std::vector<int32_t> ids = token_ids(*model, std::span(&segment, 1));
                     rows.insert(rows.end(), ids.begin(), ids.end());
                     continue;
@@ -187,6 +203,8 @@ TEST_CASE("unexpanded drop: the rows are those of the chosen chunks, put togethe
                 }
             }
             CHECK(made.source == rows);
+            // `recent` leaves out the first passage whole, and the pieces of the template around it.
+            if (policy == SelectPolicy::recent) CHECK(n_pieces_left_out > 0);
             CHECK(n_chosen == static_cast<size_t>(n_expand(0.4, std::ssize(made.answer.chunks))));
             CHECK(made.answer.plain_tokens == token_ids(*model, made.segments).size());
             // Nothing was encoded for it.
@@ -214,7 +232,10 @@ TEST_CASE(
     options.policy = SelectPolicy::none;
     const Made none = make(model, options, "Where is the mill?");
     std::vector<Segment> without = none.segments;
-    std::erase_if(without, [](const Segment& s) { return std::holds_alternative<PassageSegment>(s); });
+    std::erase_if(without, [](const Segment& s) {
+        const auto* tokens = std::get_if<TokenSegment>(&s);
+        return std::holds_alternative<PassageSegment>(s) || (tokens != nullptr && tokens->around != 0);
+    });
     CHECK(none.source == token_ids(model, without));
 }
 

@@ -8,6 +8,7 @@
 #include "cli/numbers.h"
 #ifdef REFRAG_WITH_STORE
 #include "store/record_cache.h"
+#include "store/redis_cache.h"
 #endif
 
 namespace refrag {
@@ -15,18 +16,18 @@ namespace refrag {
 void add_cache_options(CLI::App& app, CacheOptions& options) {
     const char* group = "Passages that stay encoded";
     app.add_option("--cache", options.place,
-                   "Keep chunk embeddings in this directory: a passage that any run with this model has "
-                   "encoded is encoded no more")
+                   "Keep chunk embeddings in this directory, or in a Redis or Valkey server (redis://HOST, "
+                   "unix:///SOCKET): a passage that any run with this model has encoded is encoded no more")
         ->group(group)
         ->envname("REFRAG_CACHE")
-        ->type_name("DIR");
+        ->type_name("DIR|URL");
     app.add_option("--cache-type", options.form,
                    "How they are kept, and rounded: bf16, or int8 with a scale for each (half the size)")
         ->group(group)
         ->capture_default_str()
         ->type_name("bf16|int8|f32");
     app.add_option("--cache-size", options.size_mib,
-                   "MiB that the cache may take; the longest unused passages are let go of")
+                   "MiB that a cache in a directory may take; the longest unused passages are let go of")
         ->group(group)
         ->capture_default_str()
         ->transform(whole_number(1, int64_t{1} << 30))
@@ -45,9 +46,19 @@ std::shared_ptr<PassageKeeper> open_cache(const CacheOptions& options) {
     if (options.place.empty()) return nullptr;
     require_store("--cache");
 #ifdef REFRAG_WITH_STORE
-    return std::make_shared<RecordCache>(
-        options.place, form, static_cast<uint64_t>(options.size_mib) << 20,
-        [](const std::string& line) { std::fprintf(stderr, "refrag: warning: %s\n", line.c_str()); });
+    const auto warn = [](const std::string& line) {
+        std::fprintf(stderr, "refrag: warning: %s\n", line.c_str());
+    };
+    if (is_redis_place(options.place)) {
+#ifdef REFRAG_WITH_VALKEY
+        return std::make_shared<RedisCache>(options.place, form, warn);
+#else
+        fail(Status::usage,
+             "--cache: this refrag was built without hiredis: install libhiredis-dev and build again");
+#endif
+    }
+    return std::make_shared<RecordCache>(options.place, form, static_cast<uint64_t>(options.size_mib) << 20,
+                                         warn);
 #else
     static_cast<void>(form);
     return nullptr;

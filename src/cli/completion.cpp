@@ -41,7 +41,7 @@ void bash_cases(const Command& command, std::string& descend, std::string& value
         for (const std::string& name : option.names) patterns.push_back(quoted(command.path + " " + name));
         values += "        " + join(patterns, "|") + ") ";
         if (option.takes_path())
-            values += option.value == "DIR" ? "kind=directory" : "kind=file";
+            values += option.value.starts_with("DIR") ? "kind=directory" : "kind=file";
         else
             values += "kind=words words=" + quoted(join(choices, " "));
         values += " ;;\n";
@@ -111,7 +111,7 @@ std::string zsh_text(const std::string& text) {
 }
 
 std::string zsh_action(const CommandOption& option) {
-    if (option.value == "DIR") return "_files -/";
+    if (option.value.starts_with("DIR")) return "_files -/";
     if (option.takes_path()) return "_files";
     const std::vector<std::string> choices = option.choices();
     return choices.empty() ? " " : "(" + join(choices, " ") + ")";

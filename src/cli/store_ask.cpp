@@ -234,7 +234,7 @@ void add_retrieve_options(CLI::App& app, RetrieveFlags& flags) {
 void add_ask(CLI::App& app) {
     const auto command = std::make_shared<AskCommand>();
     CLI::App& sub = *app.add_subcommand("ask", "Answers questions from a passage store");
-    sub.add_option("STORE", command->store, "The store that `refrag index` made")
+    sub.add_option("STORE", command->store, "The store that `refrag index` made: a file, or postgresql://...")
         ->required()
         ->type_name("STORE");
     add_model_option(sub, command->run.model_dir);

@@ -57,7 +57,7 @@ class TemporaryDirectory {
 };
 
 bool is_store(const std::string& path) {
-    if (path.starts_with("postgresql://") || path.starts_with("postgres://")) return true;
+    if (is_postgres_place(path)) return true;
     if (path == "-" || !is_file(path)) return false;
     const File file(path);
     std::string head(std::min<uint64_t>(file.size(), 16), '\0');

@@ -322,7 +322,7 @@ void run_index(IndexCommand& command) {
     if (!command.remove.empty()) {
         const std::unique_ptr<PassageStore> store = open_store(command.store, StoreMode::write);
         for (const std::string& id : command.remove)
-            REFRAG_CHECK(store->remove(id), Status::bad_input, printable(command.store),
+            REFRAG_CHECK(store->remove(id), Status::bad_input, printable(store->name()),
                          ": no document of the id ", printable(id, 60));
     }
     if (!command.files.empty() || command.reencode) write_store(command);
@@ -354,7 +354,7 @@ void add_index(CLI::App& app) {
     const auto command = std::make_shared<IndexCommand>();
     CLI::App& sub = *app.add_subcommand(
         "index", "Puts documents into a passage store, encoded once; lists, checks, removes what is in it");
-    sub.add_option("STORE", command->store, "The store: a file (made where it is missing)")
+    sub.add_option("STORE", command->store, "The store: a file, or postgresql://... (made where it is missing)")
         ->required()
         ->type_name("STORE");
     sub.add_option(

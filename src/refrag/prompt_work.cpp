@@ -180,12 +180,44 @@ void PromptWork::add_part(const VectorSegment& segment) {
     parts_.push_back(values_part(segment.values, model_.decoder().config().dim, "input vectors"));
 }
 
-DecoderInput PromptWork::assemble(const std::vector<bool>& open_expanded) const {
+std::vector<bool> PromptWork::parts_kept(const std::vector<bool>& open_expanded) const {
+    std::vector<bool> kept(parts_.size(), true);
+    if (choice_.unexpanded == Unexpanded::compress) return kept;
+    std::vector<bool> expanded(chunks_.size());
+    for (size_t c = 0; c < chunks_.size(); ++c) expanded[c] = answer_.chunks[c].expanded;
+    for (size_t i = 0; i < open_.size(); ++i) expanded[open_[i]] = open_expanded[i];
+    for (size_t begin = 0; begin < chunks_.size();) {
+        size_t end = begin;
+        bool any = false;
+        for (; end < chunks_.size() && chunks_[end].part == chunks_[begin].part; ++end)
+            any = any || expanded[end];
+        kept[chunks_[begin].part] = any;
+        begin = end;
+    }
+    for (size_t p = 0; p < parts_.size(); ++p) {
+        const auto* tokens = std::get_if<TokenSegment>(parts_[p].segment);
+        if (tokens == nullptr || tokens->around == 0) continue;
+        const int64_t of = static_cast<int64_t>(p) + tokens->around;
+        REFRAG_CHECK(of >= 0 && of < std::ssize(parts_), Status::usage,
+                     "a token segment around a passage: expected one of ", parts_.size(),
+                     " segments, found number ", of);
+        kept[p] = kept[static_cast<size_t>(of)];
+    }
+    return kept;
+}
+
+DecoderInput PromptWork::assemble(const std::vector<bool>& open_expanded,
+                                  const std::vector<bool>& kept) const {
     DecoderInput input;
     size_t chunk = 0;
     size_t open = 0;
-    for (const Part& part : parts_) {
-        input.add_tokens(part.ids);
+    for (size_t p = 0; p < parts_.size(); ++p) {
+        const Part& part = parts_[p];
+        if (kept[p]) {
+            input.add_tokens(part.ids);
+        } else {
+            input.plain_tokens += part.ids.size();
+        }
         if (part.cut) {
             for (const Chunk& c : part.cut->chunks()) {
                 const bool is_open = open < open_.size() && open_[open] == chunk;
@@ -301,7 +333,8 @@ void PromptWork::choose() {
                                  options_.sampler.seed);
     }
     const StageTimer timer(answer_.times.prefill);
-    prompt_.input = assemble(expanded);
+    const std::vector<bool> kept = parts_kept(expanded);
+    prompt_.input = assemble(expanded, kept);
     check_fits(prompt_.input, "");
     for (size_t i = 0; i < open_.size(); ++i) answer_.chunks[open_[i]].expanded = expanded[i];
     for (size_t i = 0; i < chunks_.size(); ++i) {
@@ -311,7 +344,7 @@ void PromptWork::choose() {
     }
     answer_.positions = prompt_.input.source.size();
     answer_.plain_tokens = prompt_.input.plain_tokens;
-    name_rows();
+    name_rows(kept);
     std::vector<int32_t>& source = prompt_.input.source;
     if (options_.prompt_logprobs) {
         for (size_t i = 1; i < source.size(); ++i) {
@@ -322,12 +355,12 @@ void PromptWork::choose() {
     phase_ = Phase::encode_rest;
 }
 
-void PromptWork::name_rows() {
+void PromptWork::name_rows(const std::vector<bool>& kept) {
     size_t chunk = 0;
     int64_t position = 0;
     for (size_t p = 0; p < parts_.size(); ++p) {
         const Part& part = parts_[p];
-        for (const int32_t id : part.ids) {
+        for (const int32_t id : kept[p] ? part.ids : std::vector<int32_t>()) {
             if (part.score && !options_.prompt_logprobs) {
                 REFRAG_CHECK(position > 0, Status::usage,
                              "a scored token segment: expected a row before it, found none");
@@ -427,7 +460,10 @@ int64_t most_positions(const Model& model, std::vector<Segment> segments, const 
     Answer answer;
     PromptWork work(model, std::move(segments), options, 0, answer);
     work.tokenize();
-    const auto positions = std::ssize(work.assemble(std::vector<bool>(work.open_.size(), false)).source);
+    // With every piece of the template: any passage may be among those that keep rows.
+    const auto positions = std::ssize(work.assemble(std::vector<bool>(work.open_.size(), false),
+                                                    std::vector<bool>(work.parts_.size(), true))
+                                          .source);
     std::vector<int64_t> more;  // positions that expanding an open chunk adds
     for (const size_t chunk : work.open_)
         more.push_back(static_cast<int64_t>(answer.chunks[chunk].n_tokens) -

@@ -92,8 +92,14 @@ class PromptWork {
     void add_part(const ChunkEmbSegment& segment);
     void add_part(const VectorSegment& segment);
     Part values_part(const std::vector<float>& values, int64_t dim, const char* what) const;
-    // The rows when the open chunks are expanded as this says.
-    DecoderInput assemble(const std::vector<bool>& open_expanded) const;
+    // The parts that have rows when the open chunks are expanded as this says: all but passages whose chunks
+    // are all left out, and the template's pieces around them.
+    std::vector<bool> parts_kept(const std::vector<bool>& open_expanded) const;
+    // The rows then. kept: parts_kept(), or all.
+    DecoderInput assemble(const std::vector<bool>& open_expanded, const std::vector<bool>& kept) const;
+    DecoderInput assemble(const std::vector<bool>& open_expanded) const {
+        return assemble(open_expanded, parts_kept(open_expanded));
+    }
     std::vector<bool> fewest() const { return std::vector<bool>(open_.size(), everything_); }
     void check_fits(const DecoderInput& input, const char* at_least) const;
     void read_words();
@@ -104,7 +110,7 @@ class PromptWork {
     void sense(Backend& backend, Arena& arena, int64_t& used_rows);
     void choose();
     // What the prompt's rows are, once it is known which chunks are expanded.
-    void name_rows();
+    void name_rows(const std::vector<bool>& kept);
     bool project(Backend& backend, Arena& arena, int64_t budget_rows, int64_t& used_rows);
     // Chunk embeddings [rows.size(), d_enc] into `out`.
     void gather(Backend& backend, Arena& arena, std::span<const RowRef> rows, Tensor out) const;

@@ -13,8 +13,9 @@ TokenSegment template_piece(const Model& model, const std::string& piece) {
     return {model.tokenizer().encode_ids(piece, /*parse_special=*/true)};
 }
 
-void add_tokens(std::vector<Segment>& segments, const TokenSegment& tokens) {
-    if (!tokens.ids.empty()) segments.emplace_back(tokens);
+// around: see TokenSegment.
+void add_tokens(std::vector<Segment>& segments, const TokenSegment& tokens, int32_t around = 0) {
+    if (!tokens.ids.empty()) segments.emplace_back(TokenSegment{tokens.ids, false, around});
 }
 
 // A turn's question or answer; its part of the turn's choice is the next of `choice` after `used`.
@@ -131,9 +132,9 @@ std::vector<Segment> make_segments(const Model& model, std::span<const Turn> his
     const TokenSegment prefix = template_piece(model, pieces.passage_prefix);
     const TokenSegment suffix = template_piece(model, pieces.passage_suffix);
     for (const auto& passage : passages) {
-        add_tokens(segments, prefix);
+        add_tokens(segments, prefix, 1);
         segments.emplace_back(PassageSegment{passage, {}});
-        add_tokens(segments, suffix);
+        add_tokens(segments, suffix, -1);
     }
     if (model.config().order == SegmentOrder::passages_first) add_conversation();
     return segments;

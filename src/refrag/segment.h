@@ -22,6 +22,9 @@ struct TokenSegment {
     std::vector<int32_t> ids;
     // The log-probability of each, given all rows before it, is reported (Answer::scores).
     bool score = false;
+    // A template's piece around a passage: how many segments further that passage is (-1: the one before).
+    // Where all of its chunks are left out (Unexpanded::drop), so is the piece. 0: of no passage.
+    int32_t around = 0;
 };
 
 // A text, read as tokens. parse_special: spellings of special tokens are those tokens, as in a template;

@@ -61,7 +61,7 @@ class Indexer {
     Indexer& operator=(const Indexer&) = delete;
 
     // Status::bad_input for a document whose id came before in this run with another content.
-    void add(SourceDocument document);
+    void add(SourceDocument source);
     // Writes what waits; returns when it is committed.
     void finish();
 

@@ -1,17 +1,29 @@
 // See passage_store.h.
 #include "store/passage_store.h"
 
+#include <cstring>
+
 #include "base/check.h"
 #include "base/dtype.h"
-#include "io/file.h"
+#ifdef REFRAG_WITH_POSTGRES
+#include "store/postgres_store.h"
+#endif
 #include "store/sqlite_store.h"
 
 namespace refrag {
 
+bool is_postgres_place(std::string_view place) {
+    return place.starts_with("postgresql://") || place.starts_with("postgres://");
+}
+
 std::unique_ptr<PassageStore> open_store(const std::string& place, StoreMode mode) {
-    for (const char* scheme : {"postgresql://", "postgres://"}) {
-        REFRAG_CHECK(!place.starts_with(scheme), Status::usage, printable(place),
-                     ": this refrag was built without PostgreSQL");
+    if (is_postgres_place(place)) {
+#ifdef REFRAG_WITH_POSTGRES
+        return std::make_unique<PostgresStore>(place, mode);
+#else
+        fail(Status::usage,
+             "postgresql://: this refrag was built without PostgreSQL: install libpq-dev and build again");
+#endif
     }
     return std::make_unique<SqliteStore>(place, mode);
 }
@@ -38,10 +50,22 @@ Sha256Digest document_digest(const Document& document) {
         .digest();
 }
 
+Sha256Digest stored_digest(std::string_view bytes) {
+    Sha256Digest digest;
+    if (bytes.size() == digest.bytes.size()) std::memcpy(digest.bytes.data(), bytes.data(), bytes.size());
+    return digest;
+}
+
 std::string vector_bytes(std::span<const float> vector) {
     std::string bytes;
     pack_embeddings(EmbeddingForm::bf16, vector, std::ssize(vector), bytes);
-    return bytes + std::string(sha256(bytes).view().substr(0, 8));
+    return bytes + std::string(sha256(bytes).view().substr(0, vector_check_bytes));
+}
+
+bool vector_fits(std::string_view bytes) {
+    if (bytes.size() <= vector_check_bytes) return false;
+    const size_t size = bytes.size() - vector_check_bytes;
+    return sha256(bytes.substr(0, size)).view().substr(0, vector_check_bytes) == bytes.substr(size);
 }
 
 }  // namespace refrag

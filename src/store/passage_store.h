@@ -134,12 +134,19 @@ enum class StoreMode { read, write, create };
 // STORE as the command line names it: a file, or postgresql://... Status::usage where this build has no such
 // store.
 std::unique_ptr<PassageStore> open_store(const std::string& place, StoreMode mode);
+// Whether it is a server's, and so no file.
+bool is_postgres_place(std::string_view place);
 
 // What a passage's digest is of: whatever is stored of it.
 Sha256Digest passage_digest(std::string_view document, int64_t place, int64_t begin, int64_t end,
                             std::string_view title, std::string_view text, std::string_view record);
 Sha256Digest document_digest(const Document& document);
-// A vector as bytes, [d] bf16, and its digest behind.
+// A digest as it was stored; all zeros of what is none.
+Sha256Digest stored_digest(std::string_view bytes);
+// A vector as bytes, [d] bf16, and the first bytes of its digest behind.
+inline constexpr size_t vector_check_bytes = 8;
 std::string vector_bytes(std::span<const float> vector);
+// Whether these are as vector_bytes() made them.
+bool vector_fits(std::string_view bytes);
 
 }  // namespace refrag

@@ -10,13 +10,12 @@
 namespace refrag {
 namespace {
 
-constexpr const char* kSchema =
+constexpr const char* kCacheSchema =
     "CREATE TABLE records (n INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, used INTEGER NOT NULL, "
     "record BLOB NOT NULL);"
     "CREATE INDEX records_used ON records (used)";
-constexpr DatabaseKind kKind = {"a chunk-embedding cache", 0x52464743 /* RFGC */, 1, kSchema};
+constexpr DatabaseKind kCacheKind = {"a chunk-embedding cache", 0x52464743 /* RFGC */, 1, kCacheSchema};
 
-constexpr uint64_t kMostUnwrittenBytes = uint64_t{64} << 20;
 // How exact "last used" is: a hit writes no more often than this.
 constexpr int kUsedSeconds = 3600;
 
@@ -30,10 +29,9 @@ void remove_database(const std::string& path) {
 }  // namespace
 
 RecordCache::RecordCache(const std::string& dir, EmbeddingForm form, uint64_t max_bytes, CacheWarning warn)
-    : path_(path_join(dir, "chunk-embeddings.db")),
-      form_(form),
-      max_bytes_(max_bytes),
-      warn_(std::move(warn)) {
+    : WriteBehind(form, std::move(warn)),
+      path_(path_join(dir, "chunk-embeddings.db")),
+      max_bytes_(max_bytes) {
     std::error_code error;
     std::filesystem::create_directories(dir, error);
     REFRAG_CHECK(is_directory(dir), Status::runtime, "cache ", printable(dir), ": cannot be made (",
@@ -42,116 +40,44 @@ RecordCache::RecordCache(const std::string& dir, EmbeddingForm form, uint64_t ma
         open();
     } catch (const Error& first) {
         // Damaged: it holds nothing that cannot be computed again. Not ours: hands off.
-        const std::string said = first.message();
+        const std::string& said = first.message();
         if (first.status() != Status::bad_input || said.find(": damaged") == std::string::npos) throw;
-        if (warn_) warn_(said + ": begun anew");
+        this->warn(said + ": begun anew");
         reader_.reset();
         writer_.reset();
         remove_database(path_);
         open();
     }
-    thread_ = std::thread([this] { write_behind(); });
+    start();
 }
 
 void RecordCache::open() {
-    writer_ = std::make_unique<Database>(path_, kKind, DatabaseMode::create);
-    reader_ = std::make_unique<Database>(path_, kKind, DatabaseMode::read);
+    writer_ = std::make_unique<Database>(path_, kCacheKind, DatabaseMode::create);
+    reader_ = std::make_unique<Database>(path_, kCacheKind, DatabaseMode::read);
     reader_->prepare("SELECT record FROM records ORDER BY used LIMIT 1").step();
 }
 
 RecordCache::~RecordCache() {
-    {
-        const std::lock_guard lock(mutex_);
-        stop_ = true;
-    }
-    changed_.notify_all();
-    thread_.join();
+    stop();
     // The last connection to close puts the log into the file, which a reading one cannot.
     reader_.reset();
     writer_.reset();
-    if (broken_) remove_database(path_);
+    if (is_broken()) remove_database(path_);
 }
 
-std::optional<std::string> RecordCache::find(const Sha256Digest& key) noexcept {
-    try {
-        {
-            const std::lock_guard lock(mutex_);
-            if (broken_) return std::nullopt;
-            const auto found = unwritten_.find(key);
-            if (found != unwritten_.end()) return found->second;
-        }
-        std::string record;
-        bool stale = false;
-        {
-            const std::lock_guard lock(read_mutex_);
-            Statement select =
-                reader_->prepare("SELECT record, unixepoch() - used FROM records WHERE key = ?");
-            select.bind_blob(1, key.view());
-            if (!select.step()) return std::nullopt;
-            record = select.text(0);
-            stale = select.integer(1) >= kUsedSeconds;
-        }
-        if (stale) keep(key, record);
-        return record;
-    } catch (const Error& error) {
-        complain(error);
-    } catch (const std::bad_alloc&) {
-        // A miss.
+std::optional<std::string> RecordCache::look_up(const Sha256Digest& key) {
+    std::string record;
+    bool stale = false;
+    {
+        const std::lock_guard lock(read_mutex_);
+        Statement select = reader_->prepare("SELECT record, unixepoch() - used FROM records WHERE key = ?");
+        select.bind_blob(1, key.view());
+        if (!select.step()) return std::nullopt;
+        record = select.text(0);
+        stale = select.integer(1) >= kUsedSeconds;
     }
-    return std::nullopt;
-}
-
-void RecordCache::forget(const Sha256Digest& key) noexcept {
-    keep(key, {});
-}
-
-void RecordCache::keep(const Sha256Digest& key, std::string record) noexcept {
-    try {
-        const std::lock_guard lock(mutex_);
-        if (broken_ || unwritten_bytes_ + record.size() > kMostUnwrittenBytes) return;
-        waiting_.push_back({key, record});
-        if (record.empty()) {
-            unwritten_.erase(key);
-        } else {
-            unwritten_bytes_ += record.size();
-            unwritten_[key] = std::move(record);
-        }
-    } catch (const std::bad_alloc&) {
-        return;  // not kept
-    }
-    changed_.notify_all();
-}
-
-void RecordCache::flush() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return (waiting_.empty() && !writing_) || broken_; });
-}
-
-void RecordCache::write_behind() {
-    std::unique_lock lock(mutex_);
-    while (true) {
-        changed_.wait(lock, [this] { return stop_ || !waiting_.empty(); });
-        if (waiting_.empty()) return;
-        std::vector<Entry> entries;
-        entries.swap(waiting_);
-        writing_ = true;
-        lock.unlock();
-        try {
-            write(entries);
-        } catch (const Error& error) {
-            complain(error);
-        } catch (const std::bad_alloc&) {
-            // Not kept.
-        }
-        lock.lock();
-        writing_ = false;
-        if (waiting_.empty()) {
-            unwritten_.clear();
-            unwritten_bytes_ = 0;
-        }
-        changed_.notify_all();
-        if (broken_) return;
-    }
+    if (stale) keep(key, record);
+    return record;
 }
 
 void RecordCache::write(const std::vector<Entry>& entries) {
@@ -161,9 +87,9 @@ void RecordCache::write(const std::vector<Entry>& entries) {
         "ON CONFLICT (key) DO UPDATE SET used = excluded.used, record = excluded.record");
     Statement remove = writer_->prepare("DELETE FROM records WHERE key = ?");
     for (const Entry& entry : entries) {
-        Statement& statement = entry.record.empty() ? remove : insert;
+        Statement& statement = entry.record ? insert : remove;
         statement.bind_blob(1, entry.key.view());
-        if (!entry.record.empty()) statement.bind_blob(2, entry.record);
+        if (entry.record) statement.bind_blob(2, *entry.record);
         statement.run();
     }
     evict();
@@ -187,26 +113,6 @@ void RecordCache::evict() {
     do {
         remove.run();
     } while (writer_->changes() > 0 && used_bytes() > max_bytes_ / 10 * 9);
-}
-
-void RecordCache::complain(const Error& error) noexcept {
-    const bool damaged = error.status() == Status::bad_input;
-    bool first = false;
-    {
-        const std::lock_guard lock(mutex_);
-        first = !std::exchange(warned_, true);
-        if (damaged) {
-            broken_ = true;
-            waiting_.clear();
-            unwritten_.clear();
-        }
-    }
-    changed_.notify_all();
-    try {
-        if (first && warn_) warn_(error.message() + ": going on without it");
-    } catch (...) {
-        // Nobody is told.
-    }
 }
 
 }  // namespace refrag

@@ -137,6 +137,7 @@ std::vector<Found> fuse(const std::vector<std::vector<Found>>& lists, int64_t li
         for (size_t rank = 0; rank < list.size(); ++rank)
             scores[list[rank].n] += 1.0 / (kConstant + static_cast<double>(rank + 1));
     std::vector<Found> fused;
+    fused.reserve(scores.size());
     for (const auto& [n, score] : scores) fused.push_back({n, score});
     keep_best(fused, limit);
     return fused;

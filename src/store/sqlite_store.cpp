@@ -13,7 +13,7 @@ namespace refrag {
 namespace {
 
 // Vectors lie apart: a scan of them all reads nothing else. The full-text index holds no text of its own.
-constexpr const char* kSchema = R"(
+constexpr const char* kStoreSchema = R"(
 CREATE TABLE settings (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE documents (
     n INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, source TEXT NOT NULL, title TEXT NOT NULL,
@@ -26,15 +26,7 @@ CREATE TABLE vectors (n INTEGER PRIMARY KEY, vector BLOB NOT NULL);
 CREATE VIRTUAL TABLE words USING fts5 (title, text, content = 'passages', content_rowid = 'n',
     tokenize = 'porter unicode61');
 )";
-constexpr DatabaseKind kKind = {"a passage store", 0x52464753 /* RFGS */, 1, kSchema};
-
-constexpr size_t kVectorCheckBytes = 8;
-
-Sha256Digest digest_in(std::string_view bytes) {
-    Sha256Digest digest;
-    if (bytes.size() == digest.bytes.size()) std::memcpy(digest.bytes.data(), bytes.data(), bytes.size());
-    return digest;
-}
+constexpr DatabaseKind kStoreKind = {"a passage store", 0x52464753 /* RFGS */, 1, kStoreSchema};
 
 // " AND json_extract(documents.metadata, ?) >= ?" for each condition.
 std::string filter_sql(const Filter& filter) {
@@ -97,7 +89,7 @@ std::string match_any(std::span<const std::string> words) {
     return query;
 }
 
-constexpr const char* kDocumentColumns =
+constexpr const char* kDocumentRow =
     "SELECT id, source, title, metadata, hash, n_passages, digest, n FROM documents";
 
 // digest_fits: whether the row is as it was written.
@@ -107,7 +99,7 @@ Document read_document(const Statement& row, bool& digest_fits) {
     document.source = row.text(1);
     document.title = row.text(2);
     document.metadata = row.text(3);
-    document.hash = digest_in(row.bytes(4));
+    document.hash = stored_digest(row.bytes(4));
     document.n_passages = row.integer(5);
     digest_fits = document_digest(document).view() == row.bytes(6);
     return document;
@@ -158,8 +150,8 @@ class SqliteStore::Change {
 SqliteStore::SqliteStore(const std::string& path, StoreMode mode) : path_(path) {
     if (mode != StoreMode::read)
         write_ = std::make_unique<Database>(
-            path, kKind, mode == StoreMode::create ? DatabaseMode::create : DatabaseMode::write);
-    read_ = std::make_unique<Database>(path, kKind, DatabaseMode::read);
+            path, kStoreKind, mode == StoreMode::create ? DatabaseMode::create : DatabaseMode::write);
+    read_ = std::make_unique<Database>(path, kStoreKind, DatabaseMode::read);
 }
 
 SqliteStore::~SqliteStore() {
@@ -184,7 +176,7 @@ std::optional<StoreStamp> SqliteStore::stamp() {
         const std::string_view name = select.bytes(0);
         any = true;
         if (name == "model") stamp.model = select.text(1);
-        if (name == "maker") stamp.maker = digest_in(select.bytes(1));
+        if (name == "maker") stamp.maker = stored_digest(select.bytes(1));
         if (name == "chunk_len") stamp.chunk_len = static_cast<int32_t>(select.integer(1));
         if (name == "form") stamp.form = parse_embedding_form(path_, select.bytes(1));
         if (name == "d_enc") stamp.d_enc = static_cast<int32_t>(select.integer(1));
@@ -323,7 +315,7 @@ void SqliteStore::replace_record(int64_t n, std::string_view record, std::span<c
 
 std::optional<Document> SqliteStore::find(std::string_view id) {
     const std::lock_guard lock(read_mutex_);
-    Statement select = read_->prepare(str(kDocumentColumns, " WHERE id = ?"));
+    Statement select = read_->prepare(str(kDocumentRow, " WHERE id = ?"));
     select.bind(1, id);
     if (!select.step()) return std::nullopt;
     bool fits = false;
@@ -334,7 +326,7 @@ std::optional<Document> SqliteStore::find(std::string_view id) {
 
 void SqliteStore::for_each_document(const std::function<void(const Document&)>& use) {
     const std::lock_guard lock(read_mutex_);
-    Statement select = read_->prepare(str(kDocumentColumns, " ORDER BY n"));
+    Statement select = read_->prepare(str(kDocumentRow, " ORDER BY n"));
     while (select.step()) {
         bool fits = false;
         use(read_document(select, fits));
@@ -382,8 +374,8 @@ void SqliteStore::for_each_vector(const Filter& filter,
     std::vector<uint16_t> vector;
     while (select.step()) {
         const std::string_view bytes = select.bytes(1);
-        if (bytes.size() < kVectorCheckBytes) continue;
-        vector.resize((bytes.size() - kVectorCheckBytes) / sizeof(uint16_t));
+        if (bytes.size() < vector_check_bytes) continue;
+        vector.resize((bytes.size() - vector_check_bytes) / sizeof(uint16_t));
         std::memcpy(vector.data(), bytes.data(), vector.size() * sizeof(uint16_t));
         use(select.integer(0), vector);
     }
@@ -452,7 +444,7 @@ void SqliteStore::verify_structure(const std::function<void(const std::string&)>
         Statement check = read_->prepare("PRAGMA integrity_check(20)");
         while (check.step())
             if (check.bytes(0) != "ok") problem(check.text(0));
-        Statement documents = read_->prepare(kDocumentColumns);
+        Statement documents = read_->prepare(kDocumentRow);
         while (documents.step()) {
             bool fits = false;
             const Document document = read_document(documents, fits);
@@ -472,12 +464,8 @@ void SqliteStore::verify_structure(const std::function<void(const std::string&)>
 void SqliteStore::check_vectors(const std::function<void(const std::string&)>& problem) {
     Statement select = read_->prepare("SELECT n, vector FROM vectors");
     while (select.step()) {
-        const std::string_view bytes = select.bytes(1);
-        const bool fits =
-            bytes.size() > kVectorCheckBytes &&
-            sha256(bytes.substr(0, bytes.size() - kVectorCheckBytes)).view().substr(0, kVectorCheckBytes) ==
-                bytes.substr(bytes.size() - kVectorCheckBytes);
-        if (!fits) problem(str("vector of passage ", select.integer(0), ": not what was written"));
+        if (!vector_fits(select.bytes(1)))
+            problem(str("vector of passage ", select.integer(0), ": not what was written"));
     }
 }
 

@@ -14,7 +14,7 @@
 #                             OUT. PART=carry packs what quick takes along to a machine without compiler or headers
 #
 # CONFIG=debug keeps REFRAG_DCHECK and -O1; CONFIG=release (default) is -O2 -DNDEBUG. WERROR=0: warnings are no errors.
-# STATIC=1: only the C library is not linked in.
+# STATIC=1: only the C library is not linked in; without the store and line editing, whose libraries are shared ones.
 
 .DEFAULT_GOAL := all
 CXX      ?= g++
@@ -24,6 +24,10 @@ CUDA     ?= auto
 V        ?= 0
 WERROR   ?= 1
 STATIC   ?= 0
+ifeq ($(STATIC),1)
+STORE := 0
+EDIT  := 0
+endif
 
 BUILD := build
 ifneq ($(CONFIG),release)

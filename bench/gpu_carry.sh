@@ -24,7 +24,7 @@ if [ "${1:-}" = id ]; then
     exit
 fi
 
-make --no-print-directory -j"$(nproc)" BUILD=$build CUDA_ARCHS=90a CUDA_PTX= STORE=0 STATIC=1 \
+make --no-print-directory -j"$(nproc)" BUILD=$build CUDA_ARCHS=90a CUDA_PTX= STATIC=1 \
     $build/refrag $build/refrag-tests $build/bench_cuda
 grep -q 'cuda yes' $build/obj/with-parts || {
     echo "gpu-check carry: this build has no CUDA backend (is nvcc there?)" >&2

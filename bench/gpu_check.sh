@@ -4,7 +4,7 @@
 #   bench/gpu_check.sh quick      OUT   what a quarter of an hour shows, in two calls: see gpu_quick.sh
 #   bench/gpu_check.sh carry            packs what quick takes along to a machine without compiler or headers: see
 #                                       gpu_carry.sh
-#   bench/gpu_check.sh tests      OUT   the whole test suite; the default model's answers on the GPU and on the CPU
+#   bench/gpu_check.sh tests      OUT   the whole test suite; refrag-nano's answers on the GPU and on the CPU
 #   bench/gpu_check.sh sanitize   OUT   compute-sanitizer's memcheck, racecheck and synccheck over the ops' tests
 #   bench/gpu_check.sh bench      OUT   `refrag bench`, llama-2-7b with roberta-large: Markdown and JSON
 #   bench/gpu_check.sh attention  OUT   bench_cuda's single ops, and PyTorch's attention beside them

@@ -22,7 +22,7 @@ steps='
 probe      |   3 |  10 | card, driver, tools, cuBLAS
 binaries   |   2 | 240 | unpack what was carried; build here only if it does not run
 tests      |  40 |  80 | GPU tests: each op and network against the scalar loops, long contexts, merges, wide products
-run        |  10 |  40 | the default model answers on GPU and CPU
+run        |  10 |  40 | refrag-nano answers on GPU and CPU
 bench1     |  60 | 100 | `refrag bench`, llama-2-7b with roberta-large, 2048 and 16384, k 16 and 32, p 0 and .1, batch 1
 bench8     |  60 |  90 | the same, batch 8
 bench_cuda |  75 | 110 | single ops, each result checked
@@ -41,7 +41,6 @@ if [ "${1:-}" = --table ]; then
 fi
 
 out=${1:-build/gpu-check}
-speed=${GPU_CHECK_SPEED:-1}  # a rehearsal's seconds are shorter by this
 reserve=10  # seconds for the tables
 dir=${GPU_QUICK_DIR:-build}
 mkdir -p "$out" "$dir" || exit 1
@@ -56,7 +55,7 @@ now_ms() {
     echo $((${t/./} / 1000))
 }
 began_ms=$(now_ms)
-elapsed() { echo $((($(now_ms) - began_ms) * speed / 1000)); }
+elapsed() { echo $((($(now_ms) - began_ms) / 1000)); }
 say() { echo "gpu-check quick: $*" | tee -a "$log"; }
 gone() { ! kill -0 -- "-$1" 2>/dev/null; }
 
@@ -66,7 +65,7 @@ limited() {
     shift 2
     "$@" </dev/null >>"$to" 2>>"$log" &
     pid=$!
-    end=$(($(now_ms) + limit * 1000 / speed))
+    end=$(($(now_ms) + limit * 1000))
     while kill -0 "$pid" 2>/dev/null; do
         if [ "$(now_ms)" -lt "$end" ]; then
             sleep 0.05
@@ -75,7 +74,7 @@ limited() {
         local signal
         for signal in TERM KILL; do
             kill -s "$signal" -- "-$pid" 2>/dev/null
-            end=$(($(now_ms) + 200 + 3000 / speed))
+            end=$(($(now_ms) + (limit < 3 ? limit : 3) * 1000))
             until gone "$pid" || [ "$(now_ms)" -ge "$end" ]; do sleep 0.05; done
             ! gone "$pid" || break
         done
@@ -152,7 +151,7 @@ step_binaries() {
     }
     bin=$dir/there
     CPPFLAGS="-isystem $dir/carry/include" LDFLAGS="-L$dir/carry/lib" NVCCFLAGS="--threads 0" \
-        limited "$1" "$log" make -j"$(nproc)" BUILD="$bin" CUDA_ARCHS=90a CUDA_PTX= STORE=0 WERROR=0 \
+        limited "$1" "$log" make -j"$(nproc)" BUILD="$bin" CUDA_ARCHS=90a CUDA_PTX= STORE=0 EDIT=0 WERROR=0 \
         "$bin/refrag" "$bin/refrag-tests" "$bin/bench_cuda" || return
     binaries_run
 }
@@ -283,6 +282,9 @@ for name in "${wanted[@]}"; do
         say "GPU_QUICK_STEPS: no step \"$name\""
         exit 1
     }
+    for pair in ${GPU_QUICK_LIMITS:-}; do  # a rehearsal's: "tests=1"
+        [ "${pair%%=*}" != "$name" ] || limit=${pair#*=}
+    done
     left=$((total - reserve - $(elapsed)))
     # What would be stopped at once is left for the next call.
     [ "$left" -ge 8 ] || continue

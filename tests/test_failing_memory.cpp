@@ -209,10 +209,14 @@ TEST_CASE(
     }
 }
 
-TEST_CASE("failing memory: the command prints one line, ends with 1 and leaves no file") {
+namespace {
+
+// Of all allocations of a run every step-th, from the first hundred every third; of the large blocks every
+// large_step-th in a session that fails once.
+void check_command(const std::string& file, int64_t step, int64_t large_step) {
     const TempDir dir;
     const std::string passages = dir.write("p.jsonl", passages_text);
-    const std::string explain = dir.file("explain.json");
+    const std::string explain = dir.file(file);
     std::string expected;
     {
         Captured captured;
@@ -256,17 +260,28 @@ TEST_CASE("failing memory: the command prints one line, ends with 1 and leaves n
         REQUIRE(std::distance(std::filesystem::directory_iterator(dir.path()), {}) == 1);
         return reached;
     };
-    // A run takes about 5900 allocations, of which the two tests above try most one by one: here the first
-    // and then every 11th, in a session that fails once and in one that fails from then on.
+    // In a session that fails once and in one that fails from then on.
     for (const bool from_then_on : {false, true}) {
         int64_t n = 1;
-        while (check(n, from_then_on, Memory::all)) n += n < 100 ? 3 : 11;
+        while (check(n, from_then_on, Memory::all)) n += n < 100 ? 3 : step;
         CHECK(n > 3000);
-        // The backend's large blocks (weights, KV cache, scratch) one by one: about 155.
+        // The backend's large blocks: weights, KV cache, scratch.
         n = 1;
-        while (check(n, from_then_on, Memory::large)) n += from_then_on ? 5 : 1;
+        while (check(n, from_then_on, Memory::large)) n += from_then_on ? 5 : large_step;
         CHECK(n > 50);
     }
+}
+
+}  // namespace
+
+TEST_CASE("failing memory: the command prints one line, ends with 1 and leaves no file") {
+    // A run takes about 5900 allocations, of which the two tests above try most one by one, and 155 large
+    // ones.
+    check_command("explain.json", 11, 1);
+}
+
+TEST_CASE("failing memory: a page is whole or not there, too") {
+    check_command("explain.html", 97, 3);
 }
 
 TEST_CASE("failing memory: an allocation that fails in a worker comes out of the caller's run()") {

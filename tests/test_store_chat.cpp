@@ -49,7 +49,9 @@ class Terminal {
     Terminal(const Terminal&) = delete;
     Terminal& operator=(const Terminal&) = delete;
 
+    // As a person would: what is typed while the terminal changes its mode is lost.
     void type(const std::string& text) const {
+        usleep(200000);
         REQUIRE(write(master_, text.data(), text.size()) == static_cast<ssize_t>(text.size()));
     }
     // What is shown from now on, up to and with `wanted`; what there was when that did not come.

@@ -77,14 +77,41 @@ TEST_CASE_FIXTURE(Fixture, "index and ask: from files to an answer that names it
     const Ran run = refrag_run(dir, std::string("run ") + kModel + "-k 4 --passages " + dir.file("p.jsonl") +
                                         " -q 'Where is the mill?' -n 4 --json --cache " + dir.file("cache"));
     const Json both = json_lines(ask("-q 'Where is the mill?' -n 4 --json --retrieve bm25").out)[0];
-    if (both.get_array("passages").size() == 2 && both.get_array("passages").at(0).get_string("id") == "a")
-        CHECK(both.get_string("answer") == json_lines(run.out)[0].get_string("answer"));
+    REQUIRE(both.get_array("passages").size() == 2);
+    REQUIRE(both.get_array("passages").at(0).get_string("id") == "a");
+    CHECK(both.get_string("answer") == json_lines(run.out)[0].get_string("answer"));
 
     CHECK(index("--delete a").code == 0);
     CHECK(index("--list").out == "7\t1\t\n");
     const Ran again = index("--delete a");
     CHECK(again.code == 3);
     CHECK(contains(again.err, "no document of the id a"));
+}
+
+TEST_CASE_FIXTURE(Fixture, "ask: --explain writes what run's does, as JSON or as a page") {
+    REQUIRE(index(dir.file("p.jsonl") + " " + kModel + "-k 4").code == 0);
+    const std::string base = "-q 'Where is the mill?' -q lantern -n 3 --retrieve bm25 --top 1 --explain ";
+    const Ran page = ask(base + dir.file("why.html")), json = ask(base + dir.file("why.json"));
+    INFO(page.err);
+    REQUIRE(page.code == 0);
+    REQUIRE(json.code == 0);
+    const Json why = Json::parse_file(dir.file("why.json"));
+    REQUIRE(why.as_array().size() == 2);
+    CHECK(why.at(0).get_array("chunks").at(0).get_string("document") == "a");
+    CHECK(why.at(1).get_array("chunks").at(0).get_string("document") == "7");
+    const std::string text = read_file(dir.file("why.html"), 1 << 24), begin = "id=\"data\">";
+    const size_t from = text.find(begin) + begin.size();
+    const Json data = Json::parse(text.substr(from, text.find("</script>", from) - from), "page");
+    for (size_t i = 0; i < 2; ++i) {
+        const Json q = data.get_array("questions").at(i);
+        CHECK(q.get_string("answer") == why.at(i).get_string("answer"));
+        CHECK(q.get_number("retrieve_ms") > 0);
+        CHECK(q.get_array("documents").size() == 1);
+        CHECK(q.get_int("n_cached") == q.get_int("n_chunks"));
+        CHECK(q.get_object("full").get_int("positions") == q.get_int("plain_tokens"));
+        CHECK(q.get_object("attention").has("by_layer"));
+    }
+    CHECK(ask(base + dir.file("no/such.html")).code == 1);
 }
 
 TEST_CASE_FIXTURE(Fixture, "index and ask: what is refused, in one line, with the right code") {
@@ -158,7 +185,10 @@ TEST_CASE_FIXTURE(Fixture, "encode: parts encoded by several processes load as i
     };
     CHECK(sorted(together) == sorted(shell_run(dir, encode + dir.file("all.jsonl")).out));
     dir.write("encoded.jsonl", together);
-    CHECK(index("--encoded " + dir.file("encoded.jsonl") + " " + kModel).code == 0);
+    const Ran loaded = index("--encoded " + dir.file("encoded.jsonl") + " " + kModel);
+    CHECK(loaded.code == 0);
+    CHECK(contains(loaded.err, "passages 12 ("));
+    CHECK(!contains(loaded.err, "(0 chunks)"));
     CHECK(index("--verify").out == "whole: 12 passages\n");
     CHECK(contains(index("--encoded " + dir.file("encoded.jsonl")).err, "unchanged 12"));
     CHECK(contains(index(dir.file("all.jsonl") + " " + kModel).err, "unchanged 12"));

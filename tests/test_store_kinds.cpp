@@ -119,6 +119,13 @@ TEST_EVERY_STORE(Replaced,
                        index({document("x", "one"), document("x", "two")});
                    }),
                    "document x: the id came before, with another content"));
+    // Where refusals are taken, the others are indexed all the same.
+    std::vector<std::string> refused;
+    options.on_bad = [&](const Error& error) { refused.push_back(error.message()); };
+    CHECK(index({document("u", "one"), document("u", "two"), document("v", "three")}).n_added == 2);
+    REQUIRE(refused.size() == 1);
+    CHECK(contains(refused[0], "document u: the id came before"));
+    options.on_bad = {};
     CHECK(index({document("y", "The same."), document("z", "The same.")}).n_repeated == 1);
     CHECK(by_words("same").size() == 2);
 }
@@ -148,6 +155,9 @@ TEST_EVERY_STORE(Kept,
     const std::string said = error_of([&] { check_stamp("S", stamp, other); });
     CHECK(contains(said, "S: its passages were encoded by " + tiny_refrag_path()));
     CHECK(contains(said, "not by another"));
+    // Of two that would stamp a store one goes first, and the other hears of it.
+    CHECK(open_store(path, StoreMode::write)->stamp_if_empty(other) == stamp);
+    CHECK(*store.stamp() == stamp);
     CHECK(contains(error_of([&] {
                        options.chunk_len = 8;
                        index(some_documents());

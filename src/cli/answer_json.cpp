@@ -6,19 +6,6 @@
 namespace refrag {
 namespace {
 
-void write_times(JsonWriter& json, const StageTimes& times) {
-    json.begin_object();
-    json.key("queue").number(times.queue);
-    json.key("tokenize").number(times.tokenize);
-    json.key("encode").number(times.encode);
-    json.key("sense").number(times.sense);
-    json.key("project").number(times.project);
-    json.key("prefill").number(times.prefill);
-    json.key("sample").number(times.sample);
-    json.key("decode").number(times.decode);
-    json.end_object();
-}
-
 // "token", "id", "logprob"; "bytes" too where the token is not whole characters. The object stays open.
 void write_token(JsonWriter& json, const Tokenizer& tokenizer, const TokenLogprob& token) {
     const std::string_view bytes = tokenizer.token_bytes(token.id);
@@ -33,6 +20,19 @@ void write_token(JsonWriter& json, const Tokenizer& tokenizer, const TokenLogpro
 }
 
 }  // namespace
+
+void write_times(JsonWriter& json, const StageTimes& times) {
+    json.begin_object();
+    json.key("queue").number(times.queue);
+    json.key("tokenize").number(times.tokenize);
+    json.key("encode").number(times.encode);
+    json.key("sense").number(times.sense);
+    json.key("project").number(times.project);
+    json.key("prefill").number(times.prefill);
+    json.key("sample").number(times.sample);
+    json.key("decode").number(times.decode);
+    json.end_object();
+}
 
 void write_answer(JsonWriter& json, const Tokenizer& tokenizer, std::string_view question,
                   const Answer& answer) {
@@ -70,7 +70,24 @@ void write_answer(JsonWriter& json, const Tokenizer& tokenizer, std::string_view
     json.end_array();
 }
 
-void write_chunks(JsonWriter& json, const Model& model, std::span<const Passage> passages,
+void write_chunk(JsonWriter& json, const ChunkReport& chunk, std::string_view text) {
+    json.key("begin").integer(static_cast<int64_t>(chunk.begin));
+    json.key("end").integer(static_cast<int64_t>(chunk.end));
+    json.key("text").string(text);
+    json.key("tokens").integer(static_cast<int64_t>(chunk.n_tokens));
+    json.key("logit");
+    if (chunk.logit) {
+        json.number(*chunk.logit);
+    } else {
+        json.null();
+    }
+    json.key("expanded").boolean(chunk.expanded);
+    json.key("cached").boolean(chunk.cached);
+    json.key("position").integer(chunk.position);
+    json.key("n_positions").integer(chunk.n_positions);
+}
+
+void write_chunks(JsonWriter& json, const Model& model, std::span<const DocumentName> documents,
                   std::span<const Segment> segments, const Answer& answer) {
     std::vector<size_t> passage_of;  // [segments.size()]: how many passages came before
     size_t n_passages = 0;
@@ -83,21 +100,8 @@ void write_chunks(JsonWriter& json, const Model& model, std::span<const Passage>
         const auto cut = std::get<PassageSegment>(segments[chunk.segment]).passage->cut(model);
         const std::string_view text = cut->text();
         json.begin_object();
-        json.key("document").string(passages[passage_of[chunk.segment]].id);
-        json.key("begin").integer(static_cast<int64_t>(chunk.begin));
-        json.key("end").integer(static_cast<int64_t>(chunk.end));
-        json.key("text").string(text.substr(chunk.begin, chunk.end - chunk.begin));
-        json.key("tokens").integer(static_cast<int64_t>(chunk.n_tokens));
-        json.key("logit");
-        if (chunk.logit) {
-            json.number(*chunk.logit);
-        } else {
-            json.null();
-        }
-        json.key("expanded").boolean(chunk.expanded);
-        json.key("cached").boolean(chunk.cached);
-        json.key("position").integer(chunk.position);
-        json.key("n_positions").integer(chunk.n_positions);
+        json.key("document").string(documents[passage_of[chunk.segment]].id);
+        write_chunk(json, chunk, text.substr(chunk.begin, chunk.end - chunk.begin));
         json.end_object();
     }
     json.end_array();

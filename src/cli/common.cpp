@@ -96,6 +96,11 @@ std::unique_ptr<Model> load_model(Device& device, const std::string& dir, const 
     return model;
 }
 
+BadLine bad_lines_named(bool skip_bad) {
+    if (!skip_bad) return {};
+    return [](const Error& error) { std::fprintf(stderr, "refrag: warning: %s: left out\n", error.what()); };
+}
+
 void write_stdout(std::string_view text) {
     std::cout.write(text.data(), static_cast<std::streamsize>(text.size()));
     REFRAG_CHECK(std::cout.good(), Status::runtime, "standard output: could not write ", text.size(),

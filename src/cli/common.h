@@ -10,6 +10,7 @@
 
 #include "cli/device.h"
 #include "cli/progress.h"
+#include "io/lines.h"
 #include "ops/backend.h"
 #include "refrag/model.h"
 
@@ -42,6 +43,9 @@ ChatOptions chat_options(const ChatFlags& flags);
 // standard error.
 std::unique_ptr<Model> load_model(Device& device, const std::string& dir, const DeviceOptions& options,
                                   const ChatOptions& chat = {});
+
+// With --skip-bad: a line that is refused is named on standard error, and left out. Else empty.
+BadLine bad_lines_named(bool skip_bad);
 
 // Writes to standard output and throws Status::runtime when it cannot take it (a full disk, a closed pipe).
 void write_stdout(std::string_view text);

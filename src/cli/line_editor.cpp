@@ -22,8 +22,8 @@ constexpr int kMostLines = 1000;  // of a history
 }  // namespace
 
 std::string chat_history_path() {
-    const char* state = std::getenv("XDG_STATE_HOME");
-    const char* home = std::getenv("HOME");
+    const char* state = std::getenv("XDG_STATE_HOME");  // NOLINT(concurrency-mt-unsafe): nothing here sets it
+    const char* home = std::getenv("HOME");             // NOLINT(concurrency-mt-unsafe): as above
     std::string dir;
     if (state != nullptr && *state == '/') {
         dir = state;

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <utility>
 
@@ -68,7 +69,7 @@ std::string render_progress(const std::string& what, ProgressUnit unit, int64_t 
 std::string time_left(double elapsed_s, int64_t done, int64_t total) {
     if (elapsed_s < 3.0 || done <= 0 || done >= total || done < total / 100) return "";
     const double left = elapsed_s * static_cast<double>(total - done) / static_cast<double>(done);
-    const auto seconds = static_cast<int64_t>(left + 0.5);
+    const int64_t seconds = std::llround(left);
     char text[48];
     if (seconds < 3600) {
         std::snprintf(text, sizeof text, "%d:%02d left", static_cast<int>(seconds / 60),

@@ -1,5 +1,5 @@
 // `refrag run`, one question after another: the answer goes to standard output as it is generated, a one-line
-// summary to standard error, and with --explain the whole story of every chunk to a JSON file. --batch is
+// summary to standard error, and with --explain the whole story of every chunk to a file. --batch is
 // run_batch.cpp's.
 #include "cli/run.h"
 
@@ -7,9 +7,12 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <optional>
+#include <utility>
 
 #include "base/check.h"
 #include "cli/answer_json.h"
+#include "cli/explain.h"
 #include "cli/numbers.h"
 #include "io/file.h"
 #include "io/output.h"
@@ -46,12 +49,11 @@ void run_questions(const RunOptions& options) {
     const std::unique_ptr<Device> device = make_device(options.device);
     const std::unique_ptr<Model> model = load_run_model(*device, options, answer_options);
     warn_chunk_len(*model, options.chunk_len);
-    Session session(*model,
-                    EngineOptions{.max_context = options.context, .prefix_cache = !options.no_prefix_cache},
-                    std::make_shared<PassageCache>(default_passage_cache_bytes, keeper));
-    JsonWriter explain(1);
+    const EngineOptions engine{.max_context = options.context, .prefix_cache = !options.no_prefix_cache};
+    std::optional<Session> session(std::in_place, *model, engine,
+                                   std::make_shared<PassageCache>(default_passage_cache_bytes, keeper));
     const bool several = options.questions.size() > 1;
-    if (several) explain.begin_array();
+    Explanation explanation(options.explain, several);
     size_t n_failed = 0;
     for (const std::string& question : options.questions) {
         TextSink sink;
@@ -62,13 +64,13 @@ void run_questions(const RunOptions& options) {
                 return true;
             };
         }
-        std::vector<Segment> segments;
         Answer answer;
         try {
-            segments = make_segments(*model, {},
-                                     share_passages(*model, passages, session.cache(), options.chunk_len),
-                                     question, options.chunk_len);
-            answer = session.answer(segments, answer_options, sink);
+            const std::vector<Segment> segments = make_segments(
+                *model, {}, share_passages(*model, passages, session->cache(), options.chunk_len), question,
+                options.chunk_len);
+            explanation.ask(question, document_names(passages), segments);
+            answer = session->answer(segments, answer_options, sink);
         } catch (const Error& error) {
             if (!several) throw;
             std::fprintf(stderr, "refrag: question \"%s\": %s\n", printable(question, 60).c_str(),
@@ -86,15 +88,10 @@ void run_questions(const RunOptions& options) {
         write_stdout("\n");
         flush_stdout();
         print_summary(answer);
-        if (!options.explain.empty()) {
-            explain.begin_object();
-            write_answer(explain, model->tokenizer(), question, answer);
-            write_chunks(explain, *model, passages, segments, answer);
-            explain.end_object();
-        }
+        explanation.answered(answer);
     }
-    if (several) explain.end_array();
-    if (!options.explain.empty()) write_result(options.explain, explain.text() + "\n");
+    session.reset();
+    explanation.write(*model, engine, answer_options);
     REFRAG_CHECK(n_failed == 0, Status::runtime, n_failed, " of ", options.questions.size(),
                  " questions could not be answered");
 }
@@ -137,6 +134,17 @@ void add_expansion_options(CLI::App& sub, RunOptions& options) {
         ->type_name("P");
     add_policy_option(sub, options.policy)->group(group);
     add_unexpanded_option(sub, options.unexpanded)->group(group);
+}
+
+CLI::Option* add_explain_option(CLI::App& app, RunOptions& options) {
+    return app
+        .add_option(
+            "--explain", options.explain,
+            "Write what became of every chunk and the time of every stage: JSON, or, where FILE ends in "
+            ".html "
+            "or .htm, a page to look at, with the answer's attention and the full context's time; for a page "
+            "every question goes through the model twice more, after all are answered")
+        ->type_name("FILE");
 }
 
 CLI::Option* add_logprobs_option(CLI::App& app, AnswerOptions& answer) {
@@ -214,12 +222,7 @@ void add_output_options(CLI::App& sub, RunOptions& options, CLI::Option* batch) 
                  "One JSON object a question on standard output instead of the text (--batch always does)")
         ->group(group);
     add_logprobs_option(sub, options.answer)->group(group);
-    sub.add_option(
-           "--explain", options.explain,
-           "Write a JSON file: every chunk with document, byte span, logit, expanded or not, positions; "
-           "stage times")
-        ->group(group)
-        ->type_name("FILE");
+    add_explain_option(sub, options)->group(group);
     sub.add_option("-o,--output", options.output,
                    "Write the answers of --batch here, whole or not at all, instead of to standard output")
         ->needs(batch)
@@ -283,12 +286,7 @@ std::unique_ptr<Model> load_run_model(Device& device, const RunOptions& options,
 
 std::vector<Passage> read_passages(const RunOptions& options) {
     if (options.passages.empty()) return {};
-    BadLine on_bad;
-    if (options.skip_bad)
-        on_bad = [](const Error& error) {
-            std::fprintf(stderr, "refrag: warning: %s: left out\n", error.what());
-        };
-    return read_passages(options.passages, on_bad);
+    return read_passages(options.passages, bad_lines_named(options.skip_bad));
 }
 
 void warn_chunk_len(const Model& model, int32_t chunk_len) {

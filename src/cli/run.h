@@ -37,8 +37,9 @@ struct RunOptions {
 };
 
 // Options that `run` shares with `ask` and `chat`: what is expanded; how much is generated; sampling.
-void add_expansion_options(CLI::App& app, RunOptions& options);
+void add_expansion_options(CLI::App& sub, RunOptions& options);
 CLI::Option* add_logprobs_option(CLI::App& app, AnswerOptions& answer);
+CLI::Option* add_explain_option(CLI::App& app, RunOptions& options);
 // A list option whose values are taken as they are; CLI11 reads "{}" and "[a,b]" as lists of its own.
 CLI::Option* add_texts(CLI::App& app, const std::string& name, std::vector<std::string>& values,
                        const std::string& description);
@@ -46,8 +47,8 @@ CLI::Option* add_texts(CLI::App& app, const std::string& name, std::vector<std::
 // One line on standard error: chunks, expanded, cached, positions, times.
 void print_summary(const Answer& answer);
 
-void add_generation_options(CLI::App& app, RunOptions& options);
-void add_sampling_options(CLI::App& app, SamplerOptions& sampler);
+void add_generation_options(CLI::App& sub, RunOptions& options);
+void add_sampling_options(CLI::App& sub, SamplerOptions& sampler);
 
 // The options of every request, checked. Status::usage.
 AnswerOptions checked_answer_options(const RunOptions& options);

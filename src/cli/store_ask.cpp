@@ -3,13 +3,16 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
+#include <utility>
 
 #include "base/check.h"
 #include "cli/answer_json.h"
+#include "cli/explain.h"
 #include "cli/numbers.h"
 #include "cli/run.h"
 #include "cli/store_commands.h"
 #include "io/file.h"
+#include "io/output.h"
 #include "refrag/citations.h"
 #include "refrag/session.h"
 #include "refrag/timer.h"
@@ -40,19 +43,22 @@ std::vector<float> parse_embedding(const std::string& given) {
 
 class Asker {
   public:
-    Asker(PassageStore& store, const Model& model, const AskCommand& command, const AnswerOptions& answer)
+    Asker(PassageStore& store, const Model& model, const AskCommand& command, const AnswerOptions& answer,
+          Explanation& explanation)
         : store_(store),
           model_(model),
           command_(command),
           answer_options_(answer),
+          explanation_(explanation),
           cache_(std::make_shared<PassageCache>()),
-          session_(
-              model,
-              EngineOptions{.max_context = command.run.context, .prefix_cache = !command.run.no_prefix_cache},
-              cache_),
+          session_(model, engine_options(command), cache_),
           retriever_(store, model, cache_, retrieve_options(command.retrieve), [](const std::string& line) {
               std::fprintf(stderr, "refrag: warning: %s\n", line.c_str());
           }) {}
+
+    static EngineOptions engine_options(const AskCommand& command) {
+        return {.max_context = command.run.context, .prefix_cache = !command.run.no_prefix_cache};
+    }
 
     void ask(const std::string& question) {
         const Retrieved retrieved = retriever_.find(question);
@@ -69,7 +75,12 @@ class Asker {
                 return true;
             };
         }
+        std::vector<DocumentName> documents;
+        for (const StoredPassage& passage : retrieved.passages)
+            documents.push_back({passage.document, passage.title});
+        explanation_.ask(question, std::move(documents), segments, retrieved.ms);
         const Answer answer = session_.answer(segments, answer_options_, sink);
+        explanation_.answered(answer);
         if (command_.run.json) {
             print_json(question, retrieved, segments, answer);
         } else {
@@ -165,6 +176,7 @@ class Asker {
     const Model& model_;
     const AskCommand& command_;
     const AnswerOptions& answer_options_;
+    Explanation& explanation_;
     const std::shared_ptr<PassageCache> cache_;
     Session session_;
     Retriever retriever_;
@@ -174,16 +186,18 @@ void run_ask(AskCommand& command) {
     REFRAG_CHECK(!command.run.questions.empty(), Status::usage, "ask: expected -q TEXT, found none");
     REFRAG_CHECK(!command.run.answer.logprobs || command.run.json, Status::usage,
                  "ask: --logprobs are written as JSON: add --json");
+    check_output_paths({{"--explain", command.run.explain}});
     const std::unique_ptr<PassageStore> store = open_store(command.store, StoreMode::read);
     command.run.chunk_len = stamp_in(*store).chunk_len;
     const AnswerOptions answer = checked_answer_options(command.run);
     const std::unique_ptr<Device> device = make_device(command.run.device);
     const std::unique_ptr<Model> model = load_run_model(*device, command.run, answer);
-    Asker asker(*store, *model, command, answer);
+    Explanation explanation(command.run.explain, command.run.questions.size() > 1);
+    auto asker = std::make_unique<Asker>(*store, *model, command, answer, explanation);
     size_t n_failed = 0;
     for (const std::string& question : command.run.questions) {
         try {
-            asker.ask(question);
+            asker->ask(question);
         } catch (const Error& error) {
             if (command.run.questions.size() == 1) throw;
             std::fprintf(stderr, "refrag: question \"%s\": %s\n", printable(question, 60).c_str(),
@@ -191,6 +205,8 @@ void run_ask(AskCommand& command) {
             ++n_failed;
         }
     }
+    asker.reset();  // and its engine
+    explanation.write(*model, Asker::engine_options(command), answer);
     REFRAG_CHECK(n_failed == 0, Status::runtime, n_failed, " of ", command.run.questions.size(),
                  " questions could not be answered");
 }
@@ -246,6 +262,7 @@ void add_ask(CLI::App& app) {
     sub.add_flag("--json", command->run.json,
                  "One JSON object a question: answer, passages, citations with their places in the answer");
     add_logprobs_option(sub, command->run.answer);
+    add_explain_option(sub, command->run);
     add_chat_options(sub, command->run.chat);
     add_device_options(sub, command->run.device);
     sub.final_callback([command] { run_ask(*command); });

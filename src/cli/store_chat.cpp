@@ -259,11 +259,7 @@ std::unique_ptr<PassageStore> index_for_now(const std::string& path, const Model
     const std::vector<std::string> files = document_files(command.sources);
     const Progress progress("indexing");
     Indexer indexer(*store, model, IndexOptions{.chunk_len = command.run.chunk_len});
-    for (const std::string& file : files)
-        read_documents(file, [&](SourceDocument&& document) {
-            indexer.add(std::move(document));
-            return true;
-        });
+    for (const std::string& file : files) indexer.add_file(file);
     indexer.finish();
     REFRAG_CHECK(indexer.counts().n_passages > 0, Status::bad_input, printable(command.sources.front()),
                  ": expected documents, found no text");

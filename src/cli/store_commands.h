@@ -29,7 +29,7 @@ void add_ask(CLI::App& app);
 void add_chat(CLI::App& app);
 
 // -k, --passage-tokens, --embeddings: how documents are cut and encoded.
-void add_index_options(CLI::App& app, IndexOptions& index, std::string& form);
+void add_index_options(CLI::App& sub, IndexOptions& index, std::string& form);
 // --top, --retrieve, --where, --embedding.
 void add_retrieve_options(CLI::App& app, RetrieveFlags& flags);
 // Status::usage for words that are none, Status::bad_input for an embedding that is none.

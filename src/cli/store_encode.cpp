@@ -25,6 +25,7 @@ struct EncodeCommand {
 
 void run_encode(EncodeCommand& command) {
     command.index.form = parse_embedding_form("--embeddings", command.form);
+    command.index.on_bad = bad_lines_named(command.skip_bad);
     const std::vector<std::string> files =
         command.files.empty() ? std::vector<std::string>{"-"} : document_files(command.files);
     const std::unique_ptr<Device> device = make_device(command.device);
@@ -36,25 +37,7 @@ void run_encode(EncodeCommand& command) {
             flush_stdout();
         },
         *model, command.index);
-    BadLine on_bad;
-    if (command.skip_bad)
-        on_bad = [](const Error& error) {
-            std::fprintf(stderr, "refrag: warning: %s: left out\n", error.what());
-        };
-    for (const std::string& file : files) {
-        read_documents(
-            file,
-            [&](SourceDocument&& document) {
-                try {
-                    indexer.add(std::move(document));
-                } catch (const Error& error) {
-                    if (!on_bad || error.status() != Status::bad_input) throw;
-                    on_bad(error);
-                }
-                return true;
-            },
-            on_bad);
-    }
+    for (const std::string& file : files) indexer.add_file(file);
     indexer.finish();
 }
 

@@ -68,36 +68,20 @@ void print_counts(const IndexCounts& counts, double seconds) {
                  static_cast<double>(counts.n_passages) / std::max(seconds, 1e-9));
 }
 
-BadLine on_bad_line(const IndexCommand& command) {
-    if (!command.skip_bad) return {};
-    return [](const Error& error) { std::fprintf(stderr, "refrag: warning: %s: left out\n", error.what()); };
-}
-
 int64_t size_of(const std::string& file) {
     std::error_code ignored;
     const uintmax_t bytes = file == "-" ? 0 : std::filesystem::file_size(file, ignored);
     return ignored ? 0 : static_cast<int64_t>(bytes);
 }
 
-void index_files(Indexer& indexer, const std::vector<std::string>& files, const IndexCommand& command,
-                 const Interrupt& interrupt) {
+void index_files(Indexer& indexer, const std::vector<std::string>& files, const Interrupt& interrupt) {
     int64_t total = 0;
     for (const std::string& file : files) total += size_of(file);
     Progress progress("indexing", ProgressUnit::bytes);
     int64_t before = 0;
     for (const std::string& file : files) {
-        read_documents(
-            file,
-            [&](SourceDocument&& document) {
-                try {
-                    indexer.add(std::move(document));
-                } catch (const Error& error) {
-                    if (!command.skip_bad || error.status() != Status::bad_input) throw;
-                    on_bad_line(command)(error);
-                }
-                return !interrupt.asked();
-            },
-            on_bad_line(command),
+        indexer.add_file(
+            file, [&] { return !interrupt.asked(); },
             [&](uint64_t bytes) { progress.update(before + static_cast<int64_t>(bytes), total); });
         before += size_of(file);
         if (interrupt.asked()) break;
@@ -113,8 +97,9 @@ void load_encoded(PassageStore& store, const IndexCommand& command) {
                      "index --encoded: an empty store: expected -m MODEL, the one that encoded, found none");
         const std::unique_ptr<Device> device = make_device(command.device);
         const std::unique_ptr<Model> model = load_model(*device, command.model_dir, command.device);
-        stamp = stamp_of(*model, command.index);
-        store.set_stamp(*stamp);
+        const StoreStamp own = stamp_of(*model, command.index);
+        stamp = store.stamp_if_empty(own);
+        check_stamp(store.name(), *stamp, own);
     }
     IndexCounts counts;
     const double started_ms = now_ms();
@@ -139,10 +124,11 @@ void load_encoded(PassageStore& store, const IndexCommand& command) {
                 }
                 ++(old ? counts.n_replaced : counts.n_added);
                 counts.n_passages += encoded.document.n_passages;
+                counts.n_chunks += encoded.n_chunks;
                 batch.push_back(std::move(encoded));
             } catch (const Error& error) {
                 if (!command.skip_bad || error.status() != Status::bad_input) throw;
-                on_bad_line(command)(error);
+                command.index.on_bad(error);
             }
             if (batch.size() >= 256) flush();
         }
@@ -181,7 +167,7 @@ void follow(PassageStore& store, const Model& model, const IndexCommand& command
         if (!changed.empty() || !gone.empty()) {
             const double started_ms = now_ms();
             Indexer indexer(store, model, command.index);
-            index_files(indexer, changed, command, interrupt);
+            index_files(indexer, changed, interrupt);
             if (!gone.empty())
                 std::fprintf(stderr, "removed %zu documents whose files are gone\n", gone.size());
             const IndexCounts& counts = indexer.counts();
@@ -310,7 +296,7 @@ void write_store(const IndexCommand& command) {
     }
     const double started_ms = now_ms();
     Indexer indexer(*store, *model, command.index);
-    index_files(indexer, files, command, interrupt);
+    index_files(indexer, files, interrupt);
     print_counts(indexer.counts(), (now_ms() - started_ms) / 1e3);
     REFRAG_CHECK(!interrupt.asked(), Status::runtime,
                  "stopped: what was indexed is kept, and the same command goes on from there");
@@ -319,6 +305,7 @@ void write_store(const IndexCommand& command) {
 void run_index(IndexCommand& command) {
     check_command(command);
     command.index.form = parse_embedding_form("--embeddings", command.form);
+    command.index.on_bad = bad_lines_named(command.skip_bad);
     if (!command.remove.empty()) {
         const std::unique_ptr<PassageStore> store = open_store(command.store, StoreMode::write);
         for (const std::string& id : command.remove)
@@ -354,7 +341,8 @@ void add_index(CLI::App& app) {
     const auto command = std::make_shared<IndexCommand>();
     CLI::App& sub = *app.add_subcommand(
         "index", "Puts documents into a passage store, encoded once; lists, checks, removes what is in it");
-    sub.add_option("STORE", command->store, "The store: a file, or postgresql://... (made where it is missing)")
+    sub.add_option("STORE", command->store,
+                   "The store: a file, or postgresql://... (made where it is missing)")
         ->required()
         ->type_name("STORE");
     sub.add_option(

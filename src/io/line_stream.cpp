@@ -6,11 +6,11 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 
 #include "base/check.h"
 #include "io/file.h"
 #include "io/lines.h"
+#include "io/posix.h"
 
 namespace refrag {
 namespace {
@@ -29,7 +29,7 @@ LineStream::LineStream(const std::string& path) : name_(input_name(path)) {
                  ": expected a file, found a directory");
     descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     REFRAG_CHECK(descriptor_ >= 0, Status::bad_input, printable(path), ": cannot be opened (",
-                 std::strerror(errno), ")");
+                 system_text(errno), ")");
     own_ = true;
     name_ = printable(path);
 }
@@ -51,7 +51,7 @@ bool LineStream::fill() {
     } while (n < 0 && errno == EINTR);
     const int error = errno;
     buffer_.resize(had + static_cast<size_t>(std::max<ssize_t>(n, 0)));
-    REFRAG_CHECK(n >= 0, Status::runtime, name_, ": could not be read (", std::strerror(error), ")");
+    REFRAG_CHECK(n >= 0, Status::runtime, name_, ": could not be read (", system_text(error), ")");
     read_ += static_cast<uint64_t>(n);
     ended_ = n == 0;
     return !ended_;

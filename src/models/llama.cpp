@@ -130,7 +130,7 @@ LlamaActivations LlamaActivations::first(int64_t n) const {
 }
 
 void Llama::run(Backend& b, const LlamaActivations& a, Tensor h, const int32_t* source, Tensor chunk_rows,
-                const KvView& kv, const Batch& batch) const {
+                const KvView& kv, const Batch& batch, const AttentionTap& tap) const {
     const LlamaConfig& c = config_;
     const std::vector<LlamaLayer>& layers = weights_.layers;
     const AttentionShape shape{c.n_heads, c.n_kv_heads, c.head_dim,
@@ -144,6 +144,7 @@ void Llama::run(Backend& b, const LlamaActivations& a, Tensor h, const int32_t* 
         norm_into_h(layer.input_norm);
         const std::array qkv = {layer.q.into(a.q), layer.k.into(a.k), layer.v.into(a.v)};
         b.linears_rope_kv_append(kv, index, h, qkv, a.cos_sin, batch);
+        if (tap) tap(index, a.q, a.k);
         b.attention(a.attn, a.q, a.k, a.v, shape, &kv, index, batch);
         b.linear_add(a.x, a.attn, layer.o.into(a.y));
 
@@ -155,12 +156,12 @@ void Llama::run(Backend& b, const LlamaActivations& a, Tensor h, const int32_t* 
 }
 
 Tensor Llama::forward(Backend& backend, const BatchPlan& plan, const std::vector<int32_t>& source,
-                      Tensor chunk_rows, KvCache& kv, Arena& arena) const {
+                      Tensor chunk_rows, KvCache& kv, Arena& arena, const AttentionTap& tap) const {
     const Tensor h = arena.tensor(plan.n_rows(), config_.dim);
     const ArenaScope scratch(arena);
     const Batch batch = plan.upload(backend, arena);
     const LlamaActivations activations(arena, config_, plan.n_rows());
-    run(backend, activations, h, upload_vector(backend, arena, source), chunk_rows, kv.view(), batch);
+    run(backend, activations, h, upload_vector(backend, arena, source), chunk_rows, kv.view(), batch, tap);
     return h;
 }
 

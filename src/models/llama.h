@@ -5,6 +5,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -52,6 +53,10 @@ struct LlamaActivations {
     Tensor cos_sin;  // [rows, head_dim]
 };
 
+// Told of each layer's q [n_rows, n_heads * head_dim] and k [n_rows, n_kv_heads * head_dim] of the rows that
+// pass, both rotated: F32 in the backend's memory, valid during the call.
+using AttentionTap = std::function<void(int32_t layer, Tensor q, Tensor k)>;
+
 // What decode steps of up to n_sequences sequences work in: memory that stays where it is, so that a backend
 // may record a step and do it again, whatever requests come and go. One engine's, and ends before its queue.
 class DecodeWorkspace {
@@ -96,9 +101,9 @@ class Llama {
     // Runs the network on `backend`, a queue of device(), over the rows of a batch whose sequences all have a
     // KV slot (with room reserved), appends their K and V, and returns the normed hidden states [n_rows, dim]
     // in `arena`. source [n_rows]: a token id, or -1 - i for row i of `chunk_rows` [n, dim] (empty when no
-    // source is negative).
+    // source is negative). `tap` may be empty.
     Tensor forward(Backend& backend, const BatchPlan& plan, const std::vector<int32_t>& source,
-                   Tensor chunk_rows, KvCache& kv, Arena& arena) const;
+                   Tensor chunk_rows, KvCache& kv, Arena& arena, const AttentionTap& tap = {}) const;
 
     DecodeWorkspace make_decode_workspace(Backend& backend, int32_t n_sequences) const {
         return DecodeWorkspace(*this, backend, n_sequences);
@@ -128,7 +133,7 @@ class Llama {
     void load(WeightSource& weights);
     // Enqueues the whole network: h [n_rows, dim] becomes the normed hidden states.
     void run(Backend& backend, const LlamaActivations& a, Tensor h, const int32_t* source, Tensor chunk_rows,
-             const KvView& kv, const Batch& batch) const;
+             const KvView& kv, const Batch& batch, const AttentionTap& tap = {}) const;
     void head(Backend& backend, Tensor logits, Tensor hidden) const;
 
     Device& device_;

@@ -80,6 +80,7 @@ std::vector<Citation> find_citations(const Model& model, std::span<const Segment
     const std::vector<ReadPassage> passages = read_passages_of(model, segments, answer);
     const std::vector<TextWord> found = words_of(answer.text);
     std::vector<std::string> words;
+    words.reserve(found.size());
     for (const TextWord& word : found) words.push_back(word.word);
     std::unordered_map<std::string, size_t> n_with;  // passages that have a word
     for (const ReadPassage& passage : passages)

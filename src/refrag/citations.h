@@ -22,8 +22,8 @@ struct Citation {
     std::vector<size_t> passages;  // indices among the request's passage segments, rising
 };
 
-// Words are compared in lower case, whatever stands between them. A run of words counts where one of them has a
-// digit or at least four letters; a single word only where no more than half of the passages that were read
+// Words are compared in lower case, whatever stands between them. A run of words counts where one of them has
+// a digit or at least four letters; a single word only where no more than half of the passages that were read
 // have it. From left to right, the longest run from each word on; they do not overlap.
 std::vector<Citation> find_citations(const Model& model, std::span<const Segment> segments,
                                      const Answer& answer);

@@ -68,12 +68,11 @@ class Model {
     // Loads DIR as the model directory's README describes it; everything is checked against everything else.
     // `device` must outlive the model. Status::bad_input for whatever is wrong in the files.
     // Without refrag.json DIR is a plain decoder: config.json, safetensors, tokenizer.json; or model.gguf; or
-    // DIR is a GGUF file itself. A refrag.json without encoder gives a plain decoder its template and defaults.
-    // With WeightFormat::int8 the matrices of the decoder's and the encoder's layers and the decoder's head
-    // are kept in 8 bits (8.5 with their scales); look-up tables and the two heads, which are small, stay as
-    // stored.
-    // `adapters` are directories of PEFT adapters, merged into the decoder in this order, after one that lies
-    // beside its weights.
+    // DIR is a GGUF file itself. A refrag.json without encoder gives a plain decoder its template and
+    // defaults. With WeightFormat::int8 the matrices of the decoder's and the encoder's layers and the
+    // decoder's head are kept in 8 bits (8.5 with their scales); look-up tables and the two heads, which are
+    // small, stay as stored. `adapters` are directories of PEFT adapters, merged into the decoder in this
+    // order, after one that lies beside its weights.
     Model(Device& device, const std::string& dir, const LoadProgress& progress = {},
           WeightFormat format = WeightFormat::as_stored, const ChatOptions& chat = {},
           const std::vector<std::string>& adapters = {});

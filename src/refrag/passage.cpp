@@ -152,7 +152,8 @@ void SharedPassage::finish_encoding(Backend& backend, const Model& model) {
         backend.download(values.data(), memory_.data(), n * sizeof(float));
         round_embeddings(keeper_->form(), values, model.d_enc());
         model.device().upload(memory_.data(), values.data(), n * sizeof(float));
-        record = passage_record(*cut_, key_, keeper_->form(), values, model.d_enc());
+        if (keeper_->takes_records())
+            record = passage_record(*cut_, key_, keeper_->form(), values, model.d_enc());
     }
     encoded_ = std::make_shared<const EncodedPassage>(cut_, key_, std::move(memory_), model.d_enc());
     if (!record.empty()) keeper_->keep(key_, std::move(record));

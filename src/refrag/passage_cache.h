@@ -41,7 +41,9 @@ class PassageCache {
     std::shared_ptr<SharedPassage> share(const Model& model, std::shared_ptr<const CutPassage> cut);
 
     // This one, or the one of its name that is here already.
-    std::shared_ptr<SharedPassage> put(std::shared_ptr<SharedPassage> passage) { return keep(std::move(passage)); }
+    std::shared_ptr<SharedPassage> put(std::shared_ptr<SharedPassage> passage) {
+        return keep(std::move(passage));
+    }
 
     size_t size() const;
     uint64_t bytes() const { return *bytes_; }

@@ -25,6 +25,8 @@ class PassageKeeper {
     virtual std::optional<std::string> find(const Sha256Digest& key) noexcept = 0;
     // A record that find() gave and that was no good: it is forgotten.
     virtual void forget(const Sha256Digest& key) noexcept = 0;
+    // Whether keep() is called at all: one that only rounds has no use for records.
+    virtual bool takes_records() const noexcept { return true; }
     // Takes a record to keep; returns soon.
     virtual void keep(const Sha256Digest& key, std::string record) noexcept = 0;
 };

@@ -18,7 +18,7 @@ std::string bytes_of(const Json& value) {
     return std::move(*bytes);
 }
 
-NewPassage read_passage(const Json& json, const StoreStamp& stamp) {
+NewPassage read_passage(const Json& json, const StoreStamp& stamp, int64_t& n_chunks) {
     json.as_object().check_keys({"begin", "end", "title", "text", "record", "vector"});
     NewPassage passage;
     passage.begin = json.get_int("begin", 0);
@@ -34,6 +34,7 @@ NewPassage read_passage(const Json& json, const StoreStamp& stamp) {
     } catch (const Error& error) {
         fail(Status::bad_input, json.get("record").where(), ": ", error.message());
     }
+    n_chunks += std::ssize(record.cut->chunks());
     if (record.form != stamp.form || record.d_enc != stamp.d_enc)
         json.get("record").refuse(
             str("embeddings of ", stamp.d_enc, " values in ", embedding_form_name(stamp.form)));
@@ -83,7 +84,8 @@ EncodedDocument read_encoded_line(const Json& line, const StoreStamp& stamp) {
     Json::parse(out.document.metadata, line.get("metadata").where()).as_object();
     out.document.hash = digest_of_hex(line.get("hash"));
     const Json passages = line.get_array("passages");
-    for (size_t i = 0; i < passages.size(); ++i) out.passages.push_back(read_passage(passages.at(i), stamp));
+    for (size_t i = 0; i < passages.size(); ++i)
+        out.passages.push_back(read_passage(passages.at(i), stamp, out.n_chunks));
     out.document.n_passages = std::ssize(out.passages);
     return out;
 }

@@ -18,6 +18,7 @@ namespace refrag {
 struct EncodedDocument {
     Document document;
     std::vector<NewPassage> passages;
+    int64_t n_chunks = 0;  // of all of them, where it was read from a line
 };
 
 std::string encoded_line(const EncodedDocument& encoded, const Sha256Digest& maker);

@@ -23,6 +23,7 @@ class Rounding : public PassageKeeper {
     EmbeddingForm form() const noexcept override { return form_; }
     std::optional<std::string> find(const Sha256Digest&) noexcept override { return std::nullopt; }
     void forget(const Sha256Digest&) noexcept override {}
+    bool takes_records() const noexcept override { return false; }
     void keep(const Sha256Digest&, std::string) noexcept override {}
 
   private:
@@ -85,12 +86,7 @@ Indexer::Indexer(PassageStore& store, const Model& model, const IndexOptions& op
     : Indexer([&store](const std::vector<EncodedDocument>& batch) { write_batch(store, batch); }, model,
               options) {
     store_ = &store;
-    const std::optional<StoreStamp> found = store.stamp();
-    if (found) {
-        check_stamp(store.name(), *found, stamp_);
-    } else {
-        store.set_stamp(stamp_);
-    }
+    check_stamp(store.name(), store.stamp_if_empty(stamp_), stamp_);
 }
 
 Indexer::Indexer(EncodedSink sink, const Model& model, const IndexOptions& options)
@@ -111,8 +107,9 @@ void Indexer::add(SourceDocument source) {
     const Sha256Digest hash = document_hash(source, options_);
     const auto [seen, is_first] = seen_.emplace(source.id, hash);
     if (!is_first) {
-        REFRAG_CHECK(seen->second == hash, Status::bad_input, "document ", printable(source.id, 60),
-                     ": the id came before, with another content");
+        if (seen->second != hash)
+            return refuse(Error(Status::bad_input, str("document ", printable(source.id, 60),
+                                                       ": the id came before, with another content")));
         ++counts_.n_unchanged;
         return;
     }
@@ -175,16 +172,37 @@ void Indexer::encode_waiting() {
                           [this, moved = std::move(batch)]() mutable { sink_(std::move(moved)); });
 }
 
-// Names the document that cannot be encoded; those before it are as good as ever.
+// Names the document that cannot be encoded, and goes on without it.
 void Indexer::encode_one_by_one() {
-    for (const Waiting& waiting : waiting_) {
+    for (size_t i = 0; i < waiting_.size();) {
         try {
-            encode_passages(*backend_, model_, waiting.shared, arena_);
+            encode_passages(*backend_, model_, waiting_[i].shared, arena_);
+            ++i;
         } catch (const Error& error) {
-            fail(error.status(), "document ", printable(waiting.encoded.document.id, 60), ": ",
-                 error.message());
+            const Error named(error.status(), str("document ", printable(waiting_[i].encoded.document.id, 60),
+                                                  ": ", error.message()));
+            waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(i));
+            refuse(named);
         }
     }
+}
+
+void Indexer::refuse(const Error& error) const {
+    // What is no fault of the document's (a device that fails) is nothing to go on from.
+    const bool of_document = error.status() == Status::bad_input || error.status() == Status::usage;
+    if (!options_.on_bad || !of_document) throw Error(error);
+    options_.on_bad(error);
+}
+
+void Indexer::add_file(const std::string& file, const std::function<bool()>& go_on,
+                       const std::function<void(uint64_t bytes)>& progress) {
+    read_documents(
+        file,
+        [&](SourceDocument&& document) {
+            add(std::move(document));
+            return !go_on || go_on();
+        },
+        options_.on_bad, progress);
 }
 
 void write_batch(PassageStore& store, std::span<const EncodedDocument> batch) {

@@ -24,6 +24,8 @@ struct IndexOptions {
     int64_t passage_tokens = 160;  // a passage's, at most
     int32_t chunk_len = 0;         // k; 0: the model's
     EmbeddingForm form = EmbeddingForm::bf16;
+    // Takes what is refused of a document, which is then left out; empty: it is thrown.
+    BadLine on_bad = {};
 };
 
 struct IndexCounts {
@@ -62,6 +64,9 @@ class Indexer {
 
     // Status::bad_input for a document whose id came before in this run with another content.
     void add(SourceDocument source);
+    // All documents of a file, as long as go_on (may be empty) says so. progress: bytes read so far.
+    void add_file(const std::string& file, const std::function<bool()>& go_on = {},
+                  const std::function<void(uint64_t bytes)>& progress = {});
     // Writes what waits; returns when it is committed.
     void finish();
 
@@ -75,6 +80,7 @@ class Indexer {
     };
     void encode_waiting();
     void encode_one_by_one();
+    void refuse(const Error& error) const;
     void wait_for_write();
 
     PassageStore* store_ = nullptr;  // where it is known what is there already

@@ -100,6 +100,8 @@ class PassageStore {
     virtual void commit() = 0;
     virtual void rollback() noexcept = 0;
     virtual void set_stamp(const StoreStamp& stamp) = 0;
+    // Stamps a store that has none; the stamp that it has then. Of several at once one goes first.
+    virtual StoreStamp stamp_if_empty(const StoreStamp& stamp) = 0;
     // Replaces the document of this id.
     virtual void put(const Document& document, std::span<const NewPassage> passages) = 0;
     // Whether there was one.

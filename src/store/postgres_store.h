@@ -36,6 +36,7 @@ class PostgresStore : public PassageStore {
     void commit() override;
     void rollback() noexcept override;
     void set_stamp(const StoreStamp& stamp) override;
+    StoreStamp stamp_if_empty(const StoreStamp& stamp) override;
     // Within begin() and commit() written with those that follow, by COPY.
     void put(const Document& document, std::span<const NewPassage> passages) override;
     bool remove(std::string_view id) override;
@@ -55,6 +56,7 @@ class PostgresStore : public PassageStore {
     int64_t version() override;
 
   private:
+    void write_stamp(const StoreStamp& stamp, const std::string& on_conflict);
     class Change;
     struct Waiting {
         Document document;

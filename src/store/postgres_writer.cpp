@@ -131,6 +131,19 @@ void PostgresStore::end_transaction() {
 }
 
 void PostgresStore::set_stamp(const StoreStamp& stamp) {
+    write_stamp(
+        stamp,
+        "DO UPDATE SET model = excluded.model, maker = excluded.maker, chunk_len = excluded.chunk_len, "
+        "form = excluded.form, d_enc = excluded.d_enc, n_vocab = excluded.n_vocab");
+}
+
+// A row that another transaction is about to commit is waited for.
+StoreStamp PostgresStore::stamp_if_empty(const StoreStamp& stamp) {
+    write_stamp(stamp, "DO NOTHING");
+    return *this->stamp();
+}
+
+void PostgresStore::write_stamp(const StoreStamp& stamp, const std::string& on_conflict) {
     const std::lock_guard lock(write_mutex_);
     Change change(*this);
     open_transaction();
@@ -141,13 +154,10 @@ void PostgresStore::set_stamp(const StoreStamp& stamp) {
     const std::string form = values.add_text(embedding_form_name(stamp.form));
     const std::string d_enc = values.add(int64_t{stamp.d_enc});
     const std::string n_vocab = values.add(stamp.n_vocab);
-    write_.run(
-        "INSERT INTO @stamp (model, maker, chunk_len, form, d_enc, n_vocab) VALUES (" + model + ", " + maker +
-            ", " + chunk_len + ", " + form + ", " + d_enc + ", " + n_vocab +
-            ") ON CONFLICT (only_row) DO UPDATE SET model = excluded.model, maker = excluded.maker, "
-            "chunk_len "
-            "= excluded.chunk_len, form = excluded.form, d_enc = excluded.d_enc, n_vocab = excluded.n_vocab",
-        values);
+    write_.run("INSERT INTO @stamp (model, maker, chunk_len, form, d_enc, n_vocab) VALUES (" + model + ", " +
+                   maker + ", " + chunk_len + ", " + form + ", " + d_enc + ", " + n_vocab +
+                   ") ON CONFLICT (only_row) " + on_conflict,
+               values);
     change.commit();
 }
 

@@ -105,6 +105,24 @@ Document read_document(const Statement& row, bool& digest_fits) {
     return document;
 }
 
+std::optional<StoreStamp> stamp_in_settings(Database& database) {
+    Statement select = database.prepare("SELECT name, value FROM settings");
+    StoreStamp stamp;
+    bool any = false;
+    while (select.step()) {
+        const std::string_view name = select.bytes(0);
+        any = true;
+        if (name == "model") stamp.model = select.text(1);
+        if (name == "maker") stamp.maker = stored_digest(select.bytes(1));
+        if (name == "chunk_len") stamp.chunk_len = static_cast<int32_t>(select.integer(1));
+        if (name == "form") stamp.form = parse_embedding_form(database.path(), select.bytes(1));
+        if (name == "d_enc") stamp.d_enc = static_cast<int32_t>(select.integer(1));
+        if (name == "n_vocab") stamp.n_vocab = select.integer(1);
+    }
+    if (!any) return std::nullopt;
+    return stamp;
+}
+
 }  // namespace
 
 struct SqliteStore::Writer {
@@ -169,21 +187,7 @@ SqliteStore::Writer& SqliteStore::writer() {
 
 std::optional<StoreStamp> SqliteStore::stamp() {
     const std::lock_guard lock(read_mutex_);
-    Statement select = read_->prepare("SELECT name, value FROM settings");
-    StoreStamp stamp;
-    bool any = false;
-    while (select.step()) {
-        const std::string_view name = select.bytes(0);
-        any = true;
-        if (name == "model") stamp.model = select.text(1);
-        if (name == "maker") stamp.maker = stored_digest(select.bytes(1));
-        if (name == "chunk_len") stamp.chunk_len = static_cast<int32_t>(select.integer(1));
-        if (name == "form") stamp.form = parse_embedding_form(path_, select.bytes(1));
-        if (name == "d_enc") stamp.d_enc = static_cast<int32_t>(select.integer(1));
-        if (name == "n_vocab") stamp.n_vocab = select.integer(1);
-    }
-    if (!any) return std::nullopt;
-    return stamp;
+    return stamp_in_settings(*read_);
 }
 
 void SqliteStore::begin() {
@@ -206,6 +210,20 @@ void SqliteStore::rollback() noexcept {
 
 void SqliteStore::set_stamp(const StoreStamp& stamp) {
     const std::lock_guard lock(write_mutex_);
+    write_stamp(stamp);
+}
+
+StoreStamp SqliteStore::stamp_if_empty(const StoreStamp& stamp) {
+    const std::lock_guard lock(write_mutex_);
+    writer();
+    Change change(*this);  // from here on no other process writes
+    const std::optional<StoreStamp> found = stamp_in_settings(*write_);
+    if (!found) write_stamp(stamp);
+    change.commit();
+    return found.value_or(stamp);
+}
+
+void SqliteStore::write_stamp(const StoreStamp& stamp) {
     Statement& setting = writer().setting;
     Change change(*this);
     const auto set = [&](const char* name, const auto& value) { setting.bind(1, name).bind(2, value).run(); };

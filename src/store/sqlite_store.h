@@ -23,6 +23,7 @@ class SqliteStore : public PassageStore {
     void commit() override;
     void rollback() noexcept override;
     void set_stamp(const StoreStamp& stamp) override;
+    StoreStamp stamp_if_empty(const StoreStamp& stamp) override;
     void put(const Document& document, std::span<const NewPassage> passages) override;
     bool remove(std::string_view id) override;
     void replace_record(int64_t n, std::string_view record, std::span<const float> vector) override;
@@ -44,6 +45,7 @@ class SqliteStore : public PassageStore {
     struct Writer;
     Writer& writer();
     void remove_passages(int64_t document);
+    void write_stamp(const StoreStamp& stamp);  // under write_mutex_
     StoredPassage read_passage(const Statement& row) const;
     void check_vectors(const std::function<void(const std::string&)>& problem);
 

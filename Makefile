@@ -201,10 +201,7 @@ $(BUILD)/librefrag.a: $(LIB_OBJ) $(CUDA_OBJ)
 # The shared library: what the C interface needs, and nothing exported but that.
 ABI      := $(shell sed -n 's/^.define REFRAG_ABI_VERSION //p' src/refrag.h)
 SHARED   := $(BUILD)/librefrag.so.$(VERSION)
-SHARED   := $(BUILD)/librefrag.so.$(VERSION)
 SO_OBJ   := $(filter-out $(BUILD)/obj/src/store/% $(BUILD)/obj/src/eval/% $(BUILD)/obj/src/bench/%,$(LIB_OBJ)) $(CUDA_OBJ)
-SO_OBJ   := $(filter-out $(BUILD)/obj/src/store/% $(BUILD)/obj/src/eval/% $(BUILD)/obj/src/bench/%,$(LIB_OBJ)) $(CUDA_OBJ)
-SO_LIBS  := $(filter-out -lsqlite3 -ledit -lpq -lhiredis,$(LDLIBS))
 SO_LIBS  := $(filter-out -lsqlite3 -ledit -lpq -lhiredis,$(LDLIBS))
 $(SHARED): $(SO_OBJ) src/api/exports.map
 	$(call say,LINK,$@)

@@ -56,7 +56,8 @@ endif
 comma    := ,
 space    := $(subst ,, )
 VERSION  := $(shell cat VERSION)
-CXXFLAGS += -std=c++20 $(OPT_$(CONFIG)) $(WARN) -pthread -fPIC
+# Objects serve both libraries. Hidden: what a shared library does not export can be inlined and called directly.
+CXXFLAGS += -std=c++20 $(OPT_$(CONFIG)) $(WARN) -pthread -fPIC -fvisibility=hidden
 CPPFLAGS += -Isrc -I. -MMD -MP -DREFRAG_VERSION='"$(VERSION)"'
 LDFLAGS  += -pthread $(SAN_LDFLAGS)
 LDLIBS   += $(if $(filter 1,$(STATIC)),-static-libstdc++ -static-libgcc -l:libutf8proc.a,-lutf8proc)
@@ -198,10 +199,11 @@ $(BUILD)/librefrag.a: $(LIB_OBJ) $(CUDA_OBJ)
 	$(call say,AR  ,$@)
 	$(Q)rm -f $@ && ar rcs $@ $^
 
-# The shared library: what the C interface needs, and nothing exported but that.
+# The shared library: the rooms that the C interface needs, and nothing exported but that.
 ABI      := $(shell sed -n 's/^.define REFRAG_ABI_VERSION //p' src/refrag.h)
 SHARED   := $(BUILD)/librefrag.so.$(VERSION)
-SO_OBJ   := $(filter-out $(BUILD)/obj/src/store/% $(BUILD)/obj/src/eval/% $(BUILD)/obj/src/bench/%,$(LIB_OBJ)) $(CUDA_OBJ)
+SO_ROOMS := base io text ops cpu models refrag api
+SO_OBJ   := $(filter $(SO_ROOMS:%=$(BUILD)/obj/src/%/%.o),$(LIB_OBJ)) $(CUDA_OBJ)
 SO_LIBS  := $(filter-out -lsqlite3 -ledit -lpq -lhiredis,$(LDLIBS))
 $(SHARED): $(SO_OBJ) src/api/exports.map
 	$(call say,LINK,$@)

@@ -12,11 +12,15 @@
  * Rules that hold for everything here:
  *   - A function that can fail returns a refrag_status and takes a refrag_error to fill in, which may be NULL. After
  *     a failure the out-parameters are untouched and every object is as it was before the call.
- *   - Structs of options begin with struct_size. Fill them with their _init function, which sets it and the defaults;
- *     fields that a later version adds are then its defaults in older programs.
+ *   - Structs of options begin with struct_size: sizeof as the caller's header has it. Their _init function takes it and
+ *     sets the defaults. So a program that was built with an older header keeps working: fields that it does not know
+ *     have their defaults. One built with a newer header works too, unless it sets what this library does not know.
+ *   - Structs that a function fills in begin with struct_size too, which the caller sets. Fields that this library does
+ *     not know become 0.
  *   - Texts are UTF-8 with a length in bytes and need no end; any bytes are accepted. Strings in options end with 0.
  *   - What a handle was made from may be freed before it: handles keep what they need.
- *   - Callbacks are called on the thread that called the library, and must not throw or leave by longjmp.
+ *   - Callbacks are called on the thread that called the library, and must not throw or leave by longjmp. They may call
+ *     the library, but for their own session, which answers REFRAG_USAGE, and may free no handle that is in use.
  *   - The library ends no process, writes to no stream, installs no signal handler and has no global state.
  */
 #ifndef REFRAG_H
@@ -25,7 +29,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(REFRAG_SHARED_BUILD)
+#if defined(__GNUC__)
 #define REFRAG_API __attribute__((visibility("default")))
 #else
 #define REFRAG_API
@@ -47,7 +51,8 @@ typedef enum refrag_status {
     REFRAG_CANCELLED = 5      /* a callback asked to stop */
 } refrag_status;
 
-/* Takes a failure's message, one line that ends with 0: what, where, expected, found. Set struct_size. */
+/* Takes a call's status and a failure's message, one line of UTF-8 that ends with 0: what, where, expected, found. A
+ * longer one is cut. Set struct_size, as in `refrag_error error = {sizeof error};`. */
 typedef struct refrag_error {
     size_t struct_size;
     refrag_status status;
@@ -85,7 +90,7 @@ typedef struct refrag_model_options {
     refrag_log_fn log;
     void *user; /* of both callbacks */
 } refrag_model_options;
-REFRAG_API void refrag_model_options_init(refrag_model_options *options);
+REFRAG_API void refrag_model_options_init(refrag_model_options *options, size_t struct_size);
 
 /* Loads a model directory, a plain LLaMA (a Hugging Face directory or a GGUF file). options may be NULL. */
 REFRAG_API refrag_status refrag_model_load(const char *path, const refrag_model_options *options,
@@ -106,7 +111,6 @@ typedef struct refrag_model_info {
     uint64_t parameters;
     uint64_t weight_bytes;
 } refrag_model_info;
-/* Fills in what info->struct_size holds. */
 REFRAG_API refrag_status refrag_model_get_info(const refrag_model *model, refrag_model_info *info,
                                                refrag_error *error);
 
@@ -139,9 +143,9 @@ REFRAG_API refrag_status refrag_passage_share(const refrag_passage *passage, ref
 REFRAG_API void refrag_passage_free(refrag_passage *passage);
 
 REFRAG_API int refrag_passage_is_encoded(const refrag_passage *passage);
-REFRAG_API refrag_status refrag_passage_n_chunks(refrag_passage *passage, size_t *n_chunks, refrag_error *error);
+REFRAG_API refrag_status refrag_passage_n_chunks(const refrag_passage *passage, size_t *n_chunks, refrag_error *error);
 /* Byte span and tokens of chunk `index`. */
-REFRAG_API refrag_status refrag_passage_chunk(refrag_passage *passage, size_t index, size_t *begin, size_t *end,
+REFRAG_API refrag_status refrag_passage_chunk(const refrag_passage *passage, size_t index, size_t *begin, size_t *end,
                                               size_t *n_tokens, refrag_error *error);
 
 /* ---- session ------------------------------------------------------------------------------------------------ */
@@ -154,7 +158,7 @@ typedef struct refrag_session_options {
     int32_t prefix_cache; /* prompts that begin alike share the pages of what they have in common; default 1 */
     int64_t step_rows;    /* rows of a prompt that are read between two looks at `abort`; 0: the default */
 } refrag_session_options;
-REFRAG_API void refrag_session_options_init(refrag_session_options *options);
+REFRAG_API void refrag_session_options_init(refrag_session_options *options, size_t struct_size);
 REFRAG_API refrag_status refrag_session_new(const refrag_model *model, const refrag_session_options *options,
                                             refrag_session **session, refrag_error *error);
 REFRAG_API void refrag_session_free(refrag_session *session);
@@ -169,7 +173,7 @@ REFRAG_API refrag_status refrag_session_embeddings(refrag_session *session, cons
                                                    refrag_error *error);
 /* An encoded passage as bytes to keep, for refrag_passage_load: chunks and embeddings, these in fp32, with a digest;
  * not the text. The rule of `capacity` as above. */
-REFRAG_API refrag_status refrag_passage_save(refrag_session *session, refrag_passage *passage, void *record,
+REFRAG_API refrag_status refrag_passage_save(refrag_session *session, const refrag_passage *passage, void *record,
                                              size_t capacity, size_t *record_bytes, refrag_error *error);
 
 /* ---- request ------------------------------------------------------------------------------------------------ */
@@ -217,7 +221,7 @@ typedef struct refrag_answer refrag_answer;
 
 /* Text as it is generated, whole characters where it holds whole ones. Returns whether to go on. */
 typedef int (*refrag_text_fn)(void *user, const char *text, size_t n_bytes);
-/* Asked between the steps of a prompt and of an answer. Returns whether to go on. */
+/* Asked before every step of a prompt and of an answer. Returns whether to go on. */
 typedef int (*refrag_continue_fn)(void *user);
 
 typedef struct refrag_generate_options {
@@ -243,7 +247,7 @@ typedef struct refrag_generate_options {
     refrag_continue_fn keep_on;
     void *user; /* of both callbacks */
 } refrag_generate_options;
-REFRAG_API void refrag_generate_options_init(refrag_generate_options *options);
+REFRAG_API void refrag_generate_options_init(refrag_generate_options *options, size_t struct_size);
 
 /* Answers. options may be NULL. The request can be asked again, and by other sessions of its model. After `text`
  * asked to stop the answer is there as far as it came, with REFRAG_FINISH_CANCELLED; after keep_on did there is none,

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -16,10 +18,10 @@
 #include "base/arena.h"
 #include "base/check.h"
 #include "refrag.h"
-#include "refrag/engine.h"
 #include "refrag/model.h"
 #include "refrag/passage.h"
 #include "refrag/segment.h"
+#include "refrag/session.h"
 
 namespace refrag::api {
 
@@ -32,12 +34,19 @@ struct Loaded {
 // Thrown where a callback asks to stop.
 struct Cancelled {};
 
+// One line, cut where a character ends.
 inline void fill_error(refrag_error* error, refrag_status status, std::string_view message) noexcept {
     constexpr size_t at = offsetof(refrag_error, message);
     if (error == nullptr || error->struct_size <= at) return;
     error->status = status;
-    const size_t n = std::min({message.size(), error->struct_size - at - 1, sizeof error->message - 1});
-    std::memcpy(error->message, message.data(), n);
+    size_t n = std::min({message.size(), error->struct_size - at - 1, sizeof error->message - 1});
+    const auto continues = [&](size_t i) { return (static_cast<unsigned char>(message[i]) & 0xC0U) == 0x80; };
+    if (n < message.size())
+        while (n > 0 && continues(n)) --n;
+    for (size_t i = 0; i < n; ++i) {
+        const auto c = static_cast<unsigned char>(message[i]);
+        error->message[i] = c < 0x20 || c == 0x7F ? ' ' : message[i];
+    }
     error->message[n] = '\0';
 }
 
@@ -94,27 +103,46 @@ inline std::string or_default(const char* text, const char* fallback) {
     return text == nullptr ? fallback : text;
 }
 
-// The caller's options over the defaults: as much as the caller's version of the struct has.
+// Sizes of structs grow by whole fields of at most eight bytes, so no size ends within a field.
+inline void check_struct_size(size_t size, const char* name) {
+    REFRAG_CHECK(size > sizeof(size_t) && size <= size_t{1} << 16 && size % sizeof(size_t) == 0,
+                 Status::usage, name, ": expected struct_size to be sizeof(", name, "), found ", size);
+}
+
+// Sets the defaults, as far as the caller's version of the struct goes; zeros where it goes further.
 template <typename Options>
-Options options_of(const Options* given, void (*init)(Options*), const char* name) {
-    Options options;
-    init(&options);
+void give_defaults(Options* out, size_t struct_size, Options defaults) noexcept {
+    if (out == nullptr || struct_size < sizeof(size_t)) return;
+    defaults.struct_size = struct_size;
+    std::memset(out, 0, struct_size);
+    std::memcpy(out, &defaults, std::min(struct_size, sizeof defaults));
+}
+
+// The caller's options over the defaults: as much as the caller's version of the struct has. What a later
+// version has beyond ours must not be set, for nobody here would heed it.
+template <typename Options>
+Options options_of(const Options* given, const Options& defaults, const char* name) {
+    Options options = defaults;
     if (given == nullptr) return options;
-    REFRAG_CHECK(given->struct_size > sizeof(size_t) && given->struct_size <= size_t{1} << 16, Status::usage,
-                 name, ": expected struct_size as ", name, "_init sets it, found ", given->struct_size);
-    std::memcpy(&options, given, std::min(given->struct_size, sizeof options));
+    const size_t size = given->struct_size;
+    check_struct_size(size, name);
+    const char* bytes = reinterpret_cast<const char*>(given);
+    for (size_t i = sizeof options; i < size; ++i)
+        REFRAG_CHECK(bytes[i] == 0, Status::usage, name, ": expected the ", sizeof options,
+                     " bytes that version ", REFRAG_VERSION, " knows, found byte ", i, " set");
+    std::memcpy(&options, given, std::min(size, sizeof options));
     options.struct_size = sizeof options;
     return options;
 }
 
-// Fills in as much of a report as the caller's version of the struct has.
+// Fills in as much of a report as the caller's version of the struct has; zeros where it goes further.
 template <typename Info>
 void give_info(Info* out, Info info, const char* name) {
     require(out, name);
     const size_t size = out->struct_size;
-    REFRAG_CHECK(size > sizeof(size_t) && size <= size_t{1} << 16, Status::usage, name,
-                 ": expected struct_size to be set, found ", size);
+    check_struct_size(size, name);
     info.struct_size = size;
+    std::memset(out, 0, size);
     std::memcpy(out, &info, std::min(size, sizeof info));
 }
 
@@ -148,14 +176,43 @@ struct refrag_request {
 struct refrag_session {
     refrag_session(std::shared_ptr<const refrag::api::Loaded> model, const refrag::EngineOptions& options)
         : loaded(std::move(model)),
-          engine(*loaded->model, options),
+          session(*loaded->model, options),
           backend(loaded->model->device().make_backend()),
           arena(*backend) {}
     std::shared_ptr<const refrag::api::Loaded> loaded;  // outlives the rest
-    refrag::Engine engine;
+    refrag::Session session;
     std::unique_ptr<refrag::Backend> backend;  // for encoding alone
     refrag::Arena arena;
+    std::atomic_flag busy;
 };
+
+namespace refrag::api {
+
+// Holds a session for one call. A second one, of another thread or of the first one's callback, is refused.
+class InUse {
+  public:
+    explicit InUse(refrag_session* session) : session_(session) {
+        require(session, "session");
+        REFRAG_CHECK(!session->busy.test_and_set(std::memory_order_acquire), Status::usage,
+                     "session: expected one call at a time, found a second one");
+    }
+    ~InUse() { session_->busy.clear(std::memory_order_release); }
+    InUse(const InUse&) = delete;
+    InUse& operator=(const InUse&) = delete;
+
+  private:
+    refrag_session* session_;
+};
+
+template <typename Handle>
+void check_model(const Handle* handle, const std::shared_ptr<const Loaded>& loaded, const char* name,
+                 const char* whose) {
+    require(handle, name);
+    REFRAG_CHECK(handle->loaded == loaded, Status::usage, name, ": expected one of the ", whose,
+                 "'s model, found another model's");
+}
+
+}  // namespace refrag::api
 
 struct refrag_answer {
     refrag::Answer answer;

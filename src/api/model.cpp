@@ -34,18 +34,18 @@ const char* refrag_status_name(refrag_status status) {
     return "unknown status";
 }
 
-void refrag_model_options_init(refrag_model_options* options) {
-    if (options == nullptr) return;
-    *options = refrag_model_options{};
-    options->struct_size = sizeof *options;
-    options->device = "auto";
-    options->gpu_memory_fraction = DeviceOptions().gpu_memory_fraction;
-    options->weights = "auto";
-}
-
 }  // extern "C"
 
 namespace {
+
+refrag_model_options default_options() {
+    refrag_model_options options{};
+    options.struct_size = sizeof options;
+    options.device = "auto";
+    options.gpu_memory_fraction = DeviceOptions().gpu_memory_fraction;
+    options.weights = "auto";
+    return options;
+}
 
 void log_line(const refrag_model_options& options, refrag_log_level level, const std::string& line) {
     if (options.log != nullptr) options.log(options.user, level, line.c_str());
@@ -92,12 +92,16 @@ std::shared_ptr<Loaded> load(const std::string& path, const refrag_model_options
 
 extern "C" {
 
+void refrag_model_options_init(refrag_model_options* options, size_t struct_size) {
+    give_defaults(options, struct_size, default_options());
+}
+
 refrag_status refrag_model_load(const char* path, const refrag_model_options* options, refrag_model** model,
                                 refrag_error* error) {
     return guarded(error, [&] {
         require(path, "path");
         require(model, "model");
-        const refrag_model_options o = options_of(options, refrag_model_options_init, "refrag_model_options");
+        const refrag_model_options o = options_of(options, default_options(), "refrag_model_options");
         *model = new refrag_model{load(path, o)};
     });
 }

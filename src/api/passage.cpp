@@ -55,7 +55,7 @@ int refrag_passage_is_encoded(const refrag_passage* passage) {
     return passage != nullptr && passage->passage->encoded() ? 1 : 0;
 }
 
-refrag_status refrag_passage_n_chunks(refrag_passage* passage, size_t* n_chunks, refrag_error* error) {
+refrag_status refrag_passage_n_chunks(const refrag_passage* passage, size_t* n_chunks, refrag_error* error) {
     return guarded(error, [&] {
         require(passage, "passage");
         require(n_chunks, "n_chunks");
@@ -63,7 +63,7 @@ refrag_status refrag_passage_n_chunks(refrag_passage* passage, size_t* n_chunks,
     });
 }
 
-refrag_status refrag_passage_chunk(refrag_passage* passage, size_t index, size_t* begin, size_t* end,
+refrag_status refrag_passage_chunk(const refrag_passage* passage, size_t index, size_t* begin, size_t* end,
                                    size_t* n_tokens, refrag_error* error) {
     return guarded(error, [&] {
         require(passage, "passage");

@@ -19,12 +19,6 @@ std::vector<float> rows_of(const float* values, size_t n_rows, int64_t dim, cons
     return n == 0 ? std::vector<float>() : std::vector<float>(values, values + n);
 }
 
-void check_same_model(const refrag_request* request, const refrag_passage* passage) {
-    require(passage, "passage");
-    REFRAG_CHECK(request->loaded == passage->loaded, Status::usage,
-                 "passage: expected one of the request's model, found another model's");
-}
-
 }  // namespace
 
 extern "C" {
@@ -74,7 +68,7 @@ refrag_status refrag_request_add_passage(refrag_request* request, const refrag_p
                                          const uint8_t* expanded, size_t n_expanded, refrag_error* error) {
     return guarded(error, [&] {
         require(request, "request");
-        check_same_model(request, passage);
+        check_model(passage, request->loaded, "passage", "request");
         PassageSegment segment{passage->passage};
         if (n_expanded > 0) require(expanded, "expanded");
         if (expanded != nullptr) {
@@ -92,7 +86,9 @@ refrag_status refrag_request_add_chunk_embeddings(refrag_request* request, const
                                                   refrag_error* error) {
     return guarded(error, [&] {
         require(request, "request");
-        add(request, ChunkEmbSegment{rows_of(values, n_rows, request->loaded->model->d_enc(), "values")});
+        const Model& model = *request->loaded->model;
+        model.require_encoder();
+        add(request, ChunkEmbSegment{rows_of(values, n_rows, model.d_enc(), "values")});
     });
 }
 
@@ -117,7 +113,7 @@ refrag_status refrag_request_add_prompt(refrag_request* request, refrag_passage*
         std::vector<std::shared_ptr<SharedPassage>> shared;
         int32_t chunk_len = 0;
         for (size_t i = 0; i < n_passages; ++i) {
-            check_same_model(request, passages[i]);
+            check_model(passages[i], request->loaded, "passages", "request");
             shared.push_back(passages[i]->passage);
             chunk_len = shared.back()->chunk_len();
         }

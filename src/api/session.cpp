@@ -12,7 +12,7 @@ namespace {
 AnswerOptions answer_options(const refrag_generate_options& o) {
     AnswerOptions out;
     out.max_new_tokens = o.max_new_tokens;
-    if (o.expand_fraction >= 0.0) out.expand_fraction = o.expand_fraction;
+    if (!(o.expand_fraction < 0.0)) out.expand_fraction = o.expand_fraction;
     if (o.policy != nullptr) out.policy = parse_select_policy(o.policy);
     if (o.unexpanded != nullptr) out.unexpanded = parse_unexpanded(o.unexpanded);
     out.sampler.temperature = o.temperature;
@@ -34,46 +34,65 @@ AnswerOptions answer_options(const refrag_generate_options& o) {
     return out;
 }
 
-Answer generate(refrag_session* session, const refrag_request* request, const refrag_generate_options& o) {
-    Request engine_request;
-    engine_request.segments = request->segments;
-    engine_request.options = answer_options(o);
+Answer generate(refrag_session& session, const refrag_request& request, const refrag_generate_options& o) {
+    TextSink sink;
     if (o.text != nullptr)
-        engine_request.sink = [&o](std::string_view text) {
-            return o.text(o.user, text.data(), text.size()) != 0;
-        };
+        sink = [&o](std::string_view text) { return o.text(o.user, text.data(), text.size()) != 0; };
+    AnswerLimits limits;
+    if (o.keep_on != nullptr) limits.keep_going = [&o] { return o.keep_on(o.user) != 0; };
     REFRAG_CHECK(o.deadline_ms >= 0, Status::usage, "deadline_ms: expected 0 or more, found ", o.deadline_ms);
-    if (o.deadline_ms > 0)
-        engine_request.deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(o.deadline_ms);
-    Engine& engine = session->engine;
-    // Whatever is thrown, the engine is empty afterwards.
-    struct Leave {
-        Engine& engine;
-        uint64_t id;
-        ~Leave() {
-            engine.cancel(id);
-            engine.take_finished();
-        }
-    };
-    const Leave leave{engine, engine.submit(std::move(engine_request))};
-    while (!engine.idle()) {
-        if (o.keep_on != nullptr && o.keep_on(o.user) == 0) throw Cancelled();
-        engine.step();
-    }
-    Result result = std::move(engine.take_finished().at(0));
-    if (result.error) throw Error(*result.error);
-    return std::move(result.answer);
+    // A deadline beyond the clock's range is none.
+    using std::chrono::milliseconds;
+    const auto now = std::chrono::steady_clock::now();
+    const auto most = std::chrono::duration_cast<milliseconds>(decltype(now)::max() - now);
+    if (o.deadline_ms > 0 && milliseconds(o.deadline_ms) < most)
+        limits.deadline = now + milliseconds(o.deadline_ms);
+    std::optional<Answer> answer = session.session.answer(request.segments, answer_options(o), sink, limits);
+    if (!answer) throw Cancelled();
+    return std::move(*answer);
+}
+
+refrag_session_options default_session_options() {
+    refrag_session_options options{};
+    options.struct_size = sizeof options;
+    options.prefix_cache = 1;
+    return options;
+}
+
+refrag_generate_options default_generate_options() {
+    const AnswerOptions defaults;
+    refrag_generate_options options{};
+    options.struct_size = sizeof options;
+    options.max_new_tokens = defaults.max_new_tokens;
+    options.expand_fraction = -1.0;
+    options.temperature = defaults.sampler.temperature;
+    options.top_k = defaults.sampler.top_k;
+    options.top_p = defaults.sampler.top_p;
+    options.min_p = defaults.sampler.min_p;
+    options.repetition_penalty = defaults.sampler.repetition_penalty;
+    options.frequency_penalty = defaults.sampler.frequency_penalty;
+    options.presence_penalty = defaults.sampler.presence_penalty;
+    options.repeat_last_n = defaults.sampler.repeat_last_n;
+    options.seed = defaults.sampler.seed;
+    return options;
+}
+
+// What an encoded passage of the session's model holds.
+std::shared_ptr<const EncodedPassage> encoded_of(const refrag_session& session,
+                                                 const refrag_passage* passage) {
+    check_model(passage, session.loaded, "passage", "session");
+    auto encoded = passage->passage->encoded();
+    REFRAG_CHECK(encoded != nullptr, Status::usage,
+                 "passage: expected one that is encoded (refrag_session_encode)");
+    return encoded;
 }
 
 }  // namespace
 
 extern "C" {
 
-void refrag_session_options_init(refrag_session_options* options) {
-    if (options == nullptr) return;
-    *options = refrag_session_options{};
-    options->struct_size = sizeof *options;
-    options->prefix_cache = 1;
+void refrag_session_options_init(refrag_session_options* options, size_t struct_size) {
+    give_defaults(options, struct_size, default_session_options());
 }
 
 refrag_status refrag_session_new(const refrag_model* model, const refrag_session_options* options,
@@ -82,7 +101,7 @@ refrag_status refrag_session_new(const refrag_model* model, const refrag_session
         require(model, "model");
         require(session, "session");
         const refrag_session_options o =
-            options_of(options, refrag_session_options_init, "refrag_session_options");
+            options_of(options, default_session_options(), "refrag_session_options");
         EngineOptions engine;
         engine.max_context = o.max_context;
         engine.prefix_cache = o.prefix_cache != 0;
@@ -99,14 +118,12 @@ void refrag_session_free(refrag_session* session) {
 refrag_status refrag_session_encode(refrag_session* session, refrag_passage* const* passages,
                                     size_t n_passages, refrag_error* error) {
     return guarded(error, [&] {
-        require(session, "session");
+        const InUse in_use(session);
         if (n_passages > 0) require(passages, "passages");
         session->loaded->model->require_encoder();
         std::vector<std::shared_ptr<SharedPassage>> shared;
         for (size_t i = 0; i < n_passages; ++i) {
-            require(passages[i], "passages");
-            REFRAG_CHECK(passages[i]->loaded == session->loaded, Status::usage,
-                         "passages: expected those of the session's model, found another model's");
+            check_model(passages[i], session->loaded, "passages", "session");
             shared.push_back(passages[i]->passage);
         }
         encode_passages(*session->backend, *session->loaded->model, shared, session->arena);
@@ -116,24 +133,18 @@ refrag_status refrag_session_encode(refrag_session* session, refrag_passage* con
 refrag_status refrag_session_embeddings(refrag_session* session, const refrag_passage* passage, float* values,
                                         size_t capacity, size_t* n_values, refrag_error* error) {
     return guarded(error, [&] {
-        require(session, "session");
-        require(passage, "passage");
-        const auto encoded = passage->passage->encoded();
-        REFRAG_CHECK(encoded != nullptr, Status::usage,
-                     "passage: expected one that is encoded (refrag_session_encode)");
+        const InUse in_use(session);
+        const auto encoded = encoded_of(*session, passage);
         const std::vector<float> all = encoded->download(*session->backend);
         give_values(all.data(), all.size(), values, capacity, n_values, "values");
     });
 }
 
-refrag_status refrag_passage_save(refrag_session* session, refrag_passage* passage, void* record,
+refrag_status refrag_passage_save(refrag_session* session, const refrag_passage* passage, void* record,
                                   size_t capacity, size_t* record_bytes, refrag_error* error) {
     return guarded(error, [&] {
-        require(session, "session");
-        require(passage, "passage");
-        const auto encoded = passage->passage->encoded();
-        REFRAG_CHECK(encoded != nullptr, Status::usage,
-                     "passage: expected one that is encoded (refrag_session_encode)");
+        const InUse in_use(session);
+        const auto encoded = encoded_of(*session, passage);
         const std::string bytes =
             passage_record(*encoded->cut(), encoded->key(), EmbeddingForm::f32,
                            encoded->download(*session->backend), session->loaded->model->d_enc());
@@ -143,34 +154,21 @@ refrag_status refrag_passage_save(refrag_session* session, refrag_passage* passa
     });
 }
 
-void refrag_generate_options_init(refrag_generate_options* options) {
-    if (options == nullptr) return;
-    const AnswerOptions defaults;
-    *options = refrag_generate_options{};
-    options->struct_size = sizeof *options;
-    options->max_new_tokens = defaults.max_new_tokens;
-    options->expand_fraction = -1.0;
-    options->temperature = defaults.sampler.temperature;
-    options->top_k = defaults.sampler.top_k;
-    options->top_p = defaults.sampler.top_p;
-    options->min_p = defaults.sampler.min_p;
-    options->repetition_penalty = defaults.sampler.repetition_penalty;
-    options->repeat_last_n = defaults.sampler.repeat_last_n;
+void refrag_generate_options_init(refrag_generate_options* options, size_t struct_size) {
+    give_defaults(options, struct_size, default_generate_options());
 }
 
 refrag_status refrag_session_generate(refrag_session* session, const refrag_request* request,
                                       const refrag_generate_options* options, refrag_answer** answer,
                                       refrag_error* error) {
     return guarded(error, [&] {
-        require(session, "session");
-        require(request, "request");
+        const InUse in_use(session);
+        check_model(request, session->loaded, "request", "session");
         require(answer, "answer");
-        REFRAG_CHECK(session->loaded == request->loaded, Status::usage,
-                     "request: expected one of the session's model, found another model's");
         const refrag_generate_options o =
-            options_of(options, refrag_generate_options_init, "refrag_generate_options");
+            options_of(options, default_generate_options(), "refrag_generate_options");
         auto out = std::make_unique<refrag_answer>();
-        out->answer = generate(session, request, o);
+        out->answer = generate(*session, *request, o);
         *answer = out.release();
     });
 }

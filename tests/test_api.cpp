@@ -1,96 +1,19 @@
 // The C interface: the same answers as the library's own, and what it promises of errors, callbacks, sizes
-// and threads. tests/api_example.c is compiled as C99 and as C++20 and run against the shared library.
+// and threads. What is built and installed: test_api_library.cpp; memory: test_api_memory.cpp.
 #include <doctest/doctest.h>
 
-#include <cstring>
-#include <filesystem>
+#include <csignal>
+#include <cstddef>
+#include <functional>
+#include <locale>
 #include <thread>
 
-#include "cli_test.h"
-#include "golden.h"
-#include "refrag.h"
-#include "refrag/session.h"
+#include "api_test.h"
+#include "refrag/passage_cache.h"
 
 using namespace refrag;
 using namespace refrag_test;
-
-namespace {
-
-constexpr const char* kTexts[] = {"The old mill stands on a hill above the river.",
-                                  "A red lantern hangs over the door."};
-constexpr std::string_view kQuestion = "Where is the mill?";
-
-struct Failure {
-    refrag_error error{sizeof(refrag_error), REFRAG_OK, ""};
-    operator refrag_error*() { return &error; }
-    std::string message() const { return error.message; }
-};
-
-// A model, its passages and a session.
-struct Fixture {
-    refrag_model* model = nullptr;
-    refrag_session* session = nullptr;
-    std::vector<refrag_passage*> passages;
-    Failure error;
-    Fixture() {
-        refrag_model_options options;
-        refrag_model_options_init(&options);
-        options.device = "cpu";
-        REQUIRE(refrag_model_load(tiny_refrag_path().c_str(), &options, &model, error) == REFRAG_OK);
-        REQUIRE(refrag_session_new(model, nullptr, &session, error) == REFRAG_OK);
-        for (const char* text : kTexts) {
-            passages.push_back(nullptr);
-            REQUIRE(refrag_passage_new(model, text, std::strlen(text), 4, &passages.back(), error) ==
-                    REFRAG_OK);
-        }
-    }
-    ~Fixture() {
-        for (refrag_passage* passage : passages) refrag_passage_free(passage);
-        refrag_session_free(session);
-        refrag_model_free(model);
-    }
-    refrag_request* request() {
-        refrag_request* out = nullptr;
-        REQUIRE(refrag_request_new(model, &out, error) == REFRAG_OK);
-        return out;
-    }
-    // Ids of the answer to the template's prompt.
-    std::vector<int32_t> ids(refrag_session* with, const refrag_request* asked,
-                             const refrag_generate_options& options) {
-        refrag_answer* answer = nullptr;
-        Failure own;
-        REQUIRE(refrag_session_generate(with, asked, &options, &answer, own) == REFRAG_OK);
-        size_t n = 0;
-        const int32_t* first = refrag_answer_ids(answer, &n);
-        std::vector<int32_t> out(first, first + n);
-        refrag_answer_free(answer);
-        return out;
-    }
-    refrag_generate_options options(int32_t n = 6) const {
-        refrag_generate_options out;
-        refrag_generate_options_init(&out);
-        out.max_new_tokens = n;
-        out.ignore_eos = 1;
-        return out;
-    }
-    void add_prompt(refrag_request* to) {
-        const refrag_text question{kQuestion.data(), kQuestion.size()};
-        REQUIRE(refrag_request_add_prompt(to, passages.data(), passages.size(), nullptr, 0, &question,
-                                          error) == REFRAG_OK);
-    }
-};
-
-// The same in C++.
-struct Plain : TinyRefrag {
-    AnswerOptions options;
-    Plain() {
-        options.max_new_tokens = 6;
-        options.ignore_eos = true;
-        options.chunk_len = 4;
-    }
-};
-
-}  // namespace
+using namespace refrag_test::api;
 
 TEST_CASE("api: versions and names") {
     CHECK(refrag_abi_matches(REFRAG_ABI_VERSION) == 1);
@@ -108,15 +31,14 @@ TEST_CASE_FIXTURE(Fixture, "api: answers are the library's own") {
     const std::vector<Passage> texts = {{"", "", kTexts[0]}, {"", "", kTexts[1]}};
     const Answer expected = own.answer(texts, kQuestion, plain.options);
     refrag_answer* answer = nullptr;
-    const refrag_generate_options how = options();
+    const refrag_generate_options how = new_tokens(6);
     REQUIRE(refrag_session_generate(session, asked, &how, &answer, error) == REFRAG_OK);
     size_t n = 0;
     CHECK(std::string(refrag_answer_text(answer, &n)) == expected.text);
     CHECK(n == expected.text.size());
     const int32_t* first = refrag_answer_ids(answer, &n);
     CHECK(std::vector<int32_t>(first, first + n) == expected.ids);
-    refrag_answer_info info{};
-    info.struct_size = sizeof info;
+    auto info = sized<refrag_answer_info>();
     REQUIRE(refrag_answer_get_info(answer, &info, error) == REFRAG_OK);
     CHECK(info.finish == REFRAG_FINISH_LENGTH);
     CHECK(info.n_chunks == expected.chunks.size());
@@ -125,8 +47,7 @@ TEST_CASE_FIXTURE(Fixture, "api: answers are the library's own") {
     CHECK(info.n_plain_tokens == expected.plain_tokens);
     CHECK(info.n_new_tokens == 6);
     for (size_t i = 0; i < info.n_chunks; ++i) {
-        refrag_chunk_info chunk{};
-        chunk.struct_size = sizeof chunk;
+        auto chunk = sized<refrag_chunk_info>();
         REQUIRE(refrag_answer_chunk(answer, i, &chunk, error) == REFRAG_OK);
         CHECK(chunk.begin == expected.chunks[i].begin);
         CHECK(chunk.end == expected.chunks[i].end);
@@ -134,8 +55,7 @@ TEST_CASE_FIXTURE(Fixture, "api: answers are the library's own") {
         CHECK((chunk.has_logit != 0) == expected.chunks[i].logit.has_value());
         CHECK(chunk.position == expected.chunks[i].position);
     }
-    refrag_chunk_info chunk{};
-    chunk.struct_size = sizeof chunk;
+    auto chunk = sized<refrag_chunk_info>();
     CHECK(refrag_answer_chunk(answer, info.n_chunks, &chunk, error) == REFRAG_USAGE);
     refrag_answer_free(answer);
     // Asked again the passages are there, and the answer is the same.
@@ -145,8 +65,7 @@ TEST_CASE_FIXTURE(Fixture, "api: answers are the library's own") {
 }
 
 TEST_CASE_FIXTURE(Fixture, "api: segments of every kind, interleaved, are those of the engine") {
-    refrag_model_info info{};
-    info.struct_size = sizeof info;
+    auto info = sized<refrag_model_info>();
     REQUIRE(refrag_model_get_info(model, &info, error) == REFRAG_OK);
     Plain plain;
     CHECK(info.dim == plain.model.decoder().config().dim);
@@ -180,13 +99,13 @@ TEST_CASE_FIXTURE(Fixture, "api: segments of every kind, interleaved, are those 
     segments.push_back(PassageSegment{cache.share(plain.model, kTexts[1], 4)});
     segments.push_back(QuestionSegment{std::string(kQuestion)});
     Session own(plain.model);
-    CHECK(ids(session, asked, options()) == own.answer(segments, plain.options).ids);
+    CHECK(ids(session, asked, new_tokens(6)) == own.answer(segments, plain.options).ids);
     // A choice for too few chunks, ids that are none: refused, and the request is as it was.
     CHECK(refrag_request_add_passage(asked, passages[0], choice.data(), 1, error) == REFRAG_USAGE);
     CHECK(contains(error.message(), str("one for each of ", n_chunks, " chunks, found 1")));
     const int32_t wrong[] = {1, -1};
     CHECK(refrag_request_add_tokens(asked, wrong, 2, error) == REFRAG_USAGE);
-    CHECK(ids(session, asked, options()) == own.answer(segments, plain.options).ids);
+    CHECK(ids(session, asked, new_tokens(6)) == own.answer(segments, plain.options).ids);
     refrag_request_free(asked);
 }
 
@@ -240,7 +159,7 @@ TEST_CASE_FIXTURE(Fixture, "api: callbacks stop loading, prompts and answers") {
     refrag_request* asked = request();
     add_prompt(asked);
     std::string text;
-    refrag_generate_options how = options(20);
+    refrag_generate_options how = new_tokens(20);
     how.user = &text;
     how.text = [](void* user, const char* more, size_t n) {
         static_cast<std::string*>(user)->append(more, n);
@@ -252,23 +171,22 @@ TEST_CASE_FIXTURE(Fixture, "api: callbacks stop loading, prompts and answers") {
     refrag_answer_free(answer);
     how.text = [](void*, const char*, size_t) { return 0; };
     REQUIRE(refrag_session_generate(session, asked, &how, &answer, error) == REFRAG_OK);
-    refrag_answer_info info{};
-    info.struct_size = sizeof info;
+    auto info = sized<refrag_answer_info>();
     REQUIRE(refrag_answer_get_info(answer, &info, error) == REFRAG_OK);
     CHECK(info.finish == REFRAG_FINISH_CANCELLED);
     CHECK(info.n_new_tokens < 20);
     refrag_answer_free(answer);
     refrag_answer* none = nullptr;
-    how = options(20);
+    how = new_tokens(20);
     how.keep_on = [](void*) { return 0; };
     CHECK(refrag_session_generate(session, asked, &how, &none, error) == REFRAG_CANCELLED);
     CHECK(none == nullptr);
     CHECK(error.message() == "stopped by a callback");
-    CHECK(ids(session, asked, options()).size() == 6);  // the session goes on
+    CHECK(ids(session, asked, new_tokens(6)).size() == 6);  // the session goes on
     refrag_request_free(asked);
 
     refrag_model_options loading;
-    refrag_model_options_init(&loading);
+    refrag_model_options_init(&loading, sizeof loading);
     loading.device = "cpu";
     loading.progress = [](void*, uint64_t, uint64_t) { return 0; };
     refrag_model* other = nullptr;
@@ -294,10 +212,10 @@ TEST_CASE_FIXTURE(Fixture, "api: whatever makes no sense is one line and a statu
     CHECK(error.message() == "path: expected an address, found NULL");
     CHECK(refrag_model_load("x", nullptr, nullptr, error) == REFRAG_USAGE);
     refrag_model_options loading;
-    refrag_model_options_init(&loading);
+    refrag_model_options_init(&loading, sizeof loading);
     loading.device = "tpu";
     CHECK(refrag_model_load(tiny_refrag_path().c_str(), &loading, &none, error) == REFRAG_USAGE);
-    refrag_model_options_init(&loading);
+    refrag_model_options_init(&loading, sizeof loading);
     loading.struct_size = 0;
     CHECK(refrag_model_load(tiny_refrag_path().c_str(), &loading, &none, error) == REFRAG_USAGE);
     CHECK(contains(error.message(), "struct_size"));
@@ -313,31 +231,29 @@ TEST_CASE_FIXTURE(Fixture, "api: whatever makes no sense is one line and a statu
 
     refrag_request* asked = request();
     refrag_answer* answer = nullptr;
-    refrag_generate_options how = options();
+    refrag_generate_options how = new_tokens(6);
     CHECK(refrag_session_generate(session, asked, &how, &answer, error) == REFRAG_USAGE);  // an empty prompt
     add_prompt(asked);
     how.temperature = -1.0f;
     CHECK(refrag_session_generate(session, asked, &how, &answer, error) == REFRAG_USAGE);
-    how = options();
+    how = new_tokens(6);
     how.policy = "best";
     CHECK(refrag_session_generate(session, asked, &how, &answer, error) == REFRAG_USAGE);
-    how = options();
+    how = new_tokens(6);
     how.expand_fraction = 1.5;
     CHECK(refrag_session_generate(session, asked, &how, &answer, error) == REFRAG_USAGE);
-    how = options();
+    how = new_tokens(6);
     how.deadline_ms = -1;
     CHECK(refrag_session_generate(session, asked, &how, &answer, error) == REFRAG_USAGE);
     CHECK(answer == nullptr);
-    CHECK(ids(session, asked, options()).size() == 6);
+    CHECK(ids(session, asked, new_tokens(6)).size() == 6);
     refrag_session_options wide;
-    refrag_session_options_init(&wide);
+    refrag_session_options_init(&wide, sizeof wide);
     wide.max_context = 1 << 30;
     refrag_session* no_session = nullptr;
     CHECK(refrag_session_new(model, &wide, &no_session, error) == REFRAG_USAGE);
     // Handles of two models do not mix.
-    refrag_model_options cpu_options;
-    refrag_model_options_init(&cpu_options);
-    cpu_options.device = "cpu";
+    const refrag_model_options cpu_options = on_cpu();
     REQUIRE(refrag_model_load(tiny_refrag_path().c_str(), &cpu_options, &none, error) == REFRAG_OK);
     refrag_request* foreign = nullptr;
     REQUIRE(refrag_request_new(none, &foreign, error) == REFRAG_OK);
@@ -376,7 +292,7 @@ TEST_CASE_FIXTURE(Fixture, "api: ids and texts, with as much room as there is") 
 TEST_CASE_FIXTURE(Fixture, "api: sessions on several threads over one model; what was freed early is kept") {
     refrag_request* asked = request();
     add_prompt(asked);
-    const std::vector<int32_t> expected = ids(session, asked, options());
+    const std::vector<int32_t> expected = ids(session, asked, new_tokens(6));
     std::vector<std::vector<int32_t>> found(4);
     {
         std::vector<std::thread> threads;
@@ -384,7 +300,7 @@ TEST_CASE_FIXTURE(Fixture, "api: sessions on several threads over one model; wha
             threads.emplace_back([&] {
                 refrag_session* own = nullptr;
                 if (refrag_session_new(model, nullptr, &own, nullptr) != REFRAG_OK) return;
-                const refrag_generate_options how = options();
+                const refrag_generate_options how = new_tokens(6);
                 for (int round = 0; round < 3; ++round) {
                     refrag_answer* answer = nullptr;
                     if (refrag_session_generate(own, asked, &how, &answer, nullptr) != REFRAG_OK) break;
@@ -404,44 +320,457 @@ TEST_CASE_FIXTURE(Fixture, "api: sessions on several threads over one model; wha
         refrag_passage_free(passage);
         passage = nullptr;
     }
-    CHECK(ids(session, asked, options()) == expected);
+    CHECK(ids(session, asked, new_tokens(6)) == expected);
     refrag_request_free(asked);
 }
 
-TEST_CASE("api: the shared library runs a C99 and a C++20 program, and exports nothing else") {
-    const TempDir dir;
-    const std::string build = std::filesystem::path(binary()).parent_path().string();
-    if (!std::filesystem::exists(build + "/librefrag.so")) {
-        skip("no librefrag.so beside the binary (make shared)");
-        return;
+TEST_CASE_FIXTURE(Fixture, "api: earlier turns stand in the prompt as the library puts them") {
+    const std::vector<Turn> turns = {{.question = "What hangs there?", .answer = "A lantern."},
+                                     {.question = "Of what colour?", .answer = "Red."}};
+    std::vector<refrag_text> history;
+    for (const Turn& turn : turns) {
+        history.push_back({turn.question.data(), turn.question.size()});
+        history.push_back({turn.answer.data(), turn.answer.size()});
     }
-    const Ran nm = shell_run(dir, "nm -D --defined-only " + build + "/librefrag.so");
-    REQUIRE(nm.code == 0);
-    size_t n_symbols = 0;
-    for (size_t at = 0; at < nm.out.size(); at = nm.out.find('\n', at) + 1) {
-        const std::string line = nm.out.substr(at, nm.out.find('\n', at) - at);
-        const std::string name = line.substr(line.find_last_of(' ') + 1);
-        CHECK_MESSAGE(name.starts_with("refrag_"), name);
-        ++n_symbols;
+    Plain plain;
+    Session own(plain.model);
+    const std::vector<Passage> texts = {{"", "", kTexts[0]}, {"", "", kTexts[1]}};
+    refrag_request* asked = request();
+    const refrag_text question{kQuestion.data(), kQuestion.size()};
+    REQUIRE(refrag_request_add_prompt(asked, passages.data(), passages.size(), history.data(), turns.size(),
+                                      &question, error) == REFRAG_OK);
+    refrag_answer* answer = nullptr;
+    const refrag_generate_options how = new_tokens(6);
+    REQUIRE(refrag_session_generate(session, asked, &how, &answer, error) == REFRAG_OK);
+    const Answer expected = own.answer(texts, kQuestion, plain.options, {}, turns);
+    CHECK(ids_of_answer(answer) == expected.ids);
+    auto info = sized<refrag_answer_info>();
+    REQUIRE(refrag_answer_get_info(answer, &info, error) == REFRAG_OK);
+    CHECK(info.n_positions == expected.positions);
+    refrag_answer_free(answer);
+    refrag_request_free(asked);
+}
+
+TEST_CASE_FIXTURE(Fixture, "api: a deadline ends an answer as far as it came") {
+    refrag_request* asked = request();
+    add_prompt(asked);
+    refrag_generate_options how = new_tokens(400);
+    how.deadline_ms = 60;
+    how.text = [](void*, const char*, size_t) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+        return 1;
+    };
+    refrag_answer* answer = nullptr;
+    REQUIRE(refrag_session_generate(session, asked, &how, &answer, error) == REFRAG_OK);
+    auto info = sized<refrag_answer_info>();
+    REQUIRE(refrag_answer_get_info(answer, &info, error) == REFRAG_OK);
+    CHECK(info.finish == REFRAG_FINISH_DEADLINE);
+    CHECK(info.n_new_tokens < 400);
+    refrag_answer_free(answer);
+    // One beyond what the clock can tell is none.
+    how = new_tokens(6);
+    how.deadline_ms = INT64_MAX;
+    CHECK(ids(session, asked, how) == ids(session, asked, new_tokens(6)));
+    refrag_request_free(asked);
+}
+
+TEST_CASE_FIXTURE(Fixture, "api: programs of other versions, whose structs are shorter or longer") {
+    refrag_request* asked = request();
+    add_prompt(asked);
+    const std::vector<int32_t> expected = ids(session, asked, new_tokens(6));
+    refrag_answer* answer = nullptr;
+
+    SUBCASE("an older one: what it does not know has its default, and is not touched") {
+        struct Older {  // the fields up to `policy`
+            alignas(refrag_generate_options) unsigned char bytes[sizeof(refrag_generate_options)];
+        } memory;
+        std::memset(memory.bytes, 0xA5, sizeof memory.bytes);
+        const size_t size = offsetof(refrag_generate_options, policy);
+        auto* how = reinterpret_cast<refrag_generate_options*>(memory.bytes);
+        refrag_generate_options_init(how, size);
+        CHECK(how->struct_size == size);
+        CHECK(how->max_new_tokens == 256);
+        for (size_t i = size; i < sizeof memory.bytes; ++i) REQUIRE(memory.bytes[i] == 0xA5);
+        how->max_new_tokens = 6;
+        REQUIRE(refrag_session_generate(session, asked, how, &answer, error) == REFRAG_OK);
+        refrag_generate_options whole;
+        refrag_generate_options_init(&whole, sizeof whole);
+        whole.max_new_tokens = 6;
+        CHECK(ids_of_answer(answer) == ids(session, asked, whole));
+        // The same of what is filled in.
+        std::memset(memory.bytes, 0xA5, sizeof memory.bytes);
+        auto* info = reinterpret_cast<refrag_answer_info*>(memory.bytes);
+        info->struct_size = offsetof(refrag_answer_info, n_expanded);
+        REQUIRE(refrag_answer_get_info(answer, info, error) == REFRAG_OK);
+        CHECK(info->n_chunks > 0);
+        for (size_t i = info->struct_size; i < sizeof memory.bytes; ++i) REQUIRE(memory.bytes[i] == 0xA5);
+        refrag_answer_free(answer);
+        // A session and a model with the first option alone.
+        auto* context = reinterpret_cast<refrag_session_options*>(memory.bytes);
+        refrag_session_options_init(context, offsetof(refrag_session_options, prefix_cache));
+        context->max_context = 128;
+        refrag_session* small = nullptr;
+        REQUIRE(refrag_session_new(model, context, &small, error) == REFRAG_OK);
+        CHECK(ids(small, asked, new_tokens(6)) == expected);
+        refrag_session_free(small);
+        auto* loading = reinterpret_cast<refrag_model_options*>(memory.bytes);
+        std::memset(memory.bytes, 0xA5, sizeof memory.bytes);
+        refrag_model_options_init(loading, offsetof(refrag_model_options, n_threads));
+        loading->device = "cpu";
+        refrag_model* again = nullptr;
+        REQUIRE(refrag_model_load(tiny_refrag_path().c_str(), loading, &again, error) == REFRAG_OK);
+        refrag_model_free(again);
     }
-    CHECK(n_symbols > 30);
-    if (build.find("san-") != std::string::npos) {
-        skip("programs without a sanitizer cannot load a library with one");
-        return;
+    SUBCASE("a newer one: what is unknown here must not be set, and is 0 where it is filled in") {
+        struct Newer {
+            refrag_generate_options known;
+            uint64_t beyond;
+        } how;
+        static_assert(offsetof(Newer, beyond) == sizeof(refrag_generate_options));
+        how.beyond = 7;
+        refrag_generate_options_init(&how.known, sizeof how);
+        CHECK(how.beyond == 0);
+        how.known.max_new_tokens = 6;
+        how.known.ignore_eos = 1;
+        REQUIRE(refrag_session_generate(session, asked, &how.known, &answer, error) == REFRAG_OK);
+        CHECK(ids_of_answer(answer) == expected);
+        struct NewerInfo {
+            refrag_answer_info known;
+            uint64_t beyond;
+        } info{};
+        info.known.struct_size = sizeof info;
+        info.beyond = 7;
+        REQUIRE(refrag_answer_get_info(answer, &info.known, error) == REFRAG_OK);
+        CHECK(info.known.n_new_tokens == 6);
+        CHECK(info.beyond == 0);
+        refrag_answer_free(answer);
+        answer = nullptr;
+        how.beyond = 1;
+        CHECK(refrag_session_generate(session, asked, &how.known, &answer, error) == REFRAG_USAGE);
+        CHECK(error.message() == str("refrag_generate_options: expected the ", sizeof how.known,
+                                     " bytes that version ", refrag_version(), " knows, found byte ",
+                                     sizeof how.known, " set"));
+        CHECK(answer == nullptr);
     }
-    const std::string flags = " -Wall -Wextra -Wpedantic -Werror -Isrc tests/api_example.c -o " +
-                              dir.file("x") + " -L" + build + " -lrefrag -Wl,-rpath," +
-                              std::filesystem::absolute(build).string();
-    for (const char* compiler : {"gcc -std=c99", "g++ -std=c++20 -x c++"}) {
-        CAPTURE(compiler);
-        const Ran built = shell_run(dir, compiler + flags);
-        CAPTURE(built.err);
-        REQUIRE(built.code == 0);
-        const Ran ran = shell_run(dir, dir.file("x") + " tests/golden/tiny-refrag");
-        CHECK(ran.code == 0);
-        CHECK(ran.err == "");
-        const Ran wrong = shell_run(dir, dir.file("x") + " nowhere");
-        CHECK(wrong.code == 3);
-        CHECK(contains(wrong.err, "bad input: nowhere: expected a model directory"));
+    SUBCASE("sizes that no version has are refused") {
+        for (const size_t size : {size_t{0}, size_t{1}, size_t{8}, size_t{12}, size_t{1} << 30}) {
+            CAPTURE(size);
+            const std::string found = str(", found ", size);
+            refrag_generate_options how = new_tokens(6);
+            how.struct_size = size;
+            CHECK(refrag_session_generate(session, asked, &how, &answer, error) == REFRAG_USAGE);
+            CHECK(error.message() ==
+                  "refrag_generate_options: expected struct_size to be sizeof(refrag_generate_options)" +
+                      found);
+            refrag_session_options for_session{};
+            for_session.struct_size = size;
+            refrag_session* other = nullptr;
+            CHECK(refrag_session_new(model, &for_session, &other, error) == REFRAG_USAGE);
+            CHECK(contains(error.message(), found));
+            refrag_model_options loading = on_cpu();
+            loading.struct_size = size;
+            refrag_model* none = nullptr;
+            CHECK(refrag_model_load(tiny_refrag_path().c_str(), &loading, &none, error) == REFRAG_USAGE);
+            CHECK(contains(error.message(), found));
+            auto info = sized<refrag_model_info>();
+            info.struct_size = size;
+            CHECK(refrag_model_get_info(model, &info, error) == REFRAG_USAGE);
+            CHECK(contains(error.message(), found));
+            CHECK(info.struct_size == size);
+        }
+        // Not even the size has room: nothing is written.
+        uint64_t untouched = 7;
+        refrag_generate_options_init(reinterpret_cast<refrag_generate_options*>(&untouched), 4);
+        CHECK(untouched == 7);
+    }
+    refrag_request_free(asked);
+}
+
+TEST_CASE_FIXTURE(Fixture, "api: NULL in any place is refused by name") {
+    refrag_request* asked = request();
+    add_prompt(asked);
+    REQUIRE(refrag_session_encode(session, passages.data(), passages.size(), error) == REFRAG_OK);
+    refrag_answer* answer = nullptr;
+    const refrag_generate_options how = new_tokens(1);
+    REQUIRE(refrag_session_generate(session, asked, &how, &answer, error) == REFRAG_OK);
+
+    // Where a call succeeds by mistake, this is what it writes.
+    refrag_model* a_model = nullptr;
+    refrag_passage* a_passage = nullptr;
+    refrag_session* a_session = nullptr;
+    refrag_request* a_request = nullptr;
+    refrag_answer* an_answer = nullptr;
+    size_t n = 0;
+    const refrag_text question{"?", 1}, no_text{nullptr, 1}, no_turn[2] = {question, no_text};
+    refrag_passage* no_passage[1] = {nullptr};
+    const int32_t id = 5;
+    const float value = 0;
+    const uint8_t choice = 0;
+    const char byte = 'x';
+    auto model_info = sized<refrag_model_info>();
+    auto answer_info = sized<refrag_answer_info>();
+    auto chunk_info = sized<refrag_chunk_info>();
+    refrag_generate_options no_stop = new_tokens(1);
+    no_stop.n_stop = 1;
+    const char* stops[1] = {nullptr};
+    refrag_generate_options null_stop = no_stop;
+    null_stop.stop = stops;
+    refrag_model_options no_adapters = on_cpu();
+    no_adapters.n_adapters = 1;
+    refrag_model_options null_adapter = no_adapters;
+    null_adapter.adapters = stops;
+
+    const std::vector<std::pair<const char*, std::function<refrag_status()>>> calls = {
+        {"path", [&] { return refrag_model_load(nullptr, nullptr, &a_model, error); }},
+        {"model", [&] { return refrag_model_load("x", nullptr, nullptr, error); }},
+        {"adapters", [&] { return refrag_model_load("x", &no_adapters, &a_model, error); }},
+        {"adapters", [&] { return refrag_model_load("x", &null_adapter, &a_model, error); }},
+        {"model", [&] { return refrag_model_get_info(nullptr, &model_info, error); }},
+        {"refrag_model_info", [&] { return refrag_model_get_info(model, nullptr, error); }},
+        {"model", [&] { return refrag_tokenize(nullptr, "x", 1, 0, nullptr, 0, &n, error); }},
+        {"text", [&] { return refrag_tokenize(model, nullptr, 1, 0, nullptr, 0, &n, error); }},
+        {"ids", [&] { return refrag_tokenize(model, "x", 1, 0, nullptr, 1, &n, error); }},
+        {"n_ids", [&] { return refrag_tokenize(model, "x", 1, 0, nullptr, 0, nullptr, error); }},
+        {"model", [&] { return refrag_detokenize(nullptr, &id, 1, nullptr, 0, &n, error); }},
+        {"ids", [&] { return refrag_detokenize(model, nullptr, 1, nullptr, 0, &n, error); }},
+        {"text", [&] { return refrag_detokenize(model, &id, 1, nullptr, 1, &n, error); }},
+        {"n_bytes", [&] { return refrag_detokenize(model, &id, 1, nullptr, 0, nullptr, error); }},
+        {"model", [&] { return refrag_passage_new(nullptr, "x", 1, 0, &a_passage, error); }},
+        {"text", [&] { return refrag_passage_new(model, nullptr, 1, 0, &a_passage, error); }},
+        {"passage", [&] { return refrag_passage_new(model, "x", 1, 0, nullptr, error); }},
+        {"model", [&] { return refrag_passage_load(nullptr, "x", 1, &byte, 1, &a_passage, error); }},
+        {"text", [&] { return refrag_passage_load(model, nullptr, 1, &byte, 1, &a_passage, error); }},
+        {"record", [&] { return refrag_passage_load(model, "x", 1, nullptr, 1, &a_passage, error); }},
+        {"passage", [&] { return refrag_passage_load(model, "x", 1, &byte, 1, nullptr, error); }},
+        {"passage", [&] { return refrag_passage_share(nullptr, &a_passage, error); }},
+        {"other", [&] { return refrag_passage_share(passages[0], nullptr, error); }},
+        {"passage", [&] { return refrag_passage_n_chunks(nullptr, &n, error); }},
+        {"n_chunks", [&] { return refrag_passage_n_chunks(passages[0], nullptr, error); }},
+        {"passage", [&] { return refrag_passage_chunk(nullptr, 0, &n, &n, &n, error); }},
+        {"model", [&] { return refrag_session_new(nullptr, nullptr, &a_session, error); }},
+        {"session", [&] { return refrag_session_new(model, nullptr, nullptr, error); }},
+        {"session", [&] { return refrag_session_encode(nullptr, passages.data(), 1, error); }},
+        {"passages", [&] { return refrag_session_encode(session, nullptr, 1, error); }},
+        {"passages", [&] { return refrag_session_encode(session, no_passage, 1, error); }},
+        {"session", [&] { return refrag_session_embeddings(nullptr, passages[0], nullptr, 0, &n, error); }},
+        {"passage", [&] { return refrag_session_embeddings(session, nullptr, nullptr, 0, &n, error); }},
+        {"values", [&] { return refrag_session_embeddings(session, passages[0], nullptr, 1, &n, error); }},
+        {"n_values",
+         [&] { return refrag_session_embeddings(session, passages[0], nullptr, 0, nullptr, error); }},
+        {"session", [&] { return refrag_passage_save(nullptr, passages[0], nullptr, 0, &n, error); }},
+        {"passage", [&] { return refrag_passage_save(session, nullptr, nullptr, 0, &n, error); }},
+        {"record", [&] { return refrag_passage_save(session, passages[0], nullptr, 1, &n, error); }},
+        {"record_bytes",
+         [&] { return refrag_passage_save(session, passages[0], nullptr, 0, nullptr, error); }},
+        {"model", [&] { return refrag_request_new(nullptr, &a_request, error); }},
+        {"request", [&] { return refrag_request_new(model, nullptr, error); }},
+        {"request", [&] { return refrag_request_add_tokens(nullptr, &id, 1, error); }},
+        {"ids", [&] { return refrag_request_add_tokens(asked, nullptr, 1, error); }},
+        {"request", [&] { return refrag_request_add_text(nullptr, "x", 1, 0, error); }},
+        {"text", [&] { return refrag_request_add_text(asked, nullptr, 1, 0, error); }},
+        {"request", [&] { return refrag_request_add_question(nullptr, "x", 1, error); }},
+        {"text", [&] { return refrag_request_add_question(asked, nullptr, 1, error); }},
+        {"request", [&] { return refrag_request_add_passage(nullptr, passages[0], nullptr, 0, error); }},
+        {"passage", [&] { return refrag_request_add_passage(asked, nullptr, &choice, 1, error); }},
+        {"expanded", [&] { return refrag_request_add_passage(asked, passages[0], nullptr, 1, error); }},
+        {"request", [&] { return refrag_request_add_chunk_embeddings(nullptr, &value, 1, error); }},
+        {"values", [&] { return refrag_request_add_chunk_embeddings(asked, nullptr, 1, error); }},
+        {"request", [&] { return refrag_request_add_vectors(nullptr, &value, 1, error); }},
+        {"values", [&] { return refrag_request_add_vectors(asked, nullptr, 1, error); }},
+        {"request",
+         [&] { return refrag_request_add_prompt(nullptr, nullptr, 0, nullptr, 0, &question, error); }},
+        {"passages",
+         [&] { return refrag_request_add_prompt(asked, nullptr, 1, nullptr, 0, &question, error); }},
+        {"passages",
+         [&] { return refrag_request_add_prompt(asked, no_passage, 1, nullptr, 0, &question, error); }},
+        {"history",
+         [&] { return refrag_request_add_prompt(asked, nullptr, 0, nullptr, 1, &question, error); }},
+        {"history",
+         [&] { return refrag_request_add_prompt(asked, nullptr, 0, no_turn, 1, &question, error); }},
+        {"question",
+         [&] { return refrag_request_add_prompt(asked, nullptr, 0, nullptr, 0, nullptr, error); }},
+        {"question",
+         [&] { return refrag_request_add_prompt(asked, nullptr, 0, nullptr, 0, &no_text, error); }},
+        {"session", [&] { return refrag_session_generate(nullptr, asked, nullptr, &an_answer, error); }},
+        {"request", [&] { return refrag_session_generate(session, nullptr, nullptr, &an_answer, error); }},
+        {"answer", [&] { return refrag_session_generate(session, asked, nullptr, nullptr, error); }},
+        {"stop", [&] { return refrag_session_generate(session, asked, &no_stop, &an_answer, error); }},
+        {"stop", [&] { return refrag_session_generate(session, asked, &null_stop, &an_answer, error); }},
+        {"answer", [&] { return refrag_answer_get_info(nullptr, &answer_info, error); }},
+        {"refrag_answer_info", [&] { return refrag_answer_get_info(answer, nullptr, error); }},
+        {"answer", [&] { return refrag_answer_chunk(nullptr, 0, &chunk_info, error); }},
+        {"refrag_chunk_info", [&] { return refrag_answer_chunk(answer, 0, nullptr, error); }},
+    };
+    for (size_t i = 0; i < calls.size(); ++i) {
+        CAPTURE(i);
+        CHECK(calls[i].second() == REFRAG_USAGE);
+        CHECK(error.message() == str(calls[i].first, ": expected an address, found NULL"));
+        CHECK(error.error.status == REFRAG_USAGE);
+    }
+    const std::vector<const void*> outs = {a_model, a_passage, a_session, a_request, an_answer};
+    for (const void* out : outs) CHECK(out == nullptr);
+    CHECK(n == 0);
+    // Functions that cannot fail.
+    refrag_model_options_init(nullptr, sizeof(refrag_model_options));
+    refrag_session_options_init(nullptr, sizeof(refrag_session_options));
+    refrag_generate_options_init(nullptr, sizeof(refrag_generate_options));
+    CHECK(refrag_passage_is_encoded(nullptr) == 0);
+    CHECK(std::string(refrag_answer_text(nullptr, nullptr)).empty());
+    CHECK(refrag_answer_ids(nullptr, &n) == nullptr);
+    refrag_model_free(nullptr);
+    refrag_passage_free(nullptr);
+    refrag_session_free(nullptr);
+    refrag_request_free(nullptr);
+    refrag_answer_free(nullptr);
+    // An empty text needs no address, and what may be NULL may be.
+    CHECK(refrag_request_add_text(asked, nullptr, 0, 0, error) == REFRAG_OK);
+    CHECK(refrag_passage_chunk(passages[0], 0, nullptr, nullptr, nullptr, error) == REFRAG_OK);
+    CHECK(refrag_session_encode(session, nullptr, 0, nullptr) == REFRAG_OK);
+    refrag_answer_free(answer);
+    refrag_request_free(asked);
+}
+
+TEST_CASE_FIXTURE(Fixture, "api: a session answers one call at a time, and says so to a second one") {
+    refrag_request* asked = request();
+    add_prompt(asked);
+    struct Inside {
+        Fixture* fixture;
+        refrag_request* asked;
+        refrag_status status[2] = {REFRAG_OK, REFRAG_OK};
+        Failure error;
+    } inside{this, asked, {}, {}};
+    refrag_generate_options how = new_tokens(6);
+    how.user = &inside;
+    how.text = [](void* user, const char*, size_t) {
+        Inside& in = *static_cast<Inside*>(user);
+        refrag_answer* answer = nullptr;
+        in.status[0] = refrag_session_generate(in.fixture->session, in.asked, nullptr, &answer, in.error);
+        in.status[1] = refrag_session_encode(in.fixture->session, in.fixture->passages.data(), 1, nullptr);
+        // Another session is free.
+        refrag_session* other = nullptr;
+        if (refrag_session_new(in.fixture->model, nullptr, &other, nullptr) == REFRAG_OK)
+            in.fixture->ids(other, in.asked, new_tokens(1));
+        refrag_session_free(other);
+        return 1;
+    };
+    const std::vector<int32_t> found = ids(session, asked, how);
+    CHECK(inside.status[0] == REFRAG_USAGE);
+    CHECK(inside.status[1] == REFRAG_USAGE);
+    CHECK(inside.error.message() == "session: expected one call at a time, found a second one");
+    CHECK(found == ids(session, asked, new_tokens(6)));
+    refrag_request_free(asked);
+}
+
+TEST_CASE("api: a plain decoder takes what it can, and refuses what needs an encoder") {
+    Failure error;
+    refrag_model* model = nullptr;
+    const refrag_model_options loading = on_cpu();
+    const std::string path = tiny_refrag_path() + "/decoder";
+    REQUIRE(refrag_model_load(path.c_str(), &loading, &model, error) == REFRAG_OK);
+    auto info = sized<refrag_model_info>();
+    REQUIRE(refrag_model_get_info(model, &info, error) == REFRAG_OK);
+    CHECK(info.has_encoder == 0);
+    CHECK(info.d_enc == 0);
+    refrag_session* session = nullptr;
+    refrag_passage* passage = nullptr;
+    refrag_request* asked = nullptr;
+    REQUIRE(refrag_session_new(model, nullptr, &session, error) == REFRAG_OK);
+    REQUIRE(refrag_passage_new(model, kTexts[0], std::strlen(kTexts[0]), 4, &passage, error) == REFRAG_OK);
+    REQUIRE(refrag_request_new(model, &asked, error) == REFRAG_OK);
+    CHECK(refrag_session_encode(session, &passage, 1, error) == REFRAG_USAGE);
+    CHECK(contains(error.message(), "encoder"));
+    const float value = 0;
+    CHECK(refrag_request_add_chunk_embeddings(asked, &value, 1, error) == REFRAG_USAGE);
+    CHECK(contains(error.message(), "encoder"));
+    const refrag_text question{kQuestion.data(), kQuestion.size()};
+    REQUIRE(refrag_request_add_prompt(asked, &passage, 1, nullptr, 0, &question, error) == REFRAG_OK);
+    refrag_answer* answer = nullptr;
+    const refrag_generate_options how = new_tokens(3);
+    REQUIRE(refrag_session_generate(session, asked, &how, &answer, error) == REFRAG_OK);
+    CHECK(ids_of_answer(answer).size() == 3);
+    refrag_answer_free(answer);
+    refrag_request_free(asked);
+    refrag_passage_free(passage);
+    refrag_session_free(session);
+    refrag_model_free(model);
+}
+
+TEST_CASE_FIXTURE(Fixture, "api: an empty passage, and another model's") {
+    refrag_passage* empty = nullptr;
+    REQUIRE(refrag_passage_new(model, nullptr, 0, 4, &empty, error) == REFRAG_OK);
+    size_t n = 7;
+    REQUIRE(refrag_passage_n_chunks(empty, &n, error) == REFRAG_OK);
+    CHECK(n == 0);
+    REQUIRE(refrag_session_encode(session, &empty, 1, error) == REFRAG_OK);
+    CHECK(refrag_passage_is_encoded(empty) == 1);
+    REQUIRE(refrag_passage_save(session, empty, nullptr, 0, &n, error) == REFRAG_OK);
+    std::string record(n, '\0');
+    REQUIRE(refrag_passage_save(session, empty, record.data(), n, &n, error) == REFRAG_OK);
+    refrag_passage* again = nullptr;
+    REQUIRE(refrag_passage_load(model, nullptr, 0, record.data(), record.size(), &again, error) == REFRAG_OK);
+    refrag_passage_free(again);
+    refrag_passage_free(empty);
+
+    REQUIRE(refrag_session_encode(session, passages.data(), passages.size(), error) == REFRAG_OK);
+    Fixture other;
+    const std::string message = "passage: expected one of the session's model, found another model's";
+    CHECK(refrag_passage_save(other.session, passages[0], nullptr, 0, &n, error) == REFRAG_USAGE);
+    CHECK(error.message() == message);
+    CHECK(refrag_session_embeddings(other.session, passages[0], nullptr, 0, &n, error) == REFRAG_USAGE);
+    CHECK(error.message() == message);
+    CHECK(refrag_session_encode(other.session, passages.data(), 1, error) == REFRAG_USAGE);
+}
+
+TEST_CASE("api: a message is one line, whatever a name holds, and is cut between characters") {
+    Failure error;
+    refrag_model* none = nullptr;
+    CHECK(refrag_model_load("no\nwhere\x1b[1m", nullptr, &none, error) == REFRAG_BAD_INPUT);
+    for (const char c : error.message()) CHECK(static_cast<unsigned char>(c) >= 0x20);
+    // "path: expected..." and a name of many two-byte characters, in all lengths of the message's room.
+    std::string name;
+    for (int i = 0; i < 700; ++i) name += "\xc3\xa9";
+    for (size_t room = 1; room <= sizeof error.error.message; ++room) {
+        error.error.struct_size = offsetof(refrag_error, message) + room;
+        CHECK(refrag_model_load(name.c_str(), nullptr, &none, error) == REFRAG_BAD_INPUT);
+        const std::string message = error.message();
+        REQUIRE(message.size() < room);
+        CHECK(message.size() + 2 >= std::min(room, size_t{250}));
+        size_t n_bytes = 0;  // of two-byte characters: whole ones alone
+        for (const char c : message) n_bytes += static_cast<unsigned char>(c) >= 0x80 ? 1 : 0;
+        REQUIRE(n_bytes % 2 == 0);
+    }
+}
+
+TEST_CASE("api: the host's signal handlers and locale are its own") {
+    std::vector<struct sigaction> before(65), after(65);
+    const auto read = [](std::vector<struct sigaction>& all) {
+        for (int i = 1; i < 65; ++i) ::sigaction(i, nullptr, &all[static_cast<size_t>(i)]);
+    };
+    // A host whose numbers look like 1.024,5.
+    struct Grouped : std::numpunct<char> {
+        char do_decimal_point() const override { return ','; }
+        char do_thousands_sep() const override { return '.'; }
+        std::string do_grouping() const override { return "\3"; }
+    };
+    const std::locale old = std::locale::global(std::locale(std::locale::classic(), new Grouped));
+    read(before);
+    {
+        Fixture fixture;
+        refrag_request* asked = fixture.request();
+        fixture.add_prompt(asked);
+        CHECK(fixture.ids(fixture.session, asked, new_tokens(6)).size() == 6);
+        const int32_t id = 123456;
+        CHECK(refrag_request_add_tokens(asked, &id, 1, fixture.error) == REFRAG_USAGE);
+        CHECK(contains(fixture.error.message(), "found 123456"));
+        refrag_request_free(asked);
+    }
+    read(after);
+    CHECK(std::locale() != old);  // still the host's
+    std::locale::global(old);
+    for (size_t i = 1; i < before.size(); ++i) {
+        CAPTURE(i);
+        const bool same_handler = before[i].sa_handler == after[i].sa_handler;
+        CHECK(same_handler);
+        CHECK(before[i].sa_flags == after[i].sa_flags);
     }
 }

@@ -148,9 +148,9 @@ void give_info(Info* out, Info info, const char* name) {
 
 // Copies as much as there is room for, and says how much there is.
 template <typename Value>
-void give_values(const Value* values, size_t n, Value* out, size_t capacity, size_t* n_out,
-                 const char* name) {
-    require(n_out, name);
+void give_values(const Value* values, size_t n, Value* out, size_t capacity, size_t* n_out, const char* name,
+                 const char* n_name) {
+    require(n_out, n_name);
     if (capacity > 0) require(out, name);
     if (std::min(n, capacity) > 0) std::memcpy(out, values, std::min(n, capacity) * sizeof(Value));
     *n_out = n;

@@ -136,7 +136,7 @@ refrag_status refrag_tokenize(const refrag_model* model, const char* text, size_
         require(model, "model");
         const std::vector<int32_t> all =
             model->model().tokenizer().encode_ids(text_of(text, n_bytes, "text"), parse_special != 0);
-        give_values(all.data(), all.size(), ids, capacity, n_ids, "ids");
+        give_values(all.data(), all.size(), ids, capacity, n_ids, "ids", "n_ids");
     });
 }
 
@@ -150,7 +150,7 @@ refrag_status refrag_detokenize(const refrag_model* model, const int32_t* ids, s
             REFRAG_CHECK(ids[i] >= 0 && ids[i] < tokenizer.vocab_size(), Status::usage, "ids: expected 0 to ",
                          tokenizer.vocab_size() - 1, ", found ", ids[i]);
         const std::string all = tokenizer.decode({ids, n_ids}, false);
-        give_values(all.data(), all.size(), text, capacity, n_bytes, "text");
+        give_values(all.data(), all.size(), text, capacity, n_bytes, "text", "n_bytes");
     });
 }
 

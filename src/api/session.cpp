@@ -136,7 +136,7 @@ refrag_status refrag_session_embeddings(refrag_session* session, const refrag_pa
         const InUse in_use(session);
         const auto encoded = encoded_of(*session, passage);
         const std::vector<float> all = encoded->download(*session->backend);
-        give_values(all.data(), all.size(), values, capacity, n_values, "values");
+        give_values(all.data(), all.size(), values, capacity, n_values, "values", "n_values");
     });
 }
 
@@ -150,7 +150,8 @@ refrag_status refrag_passage_save(refrag_session* session, const refrag_passage*
                            encoded->download(*session->backend), session->loaded->model->d_enc());
         REFRAG_CHECK(!bytes.empty(), Status::runtime,
                      "passage: its embeddings hold a value that is no finite number");
-        give_values(bytes.data(), bytes.size(), static_cast<char*>(record), capacity, record_bytes, "record");
+        give_values(bytes.data(), bytes.size(), static_cast<char*>(record), capacity, record_bytes, "record",
+                    "record_bytes");
     });
 }
 

@@ -36,7 +36,12 @@ std::optional<Answer> Session::answer(std::vector<Segment> segments, const Answe
             engine.take_finished();
         }
     };
-    const Leave leave{engine_, engine_.submit({std::move(segments), options, sink, limits.deadline})};
+    Request request;
+    request.segments = std::move(segments);
+    request.options = options;
+    request.sink = sink;
+    request.deadline = limits.deadline;
+    const Leave leave{engine_, engine_.submit(std::move(request))};
     while (!engine_.idle()) {
         if (limits.keep_going && !limits.keep_going()) return std::nullopt;
         engine_.step();

@@ -331,21 +331,24 @@ LIBDIR  ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
 INSTALLED = $(BINDIR)/refrag $(INCLUDEDIR)/refrag.h $(LIBDIR)/librefrag.a $(LIBDIR)/librefrag.so.$(VERSION) \
             $(LIBDIR)/librefrag.so.$(ABI) $(LIBDIR)/librefrag.so $(LIBDIR)/pkgconfig/refrag.pc \
-            $(LIBDIR)/cmake/refrag/refragConfig.cmake $(DATADIR)/man/man1/refrag.1 $(DATADIR)/bash-completion/completions/refrag \
+            $(LIBDIR)/cmake/refrag/refragConfig.cmake $(LIBDIR)/cmake/refrag/refragConfigVersion.cmake $(DATADIR)/man/man1/refrag.1 $(DATADIR)/bash-completion/completions/refrag \
             $(DATADIR)/zsh/site-functions/_refrag $(DATADIR)/fish/vendor_completions.d/refrag.fish
 
 $(BUILD)/share/refrag.1: $(BUILD)/refrag
 	@mkdir -p $(@D)
 	$(Q)$< man > $@.part && mv $@.part $@
-$(BUILD)/share/refrag.pc $(BUILD)/share/refragConfig.cmake: $(BUILD)/share/%: src/api/%.in FORCE
+# What a program that links librefrag.a needs beside it: the store's and the terminal's libraries it does not.
+PC_LIBS  = $(strip $(SO_LIBS) -pthread -lstdc++ -lm)
+PC_FILES := $(addprefix $(BUILD)/share/,refrag.pc refragConfig.cmake refragConfigVersion.cmake)
+$(PC_FILES): $(BUILD)/share/%: src/api/%.in FORCE
 	@mkdir -p $(@D)
 	$(Q)sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|; s|@VERSION@|$(VERSION)|; s|@ABI@|$(ABI)|' \
-	   -e 's|@PRIVATE@|$(LDLIBS) -pthread -lstdc++ -lm|' $< > $@
+	   -e 's|@PRIVATE@|$(PC_LIBS)|; s|@PRIVATE_LIST@|$(subst $(space),;,$(PC_LIBS))|' $< > $@
 $(BUILD)/share/refrag.%: $(BUILD)/refrag
 	@mkdir -p $(@D)
 	$(Q)$< completion $* > $@.part && mv $@.part $@
 
-install: $(BUILD)/refrag $(SHARED) $(addprefix $(BUILD)/share/refrag.,1 bash zsh fish) $(addprefix $(BUILD)/share/,refrag.pc refragConfig.cmake)
+install: $(BUILD)/refrag $(SHARED) $(addprefix $(BUILD)/share/refrag.,1 bash zsh fish) $(PC_FILES)
 	$(Q)install -D -m 755 $(BUILD)/refrag $(DESTDIR)$(BINDIR)/refrag
 	$(Q)install -D -m 644 src/refrag.h $(DESTDIR)$(INCLUDEDIR)/refrag.h
 	$(Q)install -D -m 644 $(BUILD)/librefrag.a $(DESTDIR)$(LIBDIR)/librefrag.a
@@ -353,7 +356,7 @@ install: $(BUILD)/refrag $(SHARED) $(addprefix $(BUILD)/share/refrag.,1 bash zsh
 	$(Q)ln -sf librefrag.so.$(VERSION) $(DESTDIR)$(LIBDIR)/librefrag.so.$(ABI)
 	$(Q)ln -sf librefrag.so.$(ABI) $(DESTDIR)$(LIBDIR)/librefrag.so
 	$(Q)install -D -m 644 $(BUILD)/share/refrag.pc $(DESTDIR)$(LIBDIR)/pkgconfig/refrag.pc
-	$(Q)install -D -m 644 $(BUILD)/share/refragConfig.cmake $(DESTDIR)$(LIBDIR)/cmake/refrag/refragConfig.cmake
+	$(Q)install -D -m 644 -t $(DESTDIR)$(LIBDIR)/cmake/refrag $(BUILD)/share/refragConfig.cmake $(BUILD)/share/refragConfigVersion.cmake
 	$(Q)install -D -m 644 $(BUILD)/share/refrag.1 $(DESTDIR)$(DATADIR)/man/man1/refrag.1
 	$(Q)install -D -m 644 $(BUILD)/share/refrag.bash $(DESTDIR)$(DATADIR)/bash-completion/completions/refrag
 	$(Q)install -D -m 644 $(BUILD)/share/refrag.zsh $(DESTDIR)$(DATADIR)/zsh/site-functions/_refrag
@@ -361,6 +364,7 @@ install: $(BUILD)/refrag $(SHARED) $(addprefix $(BUILD)/share/refrag.,1 bash zsh
 	@printf '  INSTALL  %s\n' $(addprefix $(DESTDIR),$(INSTALLED))
 uninstall:
 	rm -f $(addprefix $(DESTDIR),$(INSTALLED))
+	$(Q)rmdir $(DESTDIR)$(LIBDIR)/cmake/refrag 2>/dev/null || true
 
 # ---- fuzzing: clang's libFuzzer with address and undefined-behaviour sanitizers, objects of its own -----------
 # The corpus is copied into build/, so that a run changes nothing in the tree.

@@ -5,7 +5,8 @@
 #   make model                build/refrag-smol: the default model's directory, its base fetched once (93 MB)
 #   make test                 installs what is missing (apt), builds and runs every test
 #   make SAN=address test     the same under a sanitizer: address, undefined or thread
-#   make install              binary, manual page and shell completion below PREFIX (/usr/local); DESTDIR is respected
+#   make install              binary, libraries, refrag.h, manual page, completion below PREFIX (/usr/local), in DESTDIR
+#   make shared               build/librefrag.so alone
 #   make format               clang-format over all sources
 #   make tidy                 clang-tidy over src/
 #   make fuzz-run SECONDS=60  builds the fuzz targets with clang and runs each from its corpus (make fuzz: builds only)
@@ -460,4 +461,4 @@ clean:
 	rm -rf build
 
 help:
-	@sed -n '2,17s/^# \{0,1\}//p' Makefile
+	@sed -n '2,18s/^# \{0,1\}//p' Makefile

@@ -5,8 +5,9 @@
  *
  *   model     a loaded model directory; never changes, any number of threads and sessions share it
  *   passage   a text, cut and encoded once for all requests that hold it; shareable like a model
- *   request   what the decoder reads, a list of segments in any order: tokens, texts, questions, passages, vectors
- *   session   an engine with one slot: prompts, KV cache, sampling; one thread at a time
+ *   request   what the decoder reads, a list of segments in any order: tokens, texts, questions, passages, vectors;
+ *             any number of sessions may answer it at a time, while nobody adds to it
+ *   session   an engine with one slot: prompts, KV cache, sampling; one call at a time, a second one is refused
  *   answer    what came back: text, ids, times, the story of every chunk
  *
  * Rules that hold for everything here:

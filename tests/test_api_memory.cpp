@@ -214,8 +214,8 @@ TEST_CASE_FIXTURE(Fixture,
         }
         REQUIRE(live_allocations() == live);
     }
-    // Two things do without: keeping a prompt's beginning for others, and a pass of the decoder, which is done
-    // once more after a failure.
+    // Two things do without: keeping a prompt's beginning for others, and a pass of the decoder, which is
+    // done once more after a failure.
     CHECK(n_done_without < n_all / 10);
 }
 

@@ -152,7 +152,14 @@ TEST_CASE("api library: the shared library exports the header's functions and no
         declared.insert(header.substr(begin, end - begin));
     }
     CHECK(declared.size() > 30);
-    CHECK(exported == declared);
+    for (const std::string& name : exported) {
+        CAPTURE(name);
+        CHECK(declared.contains(name));
+    }
+    for (const std::string& name : declared) {
+        CAPTURE(name);
+        CHECK(exported.contains(name));
+    }
 }
 
 TEST_CASE("api library: it needs no HTTP, SQL or terminal, and calls nothing that a host would notice") {
@@ -185,18 +192,18 @@ TEST_CASE("api library: it needs no HTTP, SQL or terminal, and calls nothing tha
     const std::set<std::string> called = symbols(output_of(dir, "nm -D --undefined-only " + library));
     CHECK(called.contains("pread"));
 #ifndef REFRAG_WITH_CUDA  // NVIDIA's runtime comes along there
-    for (const char* name : {"exit",      "_exit",       "quick_exit",      "abort",
-                             "kill",      "raise",       "atexit",          "signal",
-                             "sigaction", "sigprocmask", "pthread_sigmask", "setlocale",
-                             "setenv",    "putenv",      "unsetenv",        "chdir",
-                             "umask",     "srand",       "stdout",          "stderr",
-                             "printf",    "fprintf",     "vfprintf",        "puts",
-                             "putchar",   "fwrite",      "fputs",           "perror",
-                             "_ZSt4cout", "_ZSt4cerr",   "_ZSt4clog",       "fork",
-                             "execve",    "system",      "setrlimit"}) {
+    for (const std::string name : {"exit",      "_exit",       "quick_exit",      "abort",
+                                   "kill",      "raise",       "atexit",          "signal",
+                                   "sigaction", "sigprocmask", "pthread_sigmask", "setlocale",
+                                   "setenv",    "putenv",      "unsetenv",        "chdir",
+                                   "umask",     "srand",       "stdout",          "stderr",
+                                   "printf",    "fprintf",     "vfprintf",        "puts",
+                                   "putchar",   "fwrite",      "fputs",           "perror",
+                                   "_ZSt4cout", "_ZSt4cerr",   "_ZSt4clog",       "fork",
+                                   "execve",    "system",      "setrlimit"}) {
         CAPTURE(name);
         CHECK(!called.contains(name));
-        CHECK(!called.contains(std::string("__") + name + "_chk"));
+        CHECK(!called.contains("__" + name + "_chk"));
     }
 #endif
 }
@@ -299,7 +306,7 @@ TEST_CASE(
         output_of(dir, languages[0] + warnings + "tests/api_example.c -o " + program + " " + pc +
                            "--static refrag)");
         const std::string dynamic = output_of(dir, "readelf -dW " + program);
-        for (const char* name : {"librefrag", "sqlite", "libpq", "hiredis", "libedit", "microhttpd"}) {
+        for (const std::string name : {"librefrag", "sqlite", "libpq", "hiredis", "libedit", "microhttpd"}) {
             CAPTURE(name);
             CHECK(!contains(dynamic, name));
         }

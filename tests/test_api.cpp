@@ -2,6 +2,7 @@
 // and threads. What is built and installed: test_api_library.cpp; memory: test_api_memory.cpp.
 #include <doctest/doctest.h>
 
+#include <array>
 #include <csignal>
 #include <cstddef>
 #include <functional>
@@ -293,6 +294,16 @@ TEST_CASE_FIXTURE(Fixture, "api: sessions on several threads over one model; wha
     refrag_request* asked = request();
     add_prompt(asked);
     const std::vector<int32_t> expected = ids(session, asked, new_tokens(6));
+    refrag_request_free(asked);
+    // The same passages anew: neither cut nor encoded, so that the threads meet there too.
+    for (size_t i = 0; i < passages.size(); ++i) {
+        refrag_passage_free(passages[i]);
+        passages[i] = nullptr;
+        REQUIRE(refrag_passage_new(model, kTexts[i], std::strlen(kTexts[i]), 4, &passages[i], error) ==
+                REFRAG_OK);
+    }
+    asked = request();
+    add_prompt(asked);
     std::vector<std::vector<int32_t>> found(4);
     {
         std::vector<std::thread> threads;
@@ -302,11 +313,18 @@ TEST_CASE_FIXTURE(Fixture, "api: sessions on several threads over one model; wha
                 if (refrag_session_new(model, nullptr, &own, nullptr) != REFRAG_OK) return;
                 const refrag_generate_options how = new_tokens(6);
                 for (int round = 0; round < 3; ++round) {
-                    refrag_answer* answer = nullptr;
-                    if (refrag_session_generate(own, asked, &how, &answer, nullptr) != REFRAG_OK) break;
                     size_t n = 0;
-                    const int32_t* first = refrag_answer_ids(answer, &n);
-                    one.assign(first, first + n);
+                    std::array<int32_t, 64> tokens{};
+                    refrag_passage* shared = nullptr;
+                    refrag_answer* answer = nullptr;
+                    if (refrag_passage_share(passages[0], &shared, nullptr) != REFRAG_OK ||
+                        refrag_passage_n_chunks(shared, &n, nullptr) != REFRAG_OK ||
+                        refrag_tokenize(model, kTexts[0], std::strlen(kTexts[0]), 0, tokens.data(),
+                                        tokens.size(), &n, nullptr) != REFRAG_OK ||
+                        refrag_session_generate(own, asked, &how, &answer, nullptr) != REFRAG_OK)
+                        break;
+                    refrag_passage_free(shared);
+                    one = ids_of_answer(answer);
                     refrag_answer_free(answer);
                 }
                 refrag_session_free(own);

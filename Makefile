@@ -205,7 +205,7 @@ ABI      := $(shell sed -n 's/^.define REFRAG_ABI_VERSION //p' src/refrag.h)
 SHARED   := $(BUILD)/librefrag.so.$(VERSION)
 SO_ROOMS := base io text ops cpu models refrag api
 SO_OBJ   := $(filter $(SO_ROOMS:%=$(BUILD)/obj/src/%/%.o),$(LIB_OBJ)) $(CUDA_OBJ)
-SO_LIBS  := $(filter-out -lsqlite3 -ledit -lpq -lhiredis,$(LDLIBS))
+SO_LIBS  := $(filter-out -lsqlite3 -ledit -lpq -lhiredis -lmicrohttpd,$(LDLIBS))
 $(SHARED): $(SO_OBJ) src/api/exports.map
 	$(call say,LINK,$@)
 	$(Q)$(CXX) -shared $(LDFLAGS) -Wl,-soname,librefrag.so.$(ABI) -Wl,--version-script=src/api/exports.map -Wl,-z,defs \

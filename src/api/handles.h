@@ -52,16 +52,15 @@ inline void fill_error(refrag_error* error, refrag_status status, std::string_vi
 
 inline refrag_status status_of(Status status) noexcept {
     switch (status) {
-        case Status::runtime:
-            return REFRAG_RUNTIME;
         case Status::usage:
             return REFRAG_USAGE;
         case Status::bad_input:
             return REFRAG_BAD_INPUT;
         case Status::out_of_memory:
             return REFRAG_OUT_OF_MEMORY;
+        default:  // whatever else fails, fails at run time
+            return REFRAG_RUNTIME;
     }
-    return REFRAG_RUNTIME;
 }
 
 // Runs `body`; whatever it throws ends here.

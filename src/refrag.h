@@ -60,7 +60,7 @@ typedef struct refrag_error {
     char message[1000];
 } refrag_error;
 
-/* "0.4.0", of the library that runs. */
+/* "0.1.0", of the library that runs. */
 REFRAG_API const char *refrag_version(void);
 /* Whether the library that runs has the interface of this header: pass REFRAG_ABI_VERSION. */
 REFRAG_API int refrag_abi_matches(int abi_version);

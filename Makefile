@@ -5,7 +5,8 @@
 #   make model                build/refrag-smol: the default model's directory, its base fetched once (93 MB)
 #   make test                 installs what is missing (apt), builds and runs every test
 #   make SAN=address test     the same under a sanitizer: address, undefined or thread
-#   make install              binary, manual page and shell completion below PREFIX (/usr/local); DESTDIR is respected
+#   make install              binary, libraries, refrag.h, manual page, completion below PREFIX (/usr/local), in DESTDIR
+#   make shared               build/librefrag.so alone
 #   make format               clang-format over all sources
 #   make tidy                 clang-tidy over src/
 #   make fuzz-run SECONDS=60  builds the fuzz targets with clang and runs each from its corpus (make fuzz: builds only)
@@ -57,7 +58,8 @@ endif
 comma    := ,
 space    := $(subst ,, )
 VERSION  := $(shell cat VERSION)
-CXXFLAGS += -std=c++20 $(OPT_$(CONFIG)) $(WARN) -pthread
+# Objects serve both libraries. Hidden: what a shared library does not export can be inlined and called directly.
+CXXFLAGS += -std=c++20 $(OPT_$(CONFIG)) $(WARN) -pthread -fPIC -fvisibility=hidden
 CPPFLAGS += -Isrc -I. -MMD -MP -DREFRAG_VERSION='"$(VERSION)"'
 LDFLAGS  += -pthread $(SAN_LDFLAGS)
 LDLIBS   += $(if $(filter 1,$(STATIC)),-static-libstdc++ -static-libgcc -l:libutf8proc.a,-lutf8proc)
@@ -171,7 +173,7 @@ CUDA_SAYS := $(NVCC), for sm_$(subst $(space),$(comma) sm_,$(CUDA_ARCHS))$(if $(
 CUDA_OBJ  := $(CUDA_SRC:%.cu=$(BUILD)/obj/%.o)
 CUDA_HOME ?= $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 NVCCFLAGS += -std=c++20 -O3 --expt-relaxed-constexpr $(if $(filter debug,$(CONFIG)),-lineinfo,-DNDEBUG) $(if $(filter 0,$(WERROR)),,-Werror all-warnings) \
-             -Xcompiler -Wall,-Wextra,-pthread $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
+             -Xcompiler -Wall,-Wextra,-pthread,-fPIC $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
              $(if $(CUDA_PTX),-gencode arch=compute_$(CUDA_PTX)$(comma)code=compute_$(CUDA_PTX))
 CPPFLAGS  += -DREFRAG_WITH_CUDA
 # The runtime library comes along; cuBLAS and the driver are found when a device is opened.
@@ -201,7 +203,7 @@ Q :=
 say = @:
 endif
 
-.PHONY: FORCE all demo model test test-files deps deps-demo deps-fuzz deps-tidy install uninstall format format-check tidy clean help bench gpu-check cuda-says fuzz fuzz-run
+.PHONY: FORCE all shared demo model test test-files deps deps-demo deps-fuzz deps-tidy install uninstall format format-check tidy clean help bench gpu-check cuda-says fuzz fuzz-run
 
 all: cuda-says $(BUILD)/refrag
 
@@ -215,6 +217,19 @@ cuda-says:
 $(BUILD)/librefrag.a: $(LIB_OBJ) $(CUDA_OBJ)
 	$(call say,AR  ,$@)
 	$(Q)rm -f $@ && ar rcs $@ $^
+
+# The shared library: the rooms that the C interface needs, and nothing exported but that.
+ABI      := $(shell sed -n 's/^.define REFRAG_ABI_VERSION //p' src/refrag.h)
+SHARED   := $(BUILD)/librefrag.so.$(VERSION)
+SO_ROOMS := base io text ops cpu models refrag api
+SO_OBJ   := $(filter $(SO_ROOMS:%=$(BUILD)/obj/src/%/%.o),$(LIB_OBJ)) $(CUDA_OBJ)
+SO_LIBS  := $(filter-out -lsqlite3 -ledit -lpq -lhiredis -lmicrohttpd,$(LDLIBS))
+$(SHARED): $(SO_OBJ) src/api/exports.map
+	$(call say,LINK,$@)
+	$(Q)$(CXX) -shared $(LDFLAGS) -Wl,-soname,librefrag.so.$(ABI) -Wl,--version-script=src/api/exports.map -Wl,-z,defs \
+	   -o $@ $(SO_OBJ) $(SO_LIBS)
+	$(Q)ln -sf $(@F) $(BUILD)/librefrag.so.$(ABI) && ln -sf librefrag.so.$(ABI) $(BUILD)/librefrag.so
+shared: $(SHARED)
 
 $(BUILD)/refrag: $(CLI_OBJ) $(BUILD)/librefrag.a
 	$(call say,LINK,$@)
@@ -328,7 +343,7 @@ $(TOKENIZERS)/made: weights_tools/convert_tokenizer.py
 
 test-files: $(TEST_FILES)
 test: deps
-	@$(MAKE) --no-print-directory -j$(JOBS) all $(BUILD)/refrag-tests test-files
+	@$(MAKE) --no-print-directory -j$(JOBS) all shared $(BUILD)/refrag-tests test-files
 	@REFRAG_BINARY=$(BUILD)/refrag $(BUILD)/refrag-tests $(TEST_ARGS)
 
 # ---- installation -------------------------------------------------------------------------------------------
@@ -337,18 +352,36 @@ PREFIX  ?= /usr/local
 DESTDIR ?=
 BINDIR  ?= $(PREFIX)/bin
 DATADIR ?= $(PREFIX)/share
-INSTALLED = $(BINDIR)/refrag $(DATADIR)/man/man1/refrag.1 $(DATADIR)/bash-completion/completions/refrag \
+LIBDIR  ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+INSTALLED = $(BINDIR)/refrag $(INCLUDEDIR)/refrag.h $(LIBDIR)/librefrag.a $(LIBDIR)/librefrag.so.$(VERSION) \
+            $(LIBDIR)/librefrag.so.$(ABI) $(LIBDIR)/librefrag.so $(LIBDIR)/pkgconfig/refrag.pc \
+            $(LIBDIR)/cmake/refrag/refragConfig.cmake $(LIBDIR)/cmake/refrag/refragConfigVersion.cmake $(DATADIR)/man/man1/refrag.1 $(DATADIR)/bash-completion/completions/refrag \
             $(DATADIR)/zsh/site-functions/_refrag $(DATADIR)/fish/vendor_completions.d/refrag.fish
 
 $(BUILD)/share/refrag.1: $(BUILD)/refrag
 	@mkdir -p $(@D)
 	$(Q)$< man > $@.part && mv $@.part $@
+# What a program that links librefrag.a needs beside it: the store's and the terminal's libraries it does not.
+PC_LIBS  = $(strip $(SO_LIBS) -pthread -lstdc++ -lm)
+PC_FILES := $(addprefix $(BUILD)/share/,refrag.pc refragConfig.cmake refragConfigVersion.cmake)
+$(PC_FILES): $(BUILD)/share/%: src/api/%.in FORCE
+	@mkdir -p $(@D)
+	$(Q)sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|; s|@VERSION@|$(VERSION)|; s|@ABI@|$(ABI)|' \
+	   -e 's|@PRIVATE@|$(PC_LIBS)|; s|@PRIVATE_LIST@|$(subst $(space),;,$(PC_LIBS))|' $< > $@
 $(BUILD)/share/refrag.%: $(BUILD)/refrag
 	@mkdir -p $(@D)
 	$(Q)$< completion $* > $@.part && mv $@.part $@
 
-install: $(BUILD)/refrag $(addprefix $(BUILD)/share/refrag.,1 bash zsh fish)
+install: $(BUILD)/refrag $(SHARED) $(addprefix $(BUILD)/share/refrag.,1 bash zsh fish) $(PC_FILES)
 	$(Q)install -D -m 755 $(BUILD)/refrag $(DESTDIR)$(BINDIR)/refrag
+	$(Q)install -D -m 644 src/refrag.h $(DESTDIR)$(INCLUDEDIR)/refrag.h
+	$(Q)install -D -m 644 $(BUILD)/librefrag.a $(DESTDIR)$(LIBDIR)/librefrag.a
+	$(Q)install -D -m 644 $(SHARED) $(DESTDIR)$(LIBDIR)/librefrag.so.$(VERSION)
+	$(Q)ln -sf librefrag.so.$(VERSION) $(DESTDIR)$(LIBDIR)/librefrag.so.$(ABI)
+	$(Q)ln -sf librefrag.so.$(ABI) $(DESTDIR)$(LIBDIR)/librefrag.so
+	$(Q)install -D -m 644 $(BUILD)/share/refrag.pc $(DESTDIR)$(LIBDIR)/pkgconfig/refrag.pc
+	$(Q)install -D -m 644 -t $(DESTDIR)$(LIBDIR)/cmake/refrag $(BUILD)/share/refragConfig.cmake $(BUILD)/share/refragConfigVersion.cmake
 	$(Q)install -D -m 644 $(BUILD)/share/refrag.1 $(DESTDIR)$(DATADIR)/man/man1/refrag.1
 	$(Q)install -D -m 644 $(BUILD)/share/refrag.bash $(DESTDIR)$(DATADIR)/bash-completion/completions/refrag
 	$(Q)install -D -m 644 $(BUILD)/share/refrag.zsh $(DESTDIR)$(DATADIR)/zsh/site-functions/_refrag
@@ -356,6 +389,7 @@ install: $(BUILD)/refrag $(addprefix $(BUILD)/share/refrag.,1 bash zsh fish)
 	@printf '  INSTALL  %s\n' $(addprefix $(DESTDIR),$(INSTALLED))
 uninstall:
 	rm -f $(addprefix $(DESTDIR),$(INSTALLED))
+	$(Q)rmdir $(DESTDIR)$(LIBDIR)/cmake/refrag 2>/dev/null || true
 
 # ---- fuzzing: clang's libFuzzer with address and undefined-behaviour sanitizers, objects of its own -----------
 # The corpus is copied into build/, so that a run changes nothing in the tree.
@@ -451,4 +485,4 @@ clean:
 	rm -rf build
 
 help:
-	@sed -n '2,17s/^# \{0,1\}//p' Makefile
+	@sed -n '2,18s/^# \{0,1\}//p' Makefile

@@ -205,8 +205,8 @@ dry_run() {
 }
 nvcc_line() { dry_run CUDA=auto "$@" "$home/none/obj/cuda/rope.o" | grep '^/stub/nvcc'; }
 all="-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a -gencode arch=compute_90,code=compute_90 -Isrc"
-nvcc_line | grep -qF -- "-Werror all-warnings -Xcompiler -Wall,-Wextra,-pthread $all" || fail "by default: $(nvcc_line)"
-nvcc_line CUDA_ARCHS=90a CUDA_PTX= WERROR=0 | tr -s ' ' | grep -qF -- "-Xcompiler -Wall,-Wextra,-pthread -gencode arch=compute_90a,code=sm_90a -Isrc" ||
+nvcc_line | grep -qF -- "-Werror all-warnings -Xcompiler -Wall,-Wextra,-pthread,-fPIC $all" || fail "by default: $(nvcc_line)"
+nvcc_line CUDA_ARCHS=90a CUDA_PTX= WERROR=0 | tr -s ' ' | grep -qF -- "-Xcompiler -Wall,-Wextra,-pthread,-fPIC -gencode arch=compute_90a,code=sm_90a -Isrc" ||
     fail "for what is carried: $(nvcc_line CUDA_ARCHS=90a CUDA_PTX= WERROR=0)"
 
 scenario="what is carried needs the C library alone"

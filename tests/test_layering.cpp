@@ -18,7 +18,7 @@ namespace {
 
 using Names = std::set<std::string, std::less<>>;
 
-// What each room may include besides itself. "api" is src/refrag.h and src/api.cpp. Only api and cli make a
+// What each room may include besides itself. "api" is src/refrag.h and src/api/. Only api and cli make a
 // backend, so only they may see cpu and cuda.
 const std::map<std::string, Names, std::less<>>& allowed_rooms() {
     static const std::map<std::string, Names, std::less<>> rooms = {

@@ -467,3 +467,41 @@ TEST_CASE_FIXTURE(Fixture,
     options.policy = SelectPolicy::all;
     CHECK(!says_one_of_passage(session.answer(one, "Why?", options)));
 }
+
+TEST_CASE_FIXTURE(Fixture,
+                  "an answer within limits: a callback ends it without one, a deadline as far as it came") {
+    AnswerOptions options = options_with(SelectPolicy::model, 0.3);
+    options.ignore_eos = true;
+    Session session(model);
+    const std::vector<Passage> passages = some_passages();
+    const Answer whole = session.answer(passages, "Where is the mill?", options);
+    const auto segments = [&] {
+        return make_segments(model, {}, share_passages(model, passages, session.cache()),
+                             "Where is the mill?");
+    };
+    int n_asked = 0;
+    std::optional<Answer> answer = session.answer(segments(), options, {}, {.keep_going = [&] {
+                                                      ++n_asked;
+                                                      return true;
+                                                  }});
+    REQUIRE(answer);
+    CHECK(answer->ids == whole.ids);
+    CHECK(n_asked >= 8);  // before every step; a token is one
+    for (int at = 1; at <= n_asked; ++at) {
+        CAPTURE(at);
+        int n = 0;
+        CHECK(!session.answer(segments(), options, {}, {.keep_going = [&] { return ++n < at; }}));
+        CHECK(n == at);
+    }
+    // What it throws comes out; the session goes on.
+    CHECK(contains(error_of([&] {
+                       session.answer(segments(), options, {},
+                                      {.keep_going = []() -> bool { fail(Status::runtime, "enough"); }});
+                   }),
+                   "enough"));
+    answer = session.answer(segments(), options, {}, {.deadline = std::chrono::steady_clock::now()});
+    REQUIRE(answer);
+    CHECK(answer->finish == FinishReason::deadline);
+    CHECK(answer->ids.empty());
+    CHECK(session.answer(segments(), options).ids == whole.ids);
+}

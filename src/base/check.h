@@ -3,6 +3,7 @@
 #pragma once
 
 #include <exception>
+#include <locale>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -36,6 +37,7 @@ class Error : public std::exception {
 template <typename... Args>
 std::string str(const Args&... args) {
     std::ostringstream out;
+    out.imbue(std::locale::classic());  // 1024 is never "1.024", whatever locale the host has set
     // A stream keeps a failed allocation to itself and goes on with a part of the text; half a file's name
     // must not be used.
     out.exceptions(std::ios_base::badbit);

@@ -1,12 +1,10 @@
-// --device and what belongs to it: which device computes, and why.
+// --device and what belongs to it on the command line; api/device.h chooses.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <string>
-#include <vector>
 
-#include "ops/backend.h"
+#include "api/device.h"
 
 namespace CLI {
 class App;
@@ -14,41 +12,11 @@ class App;
 
 namespace refrag {
 
-struct DeviceOptions {
-    std::string device = "auto";  // auto, cpu, cuda, cuda:N
-    int threads = 0;              // 0: all CPUs this process may use
-    bool deterministic = false;
-    std::string weights = "auto";  // auto, int8
-    double gpu_memory_fraction = 0.9;
-    std::vector<std::string> adapters;  // directories of PEFT adapters
-};
-
 // --device, -t/--threads, --deterministic, --gpu-memory-fraction, --weights, --lora.
 void add_device_options(CLI::App& app, DeviceOptions& options);
 
-// The GPU that a word for --device names, 0 for auto and cuda; -1 for cpu. Status::usage for any other word.
-int gpu_number(const std::string& device);
-
-// A CUDA backend (cuda/cuda_backend.h), or none.
-struct GpuRuntime {
-    std::function<bool()> present;
-    std::function<std::string(int device)> unavailable;
-    // Called where unavailable() gives "".
-    std::function<std::unique_ptr<Device>(int device, double memory_fraction, bool deterministic)> open;
-};
-// This build's.
-GpuRuntime own_gpu_runtime();
-
-struct ChosenDevice {
-    std::unique_ptr<Device> device;
-    std::string why;      // in a few words
-    std::string warning;  // for the user; "" where all is as expected
-};
-// auto takes GPU 0, and the CPU where that one cannot be used or opened. Status::usage for a word that is no
-// device, Status::runtime for a GPU that was asked for and cannot be used.
-ChosenDevice choose_device(const DeviceOptions& options, const GpuRuntime& gpu);
-
-// The same with this build's runtime; a warning goes to standard error. `choice`: takes why, where given.
+// choose_device() with this build's runtime; a warning goes to standard error. `choice`: takes why, where
+// given.
 std::unique_ptr<Device> make_device(const DeviceOptions& options, std::string* choice = nullptr);
 
 }  // namespace refrag

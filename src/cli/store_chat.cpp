@@ -15,7 +15,7 @@
 #include "cli/store_commands.h"
 #include "io/file.h"
 #include "refrag/citations.h"
-#include "refrag/engine.h"
+#include "refrag/session.h"
 #include "store/documents.h"
 #include "store/indexer.h"
 #include "store/retriever.h"
@@ -75,8 +75,10 @@ class Chat {
           interrupt_(interrupt),
           cache_(std::make_shared<PassageCache>()),
           retriever_(store, model, cache_, retrieve_options(command.retrieve)),
-          engine_(model, EngineOptions{.max_context = command.run.context,
-                                       .prefix_cache = !command.run.no_prefix_cache}) {}
+          session_(
+              model,
+              EngineOptions{.max_context = command.run.context, .prefix_cache = !command.run.no_prefix_cache},
+              cache_) {}
 
     // Whether to go on.
     bool take(const std::string& line) {
@@ -158,37 +160,23 @@ class Chat {
     void answer(const std::string& question, size_t n_new) {
         std::vector<std::shared_ptr<SharedPassage>> shared;
         for (const InView& one : passages_) shared.push_back(one.shared);
-        Request request;
-        request.segments = make_segments(model_, history_, shared, question, retriever_.chunk_len());
-        request.options = answer_options_;
-        request.sink = [this](std::string_view text) {
+        const std::vector<Segment> segments =
+            make_segments(model_, history_, shared, question, retriever_.chunk_len());
+        const auto print = [this](std::string_view text) {
             write_stdout(text);
             flush_stdout();
             return !interrupt_.asked();
         };
-        const std::vector<Segment> segments = request.segments;
-        // Whatever is thrown, the engine is empty afterwards.
-        struct Leave {
-            Engine& engine;
-            uint64_t id;
-            ~Leave() {
-                engine.cancel(id);
-                engine.take_finished();
-            }
-        };
-        const Leave leave{engine_, engine_.submit(std::move(request))};
-        while (!engine_.idle() && !interrupt_.asked()) engine_.step();
-        std::vector<Result> results = engine_.take_finished();
-        if (results.empty()) {
+        std::optional<Answer> answer = session_.answer(
+            segments, answer_options_, print, {.keep_going = [this] { return !interrupt_.asked(); }});
+        if (!answer) {
             write_stdout("\n(stopped)\n");
             return;
         }
-        if (results[0].error) throw Error(*results[0].error);
-        Answer& answer = results[0].answer;
-        write_stdout(answer.finish == FinishReason::cancelled ? " (stopped)\n" : "\n");
-        history_.push_back({.question = question, .answer = answer.text});
-        report(answer, n_new);
-        last_ = Last{question, segments, std::move(answer), passages_};
+        write_stdout(answer->finish == FinishReason::cancelled ? " (stopped)\n" : "\n");
+        history_.push_back({.question = question, .answer = answer->text});
+        report(*answer, n_new);
+        last_ = Last{question, segments, std::move(*answer), passages_};
     }
 
     void report(const Answer& answer, size_t n_new) const {
@@ -246,7 +234,7 @@ class Chat {
     const Interrupt& interrupt_;
     const std::shared_ptr<PassageCache> cache_;
     Retriever retriever_;
-    Engine engine_;
+    Session session_;
     std::vector<Turn> history_;
     std::vector<InView> passages_;
     std::optional<Last> last_;

@@ -1,6 +1,7 @@
 // See engine_job.h.
 #include "refrag/engine_job.h"
 
+#include <algorithm>
 #include <new>
 #include <span>
 #include <utility>
@@ -89,6 +90,15 @@ void EngineJob::make_start(bool name_rows) {
     };
     start.scores = std::move(prompt.scores);
     start.n_top = options.prompt_logprobs.value_or(0);
+    // Room for the answer: a step that generates asks for no memory, but for penalties, log-probabilities and
+    // what is longer than this.
+    constexpr int32_t kTokens = 4096, kBytesOfToken = 16, kBytesOfPiece = 256;
+    const int32_t most = options.max_new_tokens;
+    const auto n_tokens = static_cast<size_t>(most < 0 ? kTokens : std::min(most, kTokens));
+    answer.ids.reserve(n_tokens);
+    answer.text.reserve(n_tokens * kBytesOfToken);
+    piece_.reserve(kBytesOfPiece);
+    decided_.reserve(kBytesOfPiece);
     start.scored = [this](const ScoredRow& row, TokenLogprobs&& logprobs) {
         take_score(row, std::move(logprobs));
     };
@@ -120,7 +130,9 @@ std::optional<int32_t> EngineJob::next(const Logits& logits, double logits_ms) {
     if (request.options.logprobs)
         answer.logprobs.push_back(token_logprobs(logits.values, token, *request.options.logprobs));
     answer.ids.push_back(token);
-    emit(stops_.push(without_first_space(stream_.push(token))));
+    piece_.clear();
+    stream_.push(token, piece_);
+    say();
     if (stops_.found() || stopped_ || cancelled) return std::nullopt;
     if (std::ssize(answer.ids) == request.options.max_new_tokens) {
         answer.finish = FinishReason::max_tokens;
@@ -132,7 +144,8 @@ std::optional<int32_t> EngineJob::next(const Logits& logits, double logits_ms) {
 void EngineJob::end(std::optional<FinishReason> reason) {
     if (reason) answer.finish = *reason;
     if (!stopped_) {
-        emit(stops_.push(without_first_space(stream_.flush())));
+        piece_ = stream_.flush();
+        say();
         if (!stops_.found()) emit(stops_.flush());
     }
     if (stopped_) {
@@ -153,12 +166,15 @@ void EngineJob::end(std::optional<FinishReason> reason) {
         answer.tokens_per_s = further * 1000.0 / answer.times.decode;
 }
 
-// Answers are trained with a space before them. It is no text, so a stop string never meets it.
-std::string EngineJob::without_first_space(std::string piece) {
-    if (!at_start_ || piece.empty()) return piece;
-    at_start_ = false;
-    if (piece[0] == ' ') piece.erase(0, 1);
-    return piece;
+void EngineJob::say() {
+    // Answers are trained with a space before them. It is no text, so a stop string never meets it.
+    if (at_start_ && !piece_.empty()) {
+        at_start_ = false;
+        if (piece_[0] == ' ') piece_.erase(0, 1);
+    }
+    decided_.clear();
+    stops_.push(piece_, decided_);
+    emit(decided_);
 }
 
 void EngineJob::emit(const std::string& piece) {

@@ -44,7 +44,8 @@ class EngineJob {
     // The next token, taken into the answer; nothing when it was the last.
     std::optional<int32_t> next(const Logits& logits, double logits_ms);
     void take_score(const ScoredRow& row, TokenLogprobs&& logprobs);
-    std::string without_first_space(std::string piece);
+    // Takes piece_ for the answer's next text; what of it is decided goes out.
+    void say();
     void emit(const std::string& piece);
     // The entries of Answer::scores, as far as they are known before the prompt is read.
     void list_positions(const Prompt& prompt);
@@ -53,6 +54,8 @@ class EngineJob {
     Sampler sampler_;
     StreamDecoder stream_;
     StopFilter stops_;
+    std::string piece_;    // of the last token; here and in the next, so that no token asks for memory
+    std::string decided_;  // what no stop string can take back
     int64_t& n_generated_;
     bool at_start_;
     bool stopped_ = false;  // its sink wants no more

@@ -134,6 +134,13 @@ PassageRecord read_passage_record(std::string_view record, const Sha256Digest& k
     return out;
 }
 
+int32_t passage_record_chunk_len(std::string_view record) {
+    uint32_t chunk_len = 1;
+    if (record.starts_with(kMagic) && record.size() >= kHeaderBytes)
+        std::memcpy(&chunk_len, record.data() + kMagic.size() + 2 * sizeof(uint32_t), sizeof chunk_len);
+    return static_cast<int32_t>(std::clamp<uint32_t>(chunk_len, 1, INT32_MAX));
+}
+
 Sha256Digest passage_record_key(std::string_view record) {
     Sha256Digest key;
     if (record.starts_with(kMagic) && record.size() >= kHeaderBytes)

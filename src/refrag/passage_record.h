@@ -38,6 +38,8 @@ struct PassageRecord {
 PassageRecord read_passage_record(std::string_view record, const Sha256Digest& key, std::string text,
                                   int64_t n_vocab);
 
+// The chunk length that a record says, unchecked; 1 where there is none.
+int32_t passage_record_chunk_len(std::string_view record);
 // The name in a record, unchecked; all zeros where there is none.
 Sha256Digest passage_record_key(std::string_view record);
 

@@ -22,10 +22,11 @@ Answer Session::answer(std::span<const Passage> passages, std::string_view quest
 }
 
 Answer Session::answer(std::vector<Segment> segments, const AnswerOptions& options, const TextSink& sink) {
-    Request request;
-    request.segments = std::move(segments);
-    request.options = options;
-    request.sink = sink;
+    return *answer(std::move(segments), options, sink, AnswerLimits{});
+}
+
+std::optional<Answer> Session::answer(std::vector<Segment> segments, const AnswerOptions& options,
+                                      const TextSink& sink, const AnswerLimits& limits) {
     // Whatever is thrown, the engine is empty afterwards.
     struct Leave {
         Engine& engine;
@@ -35,10 +36,18 @@ Answer Session::answer(std::vector<Segment> segments, const AnswerOptions& optio
             engine.take_finished();
         }
     };
+    Request request;
+    request.segments = std::move(segments);
+    request.options = options;
+    request.sink = sink;
+    request.deadline = limits.deadline;
     const Leave leave{engine_, engine_.submit(std::move(request))};
-    while (!engine_.idle()) engine_.step();
+    while (!engine_.idle()) {
+        if (limits.keep_going && !limits.keep_going()) return std::nullopt;
+        engine_.step();
+    }
     Result result = std::move(engine_.take_finished().at(0));
-    if (result.error) throw Error(result.error->status(), result.error->message());
+    if (result.error) throw Error(*result.error);
     return std::move(result.answer);
 }
 

@@ -2,8 +2,11 @@
 // thread drives it at a time, and several sessions can share a Model, and a cache of passages.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -14,6 +17,14 @@
 #include "refrag/segment.h"
 
 namespace refrag {
+
+// What can end an answer early.
+struct AnswerLimits {
+    // Asked before every step; false ends the answer, and nothing is left of it. May be empty.
+    std::function<bool()> keep_going = {};
+    // Past it the answer ends with what it has said so far, FinishReason::deadline.
+    std::optional<std::chrono::steady_clock::time_point> deadline = {};
+};
 
 class Session {
   public:
@@ -27,7 +38,10 @@ class Session {
     // Answers a request. Status::usage for options or segments that make no sense; Status::runtime when the
     // prompt does not fit, with both numbers. After an error the session is as before.
     Answer answer(std::vector<Segment> segments, const AnswerOptions& options, const TextSink& sink = {});
-    // The same for a question over passages, `history` being earlier ones, oldest first, in the model's
+    // The same within limits: nothing where keep_going ended it. What keep_going throws comes out here.
+    std::optional<Answer> answer(std::vector<Segment> segments, const AnswerOptions& options,
+                                 const TextSink& sink, const AnswerLimits& limits);
+    // As the first for a question over passages, `history` being earlier ones, oldest first, in the model's
     // template (make_segments).
     Answer answer(std::span<const Passage> passages, std::string_view question, const AnswerOptions& options,
                   const TextSink& sink = {}, std::span<const Turn> history = {});

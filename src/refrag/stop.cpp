@@ -37,8 +37,8 @@ StopFilter::StopFilter(std::vector<std::string> stops) {
     }
 }
 
-std::string StopFilter::push(std::string_view piece) {
-    if (found_) return "";
+void StopFilter::push(std::string_view piece, std::string& out) {
+    if (found_) return;
     for (const char byte : piece) {
         held_.push_back(byte);
         const Matcher* complete = nullptr;
@@ -50,15 +50,16 @@ std::string StopFilter::push(std::string_view piece) {
         }
         if (complete != nullptr) {
             found_ = complete->text;
-            held_.resize(held_.size() - complete->text.size());
-            return std::exchange(held_, {});
+            out.append(held_, 0, held_.size() - complete->text.size());
+            held_.clear();
+            return;
         }
     }
     size_t open = 0;
     for (const Matcher& m : matchers_) open = std::max(open, m.matched);
-    std::string decided = held_.substr(0, held_.size() - open);
-    held_.erase(0, decided.size());
-    return decided;
+    const size_t decided = held_.size() - open;
+    out.append(held_, 0, decided);
+    held_.erase(0, decided);
 }
 
 std::string StopFilter::flush() {

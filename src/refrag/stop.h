@@ -24,7 +24,13 @@ class StopFilter {
 
     // Takes the next piece (whole characters) and returns what is now known to belong to the text: everything
     // but the longest end that may yet become a stop string. After a stop: "".
-    std::string push(std::string_view piece);
+    std::string push(std::string_view piece) {
+        std::string out;
+        push(piece, out);
+        return out;
+    }
+    // The same, appended.
+    void push(std::string_view piece, std::string& out);
     // The text ends without a stop: what was held back. Afterwards the filter is at its start.
     std::string flush();
 

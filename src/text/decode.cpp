@@ -18,11 +18,10 @@ StreamDecoder::StreamDecoder(Tokenizer tokenizer, bool skip_special_tokens, bool
       is_first_(!continues_text),
       n_to_strip_(continues_text ? 0 : tokenizer_.tables_->decoder.n_strip) {}
 
-std::string StreamDecoder::push(int32_t id) {
+void StreamDecoder::push(int32_t id, std::string& out) {
     const Tokenizer::Tables& tables = *tokenizer_.tables_;
     const auto index = static_cast<size_t>(id);
-    if (!tables.has_piece(id) || (skip_special_tokens_ && tables.skipped[index])) return "";
-    std::string out;
+    if (!tables.has_piece(id) || (skip_special_tokens_ && tables.skipped[index])) return;
     const std::string& bytes = tables.bytes[index];
     if (tables.decoder.byte_level) {
         held_.append(bytes);
@@ -35,9 +34,9 @@ std::string StreamDecoder::push(int32_t id) {
                 break;
             }
         }
-        out = replace_invalid_utf8(std::string_view(held_).substr(0, decided));
+        append_valid_utf8(out, std::string_view(held_).substr(0, decided));
         held_.erase(0, decided);
-        return out;
+        return;
     }
     if (!is_first_ && !tables.decoder.separator.empty()) emit(tables.decoder.separator, out);
     if (tables.decoder.byte_fallback && tables.byte_token[index]) {
@@ -47,7 +46,6 @@ std::string StreamDecoder::push(int32_t id) {
         emit(is_first_ && !tables.decoder.dropped_in_first.empty() ? tables.first_bytes[index] : bytes, out);
     }
     is_first_ = false;
-    return out;
 }
 
 std::string StreamDecoder::flush() {

@@ -110,7 +110,13 @@ class StreamDecoder {
     explicit StreamDecoder(Tokenizer tokenizer, bool skip_special_tokens = true, bool continues_text = false);
 
     // The text that this id completes; often a piece, sometimes nothing.
-    std::string push(int32_t id);
+    std::string push(int32_t id) {
+        std::string out;
+        push(id, out);
+        return out;
+    }
+    // The same, appended.
+    void push(int32_t id, std::string& out);
     // What is still held back, with U+FFFD for what is malformed; afterwards the decoder is as new.
     std::string flush();
 

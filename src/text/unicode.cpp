@@ -146,7 +146,23 @@ bool is_valid_utf8(std::string_view text) {
 }
 
 std::string replace_invalid_utf8(std::string_view text) {
-    return std::string(CleanText(text).text());
+    std::string out;
+    append_valid_utf8(out, text);
+    return out;
+}
+
+void append_valid_utf8(std::string& out, std::string_view text) {
+    size_t kept = 0;  // what lies before it is in `out`
+    for (size_t at = 0; at < text.size();) {
+        const Utf8Step step = decode_utf8(text, at);
+        if (!step.valid) {
+            out.append(text, kept, at - kept);
+            append_utf8(out, replacement_character);
+            kept = at + step.bytes;
+        }
+        at += step.bytes;
+    }
+    out.append(text, kept);
 }
 
 CleanText::CleanText(std::string_view original) : original_(original) {

@@ -56,6 +56,8 @@ bool is_valid_utf8(std::string_view text);
 // Text as valid UTF-8, each maximal invalid subpart replaced by U+FFFD (as Rust's from_utf8_lossy and
 // Python's errors="replace" do).
 std::string replace_invalid_utf8(std::string_view text);
+// The same, appended.
+void append_valid_utf8(std::string& out, std::string_view text);
 
 // Valid UTF-8 made from any bytes, with the way back to the original byte positions. `original` must outlive
 // it.

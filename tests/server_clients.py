@@ -30,6 +30,7 @@ except ImportError:
     openai = None
 try:
     import cohere
+    import httpx  # noqa: F401  (cohere's own, which it would import while streams of OpenAI's client are being closed)
 except ImportError:
     cohere = None
 
@@ -534,11 +535,16 @@ def unknown_field(server):
     client = server.openai()
     request = {"model": "tested", "messages": QUESTION, "max_tokens": 2}
     for field, value in (("beam_width", 4), ("logit_bias", {"5": 1}), ("tools", [{"type": "function"}]),
-                         ("response_format", {"type": "json_object"}), ("modalities", ["audio"])):  # fmt: skip
+                         ("response_format", {"type": "json_object"}), ("modalities", ["audio"]),
+                         ("functions", [{"name": "f"}]), ("tool_choice", "required")):  # fmt: skip
         error = expect_refused(400, lambda: client.chat.completions.create(**request, extra_body={field: value}))
         expect_equal(error.param, field, "param")
         expect(field in error.message, f"{field} is not in", error.message)
     client.chat.completions.create(**request, user="someone", extra_body={"metadata": {"a": "b"}, "beam_width": None})
+    # What clients send along without asking for anything.
+    request["messages"] = [QUESTION[0], {"role": "assistant", "content": "734 km", "tool_calls": []}, QUESTION[0]]
+    client.chat.completions.create(**request, extra_body={"tools": [], "logit_bias": {}, "tool_choice": "auto", "store": False,
+                                                          "response_format": {"type": "text"}})  # fmt: skip
 
 
 @check("fields out of range are 400 by name", "openai")
@@ -589,6 +595,11 @@ def errors(server):
     status, headers, text = server.curl("/v1/models", None, "-X", "DELETE")
     expect_equal((status, headers.get("allow")), (405, "GET"), "DELETE /v1/models")
     expect_error(json.loads(text), "invalid_request_error", "method_not_allowed")
+    status, headers, _ = server.curl("/v1/passages/a", None, "-X", "OPTIONS")
+    expect_equal((status, headers.get("allow")), (204, "PUT, GET, DELETE, OPTIONS"), "OPTIONS /v1/passages/a")
+    expect_error(server.json("/v1/nothing", None, "-X", "OPTIONS", status=404), "invalid_request_error", "not_found")
+    for path in ("/v1/passages/a%00b", "/v1/passages/%FF", "/health%00"):
+        expect_error(server.json(path, {"text": "a"}, "-X", "PUT", status=400), "invalid_request_error")
     status, headers, text = server.curl("/v1/passages/a", None, "-X", "PATCH")
     expect_equal((status, headers.get("allow")), (405, "PUT, GET, DELETE"), "PATCH /v1/passages/a")
     expect_error(json.loads(text), "invalid_request_error", "method_not_allowed")
@@ -676,6 +687,11 @@ def cohere_chat(server):
     plain = server.cohere().chat(model="tested", messages=QUESTION, max_tokens=4, p=0.9, k=5, temperature=0.5, seed=3,
                                  stop_sequences=["zzz"], logprobs=True)  # fmt: skip
     expect(plain.message.content[0].text and plain.logprobs, "text and logprobs", plain)
+    logprobs = [value for item in plain.logprobs for value in item.logprobs]
+    expect(logprobs and all(value <= 0 for value in logprobs), "log-probabilities", plain.logprobs)
+    silent = server.cohere().chat(model="tested", messages=QUESTION, documents=COHERE_DOCUMENTS, max_tokens=16,
+                                  citation_options={"mode": "OFF"}, thinking={"type": "disabled"})  # fmt: skip
+    expect_equal((silent.message.content[0].text, silent.message.citations), (text, None), "without citations")
     text_form = server.cohere().chat(model="tested", messages=QUESTION, documents=[RIVER], max_tokens=8)
     expect("734" in text_form.message.content[0].text, "a document that is a string:", text_form.message.content[0].text)
 
@@ -699,6 +715,10 @@ def cohere_stream(server):
     expect_equal(events[-1].delta.finish_reason, whole.finish_reason, "finish_reason")
     expect(events[-1].delta.usage.tokens.output_tokens > 0, "usage")
     expect(events[0].id, "an id")
+    whole = client.chat(**request, logprobs=True)
+    deltas = [event for event in client.chat_stream(**request, logprobs=True) if event.type == "content-delta"]
+    expect_equal([value for event in deltas if event.logprobs for value in event.logprobs.logprobs],
+                 [value for item in whole.logprobs for value in item.logprobs], "log-probabilities")  # fmt: skip
 
 
 @check("cohere: refusals", "cohere")

@@ -11,7 +11,8 @@ namespace {
 // A process that serves; the port is the one that it says.
 class ServeProcess {
   public:
-    explicit ServeProcess(const TempDir& dir, std::vector<std::string> options = {}) : log_(dir.file("log")) {
+    explicit ServeProcess(const TempDir& dir, std::vector<std::string> options = {})
+        : log_(dir.write("log", "")) {
         std::vector<std::string> command = {std::filesystem::absolute(binary()),
                                             "serve",
                                             "-m",
@@ -75,7 +76,7 @@ TEST_CASE("serve: what cannot be served is refused in one line") {
     const TempDir dir;
     dir.write("empty", "# no keys\n\n");
     const auto refused = [&](const std::string& arguments, int code, const std::string& message) {
-        const Ran ran = refrag_run(dir, "serve -m weights_tools/refrag-nano --port 0 " + arguments);
+        const Ran ran = refrag_run(dir, "serve -m weights_tools/refrag-nano " + arguments);
         CAPTURE(arguments);
         CHECK(ran.code == code);
         CHECK(line_count(ran.err) == 1);
@@ -86,7 +87,7 @@ TEST_CASE("serve: what cannot be served is refused in one line") {
     refused("--api-key-file " + dir.file("none"), 3, "none");
     refused("--api-key ''", 2, "--api-key: expected a key");
     refused("--store " + dir.file("no.db"), 3, "no.db");
-    refused("-p 2", 2, "-p");
+    refused("-p 2", 2, "expand-fraction");
     refused("--step-ms 0", 2, "--step-ms");
     refused("--host nowhere.invalid", 2, "--host nowhere.invalid");
     const Served taken;

@@ -288,6 +288,21 @@ TEST_CASE("serve: Cohere's chat, whole and streamed, its citations in the answer
                     .json()
                     .get_object("message")
                     .has("citations"));
+    // Log-probabilities come with the text that they are of.
+    std::vector<double> values[2];
+    const Json list = served.post("/v2/chat", asked(R"("logprobs": true)")).json().get_array("logprobs");
+    for (size_t i = 0; i < list.size(); ++i)
+        values[0].push_back(list.at(i).get_array("logprobs").at(0).as_number());
+    for (const std::string& event :
+         events_of(served.post("/v2/chat", asked(R"("logprobs": true, "stream": true)")).body)) {
+        if (event == "[DONE]") continue;
+        const Json json = Json::parse(event, "event");
+        if (const auto item = json.find("logprobs"))
+            for (size_t i = 0; i < item->get_array("logprobs").size(); ++i)
+                values[1].push_back(item->get_array("logprobs").at(i).as_number());
+    }
+    CHECK(values[0].size() > 0);
+    CHECK(values[0] == values[1]);
     // An error is where Cohere's clients look for it, too.
     const HttpReply bad = served.post("/v2/chat", R"({"messages": []})");
     CHECK(bad.status == 400);

@@ -161,13 +161,11 @@ void serve(ServeCommand& command) {
                      "(--api-key-file)\n",
                      command.http.host.c_str());
     server.serve(*model, *cache, find, scheduler, api);
-    const SchedulerStats stats = server.stats();
     std::fprintf(
         stderr, "refrag: serving %s on http://%s:%d | %d slots, %lld positions each | %s\n",
         api.model_name.c_str(), shown_host(command.http.host).c_str(), server.port(), run.parallel,
         static_cast<long long>(run.context == 0 ? model->decoder().config().max_seq_len : run.context),
         device->description().c_str());
-    static_cast<void>(stats);
     while (!signals.wait(std::chrono::milliseconds(1000))) {
     }
     server.drain();

@@ -46,7 +46,7 @@ class CohereChat final : public AnswerFormat {
   public:
     using AnswerFormat::AnswerFormat;
 
-    std::string piece(ServedChoice& choice, std::string_view text, const Answer&) override {
+    std::string piece(ServedChoice& choice, std::string_view text, const Answer& so_far) override {
         std::string out = begin(choice);
         JsonWriter json;
         json.begin_object();
@@ -54,7 +54,15 @@ class CohereChat final : public AnswerFormat {
         json.key("index").integer(0);
         json.key("delta").begin_object().key("message").begin_object().key("content").begin_object();
         json.key("text").string(text);
-        json.end_object().end_object().end_object().end_object();
+        json.end_object().end_object().end_object();
+        choice.n_bytes += text.size();
+        const size_t n = tokens_of(so_far, choice.n_bytes);
+        if (call_.logprobs && n > choice.n_tokens) {
+            json.key("logprobs");
+            write_logprobs(json, so_far, choice.n_tokens, n);
+            choice.n_tokens = n;
+        }
+        json.end_object();
         return out + sse_event(json.text(), "content-delta");
     }
 
@@ -109,7 +117,12 @@ class CohereChat final : public AnswerFormat {
             json.end_array();
         }
         json.end_object();
-        if (call_.logprobs) write_logprobs(json, answer);
+        if (call_.logprobs) {
+            json.key("logprobs").begin_array();
+            for (size_t i = 0; i < tokens_of(answer, answer.text.size()); ++i)
+                write_logprobs(json, answer, i, i + 1);
+            json.end_array();
+        }
         json.key("usage");
         write_cohere_usage(json, usage_of(choices, 1));
         json.key("refrag");
@@ -151,20 +164,27 @@ class CohereChat final : public AnswerFormat {
         return sse_event(json.text(), type);
     }
 
-    void write_logprobs(JsonWriter& json, const Answer& answer) const {
-        json.key("logprobs").begin_array();
-        const size_t n =
-            answer.finish == FinishReason::stop_string
-                ? tokens_within(token_begins(model_.tokenizer(), answer, false), answer.text.size())
-                : answer.logprobs.size();
-        for (size_t i = 0; i < std::min(n, answer.logprobs.size()); ++i) {
-            json.begin_object();
-            json.key("text").string(model_.tokenizer().token_bytes(answer.ids[i]));
-            json.key("token_ids").begin_array().integer(answer.ids[i]).end_array();
-            json.key("logprobs").begin_array().number(answer.logprobs[i].chosen.logprob).end_array();
-            json.end_object();
+    // Of the answer's log-probabilities, those of its text's first n_bytes.
+    size_t tokens_of(const Answer& answer, size_t n_bytes) const {
+        if (!call_.logprobs) return 0;
+        const size_t n = tokens_within(token_begins(model_.tokenizer(), answer, false), n_bytes);
+        return std::min(n, answer.logprobs.size());
+    }
+
+    // Tokens from..to as one item.
+    void write_logprobs(JsonWriter& json, const Answer& answer, size_t from, size_t to) const {
+        json.begin_object();
+        std::string text;
+        json.key("token_ids").begin_array();
+        for (size_t i = from; i < to; ++i) {
+            json.integer(answer.ids[i]);
+            text += model_.tokenizer().token_bytes(answer.ids[i]);
         }
         json.end_array();
+        json.key("text").string(text);
+        json.key("logprobs").begin_array();
+        for (size_t i = from; i < to; ++i) json.number(answer.logprobs[i].chosen.logprob);
+        json.end_array().end_object();
     }
 };
 

@@ -306,7 +306,12 @@ struct HttpServer::State {
         while (!stopping) {
             stop.wait_for(lock, options.look_every);
             if (stopping) return;
-            std::vector<std::shared_ptr<ConnectionExchange>> gone = who_left();
+            std::vector<std::shared_ptr<ConnectionExchange>> gone;
+            try {
+                gone = who_left();
+            } catch (const std::bad_alloc&) {
+                continue;  // the next look sees them
+            }
             lock.unlock();
             for (const auto& exchange : gone) exchange->client_left();
             gone.clear();

@@ -26,7 +26,8 @@ void Server::serve(const Model& model, PassageCache& cache, StoreFinder find,
                    const SchedulerOptions& scheduler, ApiOptions api) {
     scheduler_ = std::make_unique<Scheduler>(model, scheduler);
     api_ = std::make_unique<Api>(model, *scheduler_, cache, std::move(find), std::move(api));
-    api_->set_connections([this] { return http_->n_connections(); });
+    // Until the connections' thread has ended, whatever becomes of http_.
+    api_->set_connections([http = http_.get()] { return http->n_connections(); });
     ready_ = api_.get();
 }
 

@@ -43,7 +43,7 @@ TEST_CASE("command line: an unknown or missing command is told which there are, 
     CHECK(
         contains(tiny.refusal("rnu"), "refrag: unknown command \"rnu\": did you mean run? (expected run, "));
     CHECK(contains(tiny.refusal("fly -m x"),
-                   "unknown command \"fly\" (expected run, ask, chat, index, encode, "));
+                   "unknown command \"fly\" (expected run, ask, chat, serve, index, encode, "));
     CHECK(contains(tiny.refusal("eval perplexty"),
                    "refrag: eval: unknown command \"perplexty\": did you mean "
                    "perplexity?"));

@@ -153,6 +153,17 @@ TEST_CASE("serve: usage comes in a stream's last chunk, without choices, and onl
         R"({"prompt": "The", "max_tokens": 3, "stream": true, "stream_options": {"include_usage": true}})");
     CHECK(text.events.back().get_array("choices").size() == 0);
     CHECK(text.events.back().get_object("usage").get_int("completion_tokens") == 3);
+    const Streamed running = streamed(
+        served, "/v1/chat/completions",
+        chat(
+            R"("max_tokens": 3, "ignore_eos": true, "stream": true, "stream_options": {"include_usage": true, "continuous_usage_stats": true})"));
+    int64_t so_far = 0;
+    for (const Json& event : running.events) {
+        CHECK(event.get_object("usage").get_int("completion_tokens") >= so_far);
+        CHECK(event.get_object("usage").get_int("prompt_tokens") > 0);
+        so_far = event.get_object("usage").get_int("completion_tokens");
+    }
+    CHECK(so_far == 3);
     const HttpReply alone =
         served.post("/v1/chat/completions", chat(R"("stream_options": {"include_usage": true})"));
     CHECK(alone.status == 400);

@@ -39,6 +39,7 @@ struct CallInfo {
     std::string model;
     int64_t created = 0;  // seconds since 1970
     bool include_usage = false;
+    bool usage_so_far = false;
     std::optional<int32_t> logprobs;  // alternatives
     bool echo = false;
     bool cites = true;

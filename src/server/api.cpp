@@ -77,6 +77,7 @@ const std::vector<Api::Route>& Api::routes() {
         {"POST", "/v1/embeddings", &Api::embeddings, false, false},
         {"POST", "/v2/chat", &Api::cohere_chat, false, false},
         {"POST", "/tokenize", &Api::tokenize, false, false},
+        {"GET", "/tokenizer_info", &Api::tokenizer_info, false, true},
         {"POST", "/detokenize", &Api::detokenize, false, false},
         {"GET", "/v1/passages", &Api::list_passages, false, false},
         {"PUT", "/v1/passages/", &Api::put_passage, false, false},
@@ -302,6 +303,7 @@ CallInfo Api::call_info(const char* prefix, const CallOptions& call) const {
     info.model = options_.model_name;
     info.created = seconds_now();
     info.include_usage = call.include_usage;
+    info.usage_so_far = call.usage_so_far;
     info.logprobs = call.answer.logprobs;
     return info;
 }

@@ -88,6 +88,7 @@ class Api {
     // api_passages.cpp
     void embeddings(const std::shared_ptr<Exchange>& exchange, std::string_view rest);
     void tokenize(const std::shared_ptr<Exchange>& exchange, std::string_view rest);
+    void tokenizer_info(const std::shared_ptr<Exchange>& exchange, std::string_view rest);
     void detokenize(const std::shared_ptr<Exchange>& exchange, std::string_view rest);
     void list_passages(const std::shared_ptr<Exchange>& exchange, std::string_view rest);
     void put_passage(const std::shared_ptr<Exchange>& exchange, std::string_view rest);

@@ -146,14 +146,6 @@ struct Prompt {
     bool is_text = false;  // BOS comes first; ids are taken as they are
 };
 
-std::vector<int32_t> read_ids(const Json& list, int64_t vocab_size) {
-    std::vector<int32_t> ids;
-    ids.reserve(list.size());
-    for (size_t i = 0; i < list.size(); ++i)
-        ids.push_back(static_cast<int32_t>(list.at(i).as_int(0, vocab_size - 1)));
-    return ids;
-}
-
 // A string, a list of strings, a list of ids, or a list of lists of ids.
 std::vector<Prompt> read_prompts(BodyReader& body, const Model& model) {
     const std::optional<Json> given = body.find("prompt");
@@ -163,7 +155,7 @@ std::vector<Prompt> read_prompts(BodyReader& body, const Model& model) {
         return Prompt{tokenizer.encode_ids(text, /*parse_special=*/true), std::string(text), true};
     };
     const auto of_ids = [&](const Json& list) {
-        Prompt prompt{read_ids(list, model.decoder().config().vocab_size), "", false};
+        Prompt prompt{ids_of(list, model.decoder().config().vocab_size), "", false};
         prompt.text = tokenizer.decode(prompt.ids, false);
         return prompt;
     };
@@ -227,8 +219,9 @@ void Api::completions(const std::shared_ptr<Exchange>& exchange, std::string_vie
     CallInfo info = call_info("cmpl-", call);
     info.echo = echo;
     info.n_prompts = prompts.size();
-    const auto completion = std::make_shared<Completion>(
-        scheduler_, metrics_, exchange, openai_text_format(model_, std::move(info)), call.stream);
+    const auto completion = std::make_shared<Completion>(scheduler_, metrics_, exchange,
+                                                         openai_text_format(model_, std::move(info)),
+                                                         call.stream, prompts.size());
     completion->start(std::move(parts), deadline_of(exchange->request, call));
 }
 

@@ -95,11 +95,7 @@ std::vector<std::string> read_inputs(BodyReader& body, const Model& model) {
     const std::optional<Json> given = body.find("input");
     if (!given) refuse_request("input", "input: expected a string, ids, or a list of either, found none");
     const auto of_ids = [&](const Json& list) {
-        std::vector<int32_t> ids;
-        for (size_t i = 0; i < list.as_array().size(); ++i)
-            ids.push_back(
-                static_cast<int32_t>(list.at(i).as_int(0, model.decoder().config().vocab_size - 1)));
-        return model.tokenizer().decode(ids, false);
+        return model.tokenizer().decode(ids_of(list, model.decoder().config().vocab_size), false);
     };
     return body.within("input", [&] {
         std::vector<std::string> texts;
@@ -164,7 +160,10 @@ void Api::embeddings(const std::shared_ptr<Exchange>& exchange, std::string_view
             }
         });
     if (!ticket) throw queue_is_full();
-    exchange->on_leave([this, of = std::vector<uint64_t>{*ticket}] { scheduler_.cancel(of); });
+    exchange->on_leave([this, of = std::vector<uint64_t>{*ticket}] {
+        ++metrics_.clients_left;
+        scheduler_.cancel(of);
+    });
 }
 
 void Api::list_passages(const std::shared_ptr<Exchange>& exchange, std::string_view) {
@@ -224,7 +223,10 @@ void Api::put_passage(const std::shared_ptr<Exchange>& exchange, std::string_vie
             }
         });
     if (!ticket) throw queue_is_full();
-    exchange->on_leave([this, of = std::vector<uint64_t>{*ticket}] { scheduler_.cancel(of); });
+    exchange->on_leave([this, of = std::vector<uint64_t>{*ticket}] {
+        ++metrics_.clients_left;
+        scheduler_.cancel(of);
+    });
 }
 
 namespace {
@@ -294,6 +296,26 @@ void Api::tokenize(const std::shared_ptr<Exchange>& exchange, std::string_view) 
     exchange->respond({}, json.text());
 }
 
+// As vLLM's server has it: evaluation harnesses take their tokenizer from here.
+void Api::tokenizer_info(const std::shared_ptr<Exchange>& exchange, std::string_view) {
+    JsonWriter json;
+    const auto write = [&](const char* key, std::optional<int32_t> id) {
+        json.key(key);
+        if (id) {
+            json.string(model_.tokenizer().piece(*id));
+        } else {
+            json.null();
+        }
+    };
+    json.begin_object();
+    write("bos_token", model_.bos_id());
+    write("eos_token", model_.end_id());
+    write("pad_token", std::nullopt);
+    json.key("chat_format").string(chat_format_name(model_.chat_format()));
+    json.end_object();
+    exchange->respond({}, json.text());
+}
+
 void Api::detokenize(const std::shared_ptr<Exchange>& exchange, std::string_view) {
     BodyReader body(exchange->request.body);
     check_model(body);
@@ -301,10 +323,7 @@ void Api::detokenize(const std::shared_ptr<Exchange>& exchange, std::string_view
     if (!list) refuse_request("tokens", "tokens: expected a list of ids, found none");
     body.finish({});
     const std::string text = body.within("tokens", [&] {
-        std::vector<int32_t> ids;
-        for (size_t i = 0; i < list->as_array().size(); ++i)
-            ids.push_back(static_cast<int32_t>(list->at(i).as_int(0, model_.tokenizer().vocab_size() - 1)));
-        return model_.tokenizer().decode(ids, false);
+        return model_.tokenizer().decode(ids_of(*list, model_.tokenizer().vocab_size()), false);
     });
     JsonWriter json;
     json.begin_object();

@@ -69,8 +69,10 @@ CallOptions read_call_options(BodyReader& body, const AnswerOptions& defaults, c
     call.n = static_cast<int32_t>(body.integer("n", 1, max_choices).value_or(1));
     if (const std::optional<Json> options = body.find("stream_options")) {
         body.within("stream_options", [&] {
-            options->as_object().check_keys({"include_usage", "include_obfuscation"});
+            options->as_object().check_keys(
+                {"include_usage", "include_obfuscation", "continuous_usage_stats"});
             call.include_usage = options->get_bool_or("include_usage", false);
+            call.usage_so_far = call.include_usage && options->get_bool_or("continuous_usage_stats", false);
         });
         if (!call.stream) refuse_request("stream_options", "stream_options: expected stream: true beside it");
     }
@@ -152,6 +154,14 @@ Conversation read_messages(BodyReader& body) {
             conversation.turns.push_back({std::move(messages[i].text), std::move(messages[i + 1].text)});
         return conversation;
     });
+}
+
+std::vector<int32_t> ids_of(const Json& list, int64_t vocab_size) {
+    std::vector<int32_t> ids;
+    ids.reserve(list.as_array().size());
+    for (size_t i = 0; i < list.size(); ++i)
+        ids.push_back(static_cast<int32_t>(list.at(i).as_int(0, vocab_size - 1)));
+    return ids;
 }
 
 std::span<const std::string_view> harmless_fields() {

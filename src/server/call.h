@@ -24,6 +24,7 @@ struct CallOptions {
     AnswerOptions answer;
     bool stream = false;
     bool include_usage = false;     // in a stream
+    bool usage_so_far = false;      // in each of its chunks too
     int32_t n = 1;                  // choices
     std::optional<double> seconds;  // until the request's time is over
 };
@@ -47,6 +48,9 @@ struct Conversation {
 // strings or lists of text parts. Messages of one role that follow one another become one, a blank line
 // between them.
 Conversation read_messages(BodyReader& body);
+
+// A list of token ids below vocab_size.
+std::vector<int32_t> ids_of(const Json& list, int64_t vocab_size);
 
 // Fields that change nothing in an answer here, whatever they say.
 std::span<const std::string_view> harmless_fields();

@@ -30,7 +30,7 @@ void Completion::start(std::vector<Part> parts,
     }
     const size_t n = jobs.size();
     if (n > scheduler_.capacity())
-        refuse_request("n", "expected at most ", scheduler_.capacity(),
+        refuse_request(n_prompts_ > 1 ? "prompt" : "n", "expected at most ", scheduler_.capacity(),
                        " answers of one call (the server's slots and its queue), found ", n);
     const std::optional<std::vector<uint64_t>> tickets = scheduler_.submit(std::move(jobs));
     if (!tickets)

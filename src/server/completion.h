@@ -24,12 +24,13 @@ class Completion : public std::enable_shared_from_this<Completion> {
     };
 
     Completion(Scheduler& scheduler, Metrics& metrics, std::shared_ptr<Exchange> exchange,
-               std::unique_ptr<AnswerFormat> format, bool stream)
+               std::unique_ptr<AnswerFormat> format, bool stream, size_t n_prompts = 1)
         : scheduler_(scheduler),
           metrics_(metrics),
           exchange_(std::move(exchange)),
           format_(std::move(format)),
-          stream_(stream) {}
+          stream_(stream),
+          n_prompts_(n_prompts) {}
 
     // Hands the parts to the scheduler: all of them, or none with ApiRefusal (429) where the queue is full.
     void start(std::vector<Part> parts, std::optional<std::chrono::steady_clock::time_point> deadline);
@@ -48,6 +49,7 @@ class Completion : public std::enable_shared_from_this<Completion> {
     const std::shared_ptr<Exchange> exchange_;
     const std::unique_ptr<AnswerFormat> format_;
     const bool stream_;
+    const size_t n_prompts_;
     std::vector<ServedChoice> choices_;
     struct Seen {
         double ms = 0.0;

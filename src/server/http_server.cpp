@@ -85,16 +85,26 @@ ssize_t ConnectionExchange::read(char* to, size_t capacity) {
 }
 
 MHD_Result ConnectionExchange::go_on(std::shared_ptr<ConnectionExchange> self) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (left_) return MHD_NO;
-    if (!begun_) {
-        suspend();
-        return MHD_YES;
+    MHD_Connection* connection = nullptr;
+    HttpHead head;
+    std::string whole;
+    bool is_whole = false;
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (left_) return MHD_NO;
+        if (!begun_) {
+            suspend();
+            return MHD_YES;
+        }
+        connection = connection_;
+        head = std::move(head_);
+        is_whole = ended_;
+        if (is_whole) whole.swap(out_);
     }
+    // Without the lock: libmicrohttpd holds one of its own here, and when it reads.
     Response response;
-    if (ended_) {
-        response.reset(MHD_create_response_from_buffer(out_.size(), out_.data(), MHD_RESPMEM_MUST_COPY));
-        n_sent_ = out_.size();
+    if (is_whole) {
+        response.reset(MHD_create_response_from_buffer(whole.size(), whole.data(), MHD_RESPMEM_MUST_COPY));
     } else {
         auto* held = new std::shared_ptr<ConnectionExchange>(std::move(self));
         response.reset(MHD_create_response_from_callback(
@@ -106,11 +116,11 @@ MHD_Result ConnectionExchange::go_on(std::shared_ptr<ConnectionExchange> self) {
         if (!response) delete held;
     }
     if (!response) return MHD_NO;
-    MHD_add_response_header(response.get(), MHD_HTTP_HEADER_CONTENT_TYPE, head_.content_type.c_str());
-    for (const auto& headers : {common_headers, head_.headers})
+    MHD_add_response_header(response.get(), MHD_HTTP_HEADER_CONTENT_TYPE, head.content_type.c_str());
+    for (const auto& headers : {common_headers, head.headers})
         for (const auto& [name, value] : headers)
             MHD_add_response_header(response.get(), name.c_str(), value.c_str());
-    return MHD_queue_response(connection_, static_cast<unsigned>(head_.status), response.get());
+    return MHD_queue_response(connection, static_cast<unsigned>(head.status), response.get());
 }
 
 // What a connection is at.
@@ -135,6 +145,16 @@ struct Incoming {
 const char* header_of(MHD_Connection* connection, const char* name) {
     const char* value = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, name);
     return value == nullptr ? "" : value;
+}
+
+// The path of a target, which may be a whole URL (RFC 9112, section 3.2.2).
+std::string path_of(std::string_view target) {
+    for (const std::string_view scheme : {"http://", "https://"}) {
+        if (!target.starts_with(scheme)) continue;
+        const size_t slash = target.find('/', scheme.size());
+        return slash == std::string_view::npos ? "/" : std::string(target.substr(slash));
+    }
+    return std::string(target);
 }
 
 // A zero byte would end the path early, and so name another one: a path with %00 stays as it was sent.
@@ -230,7 +250,7 @@ struct HttpServer::State {
         if (incoming == nullptr) {
             auto made = std::make_unique<Incoming>();
             made->request.method = method;
-            made->request.path = path;
+            made->request.path = path_of(path);
             made->request.authorization = header_of(connection, MHD_HTTP_HEADER_AUTHORIZATION);
             made->request.content_type = header_of(connection, MHD_HTTP_HEADER_CONTENT_TYPE);
             made->request.origin = header_of(connection, MHD_HTTP_HEADER_ORIGIN);

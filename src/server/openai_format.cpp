@@ -25,12 +25,62 @@ void write_token(JsonWriter& json, const Tokenizer& tokenizer, const TokenLogpro
     json.end_array();
 }
 
-class OpenAiChat final : public AnswerFormat {
+// What chat and completions have in common.
+class OpenAiFormat : public AnswerFormat {
   public:
-    using AnswerFormat::AnswerFormat;
+    // object: of a stream's events.
+    OpenAiFormat(const Model& model, CallInfo call, const char* object, bool continues_text)
+        : AnswerFormat(model, std::move(call)), object_(object), continues_text_(continues_text) {}
+
+    std::string close(std::span<const ServedChoice> choices) override {
+        std::string out;
+        if (call_.include_usage) {
+            JsonWriter json;
+            write_head(json, call_, object_);
+            json.key("choices").begin_array().end_array();
+            json.key("usage");
+            write_usage(json, usage_of(choices, call_.n_prompts));
+            json.end_object();
+            out = sse_event(json.text());
+        }
+        return out + std::string(sse_done);
+    }
+
+  protected:
+    // Of the log-probabilities, those of the text's first n_bytes.
+    size_t tokens_so_far(const Answer& answer, size_t n_bytes) const {
+        if (!call_.logprobs) return 0;
+        return tokens_within(token_begins(model_.tokenizer(), answer, continues_text_), n_bytes);
+    }
+    // All of them, but those of a stop string.
+    size_t tokens_at_end(const Answer& answer) const {
+        return answer.finish == FinishReason::stop_string ? tokens_so_far(answer, answer.text.size())
+                                                          : answer.logprobs.size();
+    }
+
+    // A chunk's usage, where a stream has any: null, or as far as the answer has come.
+    void write_chunk_usage(JsonWriter& json, const Answer& so_far) const {
+        if (!call_.include_usage) return;
+        json.key("usage");
+        if (call_.usage_so_far) {
+            write_usage(json, {so_far.plain_tokens, so_far.ids.size(), so_far.n_reused});
+        } else {
+            json.null();
+        }
+    }
+
+  private:
+    const char* const object_;
+    const bool continues_text_;
+};
+
+class OpenAiChat final : public OpenAiFormat {
+  public:
+    OpenAiChat(const Model& model, CallInfo call)
+        : OpenAiFormat(model, std::move(call), "chat.completion.chunk", /*continues_text=*/false) {}
 
     std::string piece(ServedChoice& choice, std::string_view text, const Answer& so_far) override {
-        std::string out = begin(choice);
+        std::string out = begin(choice, so_far);
         choice.n_bytes += text.size();
         return out + chunk(
                          choice, [&](JsonWriter& json) { json.key("content").string(text); }, so_far,
@@ -39,8 +89,7 @@ class OpenAiChat final : public AnswerFormat {
 
     std::string last(ServedChoice& choice) override {
         const Answer& answer = *choice.answer;
-        std::string out = begin(choice);
-        JsonWriter extra;
+        std::string out = begin(choice, answer);
         const auto write = [&](JsonWriter& json) {
             const std::vector<Citation> citations = citations_of(choice);
             if (citations.empty()) return;
@@ -48,20 +97,6 @@ class OpenAiChat final : public AnswerFormat {
             write_citations(json, citations, answer.text, *choice.documents);
         };
         return out + chunk(choice, write, answer, tokens_at_end(answer), openai_finish(answer.finish));
-    }
-
-    std::string close(std::span<const ServedChoice> choices) override {
-        std::string out;
-        if (call_.include_usage) {
-            JsonWriter json;
-            write_head(json, call_, "chat.completion.chunk");
-            json.key("choices").begin_array().end_array();
-            json.key("usage");
-            write_usage(json, usage_of(choices, call_.n_prompts));
-            json.end_object();
-            out = sse_event(json.text());
-        }
-        return out + std::string(sse_done);
     }
 
     std::string whole(std::span<const ServedChoice> choices) override {
@@ -96,15 +131,6 @@ class OpenAiChat final : public AnswerFormat {
     }
 
   private:
-    size_t tokens_so_far(const Answer& answer, size_t n_bytes) const {
-        if (!call_.logprobs) return 0;
-        return tokens_within(token_begins(model_.tokenizer(), answer, false), n_bytes);
-    }
-    size_t tokens_at_end(const Answer& answer) const {
-        return answer.finish == FinishReason::stop_string ? tokens_so_far(answer, answer.text.size())
-                                                          : answer.logprobs.size();
-    }
-
     void write_logprobs(JsonWriter& json, const Answer& answer, size_t from, size_t to) const {
         json.key("logprobs");
         if (!call_.logprobs) {
@@ -126,17 +152,16 @@ class OpenAiChat final : public AnswerFormat {
         json.end_object();
     }
 
-    std::string begin(ServedChoice& choice) {
+    std::string begin(ServedChoice& choice, const Answer& so_far) {
         if (choice.begun) return "";
         choice.begun = true;
-        const Answer nothing;
         return chunk(
             choice,
             [](JsonWriter& json) {
                 json.key("role").string("assistant");
                 json.key("content").string("");
             },
-            nothing, 0, nullptr);
+            so_far, 0, nullptr);
     }
 
     // Tokens from choice.n_tokens to `n_tokens` go with it.
@@ -164,7 +189,7 @@ class OpenAiChat final : public AnswerFormat {
             json.string(finish);
         }
         json.end_object().end_array();
-        if (call_.include_usage) json.key("usage").null();
+        write_chunk_usage(json, answer);
         if (finish != nullptr) {
             json.key("refrag");
             write_refrag(json, choice, answer, call_.retrieve_ms);
@@ -174,39 +199,26 @@ class OpenAiChat final : public AnswerFormat {
     }
 };
 
-class OpenAiText final : public AnswerFormat {
+class OpenAiText final : public OpenAiFormat {
   public:
-    using AnswerFormat::AnswerFormat;
+    OpenAiText(const Model& model, CallInfo call)
+        : OpenAiFormat(model, std::move(call), "text_completion", /*continues_text=*/true) {}
 
     std::string piece(ServedChoice& choice, std::string_view text, const Answer& so_far) override {
         std::string out = begin(choice, so_far);
         const size_t from = choice.n_tokens;
         choice.n_bytes += text.size();
         choice.n_tokens = std::max(from, tokens_so_far(so_far, choice.n_bytes));
-        return out + event(choice, text, nullptr,
+        return out + event(choice, so_far, text, nullptr,
                            [&](Logprobs& list) { add_answer(list, choice, so_far, from, choice.n_tokens); });
     }
 
     std::string last(ServedChoice& choice) override {
         const Answer& answer = *choice.answer;
         std::string out = begin(choice, answer);
-        return out + event(choice, "", openai_finish(answer.finish), [&](Logprobs& list) {
+        return out + event(choice, answer, "", openai_finish(answer.finish), [&](Logprobs& list) {
                    add_answer(list, choice, answer, choice.n_tokens, tokens_at_end(answer));
                });
-    }
-
-    std::string close(std::span<const ServedChoice> choices) override {
-        std::string out;
-        if (call_.include_usage) {
-            JsonWriter json;
-            write_head(json, call_, "text_completion");
-            json.key("choices").begin_array().end_array();
-            json.key("usage");
-            write_usage(json, usage_of(choices, call_.n_prompts));
-            json.end_object();
-            out = sse_event(json.text());
-        }
-        return out + std::string(sse_done);
     }
 
     std::string whole(std::span<const ServedChoice> choices) override {
@@ -243,15 +255,6 @@ class OpenAiText final : public AnswerFormat {
         std::vector<Entry> entries;
     };
 
-    size_t tokens_so_far(const Answer& answer, size_t n_bytes) const {
-        if (!call_.logprobs) return 0;
-        return tokens_within(token_begins(model_.tokenizer(), answer, true), n_bytes);
-    }
-    size_t tokens_at_end(const Answer& answer) const {
-        return answer.finish == FinishReason::stop_string ? tokens_so_far(answer, answer.text.size())
-                                                          : answer.logprobs.size();
-    }
-
     static size_t characters(std::string_view text) {
         return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char byte) {
             return (static_cast<unsigned char>(byte) & 0xC0) != 0x80;
@@ -273,7 +276,7 @@ class OpenAiText final : public AnswerFormat {
     void add_answer(Logprobs& list, const ServedChoice& choice, const Answer& answer, size_t from,
                     size_t to) const {
         if (!call_.logprobs) return;
-        const std::vector<size_t> begins = token_begins(model_.tokenizer(), answer, true);
+        const std::vector<size_t> begins = token_begins(model_.tokenizer(), answer, /*continues_text=*/true);
         const size_t base = call_.echo ? characters(choice.prompt) : 0;
         for (size_t i = from; i < std::min(to, answer.logprobs.size()); ++i)
             list.entries.push_back(
@@ -334,13 +337,13 @@ class OpenAiText final : public AnswerFormat {
         if (choice.begun) return "";
         choice.begun = true;
         if (!call_.echo) return "";
-        return event(choice, choice.prompt, nullptr,
+        return event(choice, so_far, choice.prompt, nullptr,
                      [&](Logprobs& list) { add_prompt(list, choice, so_far); });
     }
 
     template <typename AddLogprobs>
-    std::string event(const ServedChoice& choice, std::string_view text, const char* finish,
-                      AddLogprobs&& add_logprobs) const {
+    std::string event(const ServedChoice& choice, const Answer& so_far, std::string_view text,
+                      const char* finish, AddLogprobs&& add_logprobs) const {
         JsonWriter json;
         write_head(json, call_, "text_completion");
         json.key("choices").begin_array().begin_object();
@@ -356,7 +359,7 @@ class OpenAiText final : public AnswerFormat {
             json.string(finish);
         }
         json.end_object().end_array();
-        if (call_.include_usage) json.key("usage").null();
+        write_chunk_usage(json, so_far);
         json.end_object();
         return sse_event(json.text());
     }

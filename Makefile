@@ -189,6 +189,9 @@ SERVED_OBJ := $(filter $(BUILD)/obj/src/store/% $(BUILD)/obj/tests/test_store%,$
               $(BUILD)/obj/src/cli/cache_options.o
 PARTS      += postgres $(if $(WITH_POSTGRES),yes,no), valkey $(if $(WITH_VALKEY),yes,no)
 $(CLI_OBJ) $(TEST_OBJ) $(SERVED_OBJ): $(WITH_PARTS)
+# What the tests say SKIP of.
+$(BUILD)/obj/tests/test_parts.o: CPPFLAGS += -DREFRAG_LEFT_OUT='"$(strip $(if $(WITH_STORE),,SQLite) $(if $(WITH_POSTGRES),,libpq) \
+    $(if $(WITH_VALKEY),,hiredis) $(if $(WITH_SERVE),,libmicrohttpd) $(if $(WITH_EDIT),,libedit))"'
 $(SERVED_OBJ): CPPFLAGS += $(SERVER_FLAGS)
 $(WITH_PARTS): FORCE
 	@mkdir -p $(@D)

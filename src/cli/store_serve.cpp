@@ -8,6 +8,19 @@
 #include "store/retriever.h"
 
 namespace refrag {
+namespace {
+
+// One question at a time: a retriever is one thread's.
+struct SharedRetriever {
+    SharedRetriever(PassageStore& store, const Model& model, const RetrieveOptions& options)
+        : retriever(store, model, std::make_shared<PassageCache>(), options, [](const std::string& line) {
+              std::fprintf(stderr, "refrag: warning: %s\n", line.c_str());
+          }) {}
+    std::mutex mutex;
+    Retriever retriever;
+};
+
+}  // namespace
 
 void add_served_store_options(CLI::App& app, ServedStore& store) {
     app.add_option("--store", store.place,
@@ -25,16 +38,7 @@ OpenStore open_served_store(const ServedStore& store) {
     OpenStore out;
     out.chunk_len = stamp_in(*opened).chunk_len;
     out.open = [opened, options](const Model& model) -> StoreFinder {
-        // One question at a time: a retriever is one thread's.
-        struct Shared {
-            std::mutex mutex;
-            Retriever retriever;
-        };
-        const auto shared = std::shared_ptr<Shared>(new Shared{
-            {},
-            Retriever(*opened, model, std::make_shared<PassageCache>(), options, [](const std::string& line) {
-                std::fprintf(stderr, "refrag: warning: %s\n", line.c_str());
-            })});
+        const auto shared = std::make_shared<SharedRetriever>(*opened, model, options);
         return [opened, shared, options](const StoreQuery& query) {
             Filter filter = options.filter;
             for (const std::string& text : query.where) filter.push_back(parse_condition(text));

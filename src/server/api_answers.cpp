@@ -140,27 +140,27 @@ void Api::cohere_chat(const std::shared_ptr<Exchange>& exchange, std::string_vie
 
 namespace {
 
-struct Prompt {
+struct TextPrompt {
     std::vector<int32_t> ids;
     std::string text;      // as it is echoed
     bool is_text = false;  // BOS comes first; ids are taken as they are
 };
 
 // A string, a list of strings, a list of ids, or a list of lists of ids.
-std::vector<Prompt> read_prompts(BodyReader& body, const Model& model) {
+std::vector<TextPrompt> read_prompts(BodyReader& body, const Model& model) {
     const std::optional<Json> given = body.find("prompt");
     if (!given) refuse_request("prompt", "prompt: expected a string, ids, or a list of either, found none");
     const Tokenizer& tokenizer = model.tokenizer();
     const auto of_text = [&](std::string_view text) {
-        return Prompt{tokenizer.encode_ids(text, /*parse_special=*/true), std::string(text), true};
+        return TextPrompt{tokenizer.encode_ids(text, /*parse_special=*/true), std::string(text), true};
     };
     const auto of_ids = [&](const Json& list) {
-        Prompt prompt{ids_of(list, model.decoder().config().vocab_size), "", false};
+        TextPrompt prompt{ids_of(list, model.decoder().config().vocab_size), "", false};
         prompt.text = tokenizer.decode(prompt.ids, false);
         return prompt;
     };
     return body.within("prompt", [&] {
-        std::vector<Prompt> prompts;
+        std::vector<TextPrompt> prompts;
         if (given->is_string()) {
             prompts.push_back(of_text(given->as_string()));
         } else if (given->as_array().size() > 0 && given->at(0).is_number()) {
@@ -196,11 +196,11 @@ void Api::completions(const std::shared_ptr<Exchange>& exchange, std::string_vie
     read_response_format(body);
     if (const std::optional<Json> store = body.find("store"); store && !store->is_bool())
         refuse_request("store", "\"store\" is not supported here: /v1/chat/completions reads passages");
-    const std::vector<Prompt> prompts = read_prompts(body, model_);
+    const std::vector<TextPrompt> prompts = read_prompts(body, model_);
     body.finish(harmless_fields());
     check_answer_options(call.answer);
     std::vector<Completion::Part> parts;
-    for (const Prompt& prompt : prompts) {
+    for (const TextPrompt& prompt : prompts) {
         for (int32_t i = 0; i < call.n; ++i) {
             Completion::Part part;
             part.choice.index = parts.size();

@@ -75,12 +75,12 @@ class HttpClient {
                     body);
     }
     // Reads on until `text` has come; false where the connection ends, or nothing comes for so long.
-    bool read_until(std::string_view text, int ms = 20000) {
+    bool read_until(std::string_view text, int ms = 60000) {
         while (buffer_.find(text) == std::string::npos)
             if (!read_some(ms)) return false;
         return true;
     }
-    bool closed(int ms = 20000) {
+    bool closed(int ms = 60000) {
         while (read_some(ms)) {
         }
         return ended_;
@@ -115,7 +115,7 @@ class HttpClient {
     }
     bool take(size_t n, std::string& to) {
         while (buffer_.size() < n)
-            if (!read_some(20000)) return false;
+            if (!read_some(60000)) return false;
         to.append(buffer_, 0, n);
         buffer_.erase(0, n);
         return true;

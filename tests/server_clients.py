@@ -49,6 +49,10 @@ class Failed(Exception):
     pass
 
 
+class Skipped(Exception):
+    pass
+
+
 def check(name, *needs):
     """Registers a check. needs: "openai", "cohere", "curl"."""
 
@@ -74,6 +78,7 @@ class Server:
     def __init__(self, refrag, model, *options):
         command = [refrag, "serve", "-m", model, "--port", "0", "--alias", "tested", *options]
         self.lines = []
+        self.command = command
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         self.url = None
         for line in self.process.stderr:
@@ -243,6 +248,11 @@ def chat_stream_usage(server):
     for options in ({}, {"stream_options": {"include_usage": False}}):
         chunks = list(client.chat.completions.create(**request, **options))
         expect(all(chunk.choices and chunk.usage is None for chunk in chunks), "usage that was not asked for")
+    options = {"include_usage": True, "continuous_usage_stats": True}  # vLLM's; guidellm sends it
+    chunks = list(client.chat.completions.create(**request, stream_options=options))
+    counts = [chunk.usage.completion_tokens for chunk in chunks]
+    expect_equal(counts, sorted(counts), "completion_tokens so far")
+    expect_equal((chunks[-1].choices, counts[-1]), ([], counts[-2]), "the last chunk after usage so far")
     error = expect_refused(400, lambda: client.chat.completions.create(
         model="tested", messages=QUESTION, stream_options={"include_usage": True}))  # fmt: skip
     expect_equal(error.param, "stream_options", "param without stream: true")
@@ -442,6 +452,29 @@ def passage_ids(server):
     expect_error(server.json("/v1/passages/a%20river", status=404), "invalid_request_error", "passage_not_found", "id")
 
 
+@check("store: passages that the server finds in its store", "openai")
+def store(server):
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "notes.db")
+        rows = [{"id": "city", "text": CITY}, {"id": "river", "text": RIVER}, {"id": "tower", "text": TOWER}]
+        with open(os.path.join(folder, "notes.jsonl"), "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        index = [server.command[0], "index", path, file.name, "-m", server.command[3]]
+        run = subprocess.run(index, capture_output=True, text=True, check=False)
+        if "built without" in run.stderr:
+            raise Skipped("a build without stores")
+        expect_equal(run.returncode, 0, f"exit code of refrag index ({run.stderr})")
+        with server.another("--store", path) as stored:
+            answer = stored.openai().chat.completions.create(
+                model="tested", messages=QUESTION, max_tokens=16, extra_body={"store": {"top": 1}, "policy": "all"}
+            )
+            expect_equal([one["id"] for one in answer.model_extra["refrag"]["documents"]], ["river"], "ids")
+            expect("734" in answer.choices[0].message.content, "the answer is", answer.choices[0].message.content)
+    error = expect_refused(400, lambda: server.openai().chat.completions.create(
+        model="tested", messages=QUESTION, extra_body={"store": {"top": 1}}))  # fmt: skip
+    expect_equal(error.param, "store", "param without --store")
+
+
 # ---- embeddings ----------------------------------------------------------------------------------------------
 
 
@@ -555,7 +588,7 @@ def out_of_range(server):
                          ("expand_fraction", 1.5), ("policy", "best"), ("stream", "yes"), ("documents", "a"),
                          ("documents", [""]), ("passage_ids", [3]), ("messages", [])):  # fmt: skip
         body = {"messages": QUESTION, "logprobs": True, "max_tokens": 2, field: value}
-        error = expect_refused(400, lambda: client.post("/chat/completions", body=body, cast_to=object), f"for {field} = {value!r}")
+        error = expect_refused(400, lambda: client.post("/chat/completions", body=body, cast_to=object), f"{field}: {value!r}")
         expect_equal(error.param, field, f"param of {field} = {value!r} ({error.message})")
 
 
@@ -860,6 +893,9 @@ def main():
                 continue
             try:
                 function(server)
+            except Skipped as why:
+                print(f"SKIP {name}: {why}", flush=True)
+                skipped += 1
             except Exception as error:  # pylint: disable=broad-except
                 failed += 1
                 why = str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"

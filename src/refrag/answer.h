@@ -23,8 +23,8 @@ struct AnswerOptions {
     SamplerOptions sampler;                 // its seed also draws SelectPolicy::random
     // -1: until an end token comes or the context is full; 0: the prompt is read (and scored), no more.
     int32_t max_new_tokens = 256;
-    std::vector<std::string> stop;    // looked for in the text without its leading space (stop.h)
-    bool ignore_eos = false;          // end tokens are never sampled
+    std::vector<std::string> stop;  // looked for in the text without its leading space (stop.h)
+    bool ignore_eos = false;        // end tokens are never sampled
     // The answer goes on from a text: its first space stays, which is no part of an answer otherwise.
     bool continues_text = false;
     std::optional<int32_t> logprobs;  // report each token's log-probability and this many alternatives
@@ -101,7 +101,8 @@ struct Answer {
 // Text as it is generated; called on the thread that drives the generation. Returns whether to go on: after
 // false the answer ends with FinishReason::cancelled.
 using TextSink = std::function<bool(std::string_view)>;
-// The same with the answer as far as it has come: its text, the piece included, its ids and log-probabilities.
+// The same with the answer as far as it has come: its text, the piece included, its ids and
+// log-probabilities.
 using AnswerSink = std::function<bool(std::string_view piece, const Answer& so_far)>;
 
 }  // namespace refrag

@@ -243,8 +243,8 @@ void PromptWork::check_fits(const DecoderInput& input, const char* at_least) con
     const int64_t most = options_.max_new_tokens == 0 ? max_context_ + 1 : max_context_ - 1;
     const int64_t window = model_.decoder().config().max_seq_len;
     REFRAG_CHECK(
-        std::ssize(input.source) <= most, Status::too_long, "the prompt takes ", at_least, input.source.size(),
-        " decoder positions (", input.plain_tokens,
+        std::ssize(input.source) <= most, Status::too_long, "the prompt takes ", at_least,
+        input.source.size(), " decoder positions (", input.plain_tokens,
         " tokens) and leaves no room for an answer in a context of ", max_context_,
         max_context_ < window
             ? str(": give fewer passages, expand less, or raise -c up to the decoder's window of ", window)

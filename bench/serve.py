@@ -271,8 +271,7 @@ async def measure(arguments, servers):
     """{(load, clients): {server: [a figure for each round]}}"""
     for server in servers.values():
         await server.ready(arguments.start_seconds)
-    loads = ["short", "passages"] + (["documents"] if arguments.documents_model else [])
-    results = {(load, n): {} for load in loads for n in arguments.clients}
+    results = {(load, n): {} for load in arguments.loads for n in arguments.clients}
     for turn in range(-1, arguments.rounds):  # the first only warms up
         for load, n_clients in results:
             count = n_clients if turn < 0 else max(arguments.least_requests, arguments.requests * n_clients)
@@ -324,6 +323,10 @@ def numbers(text):
     return [int(number) for number in text.split(",")]
 
 
+def words(text):
+    return text.split(",")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--refrag", default="build/refrag")
@@ -332,6 +335,7 @@ def main():
     parser.add_argument("--peer", default=PEER, help="its command (%(default)s)")
     parser.add_argument("--documents-model", help="a refrag model over the same decoder, for the load `documents`")
     parser.add_argument("--clients", type=numbers, default=[1, 4, 16])
+    parser.add_argument("--loads", type=words, help="of short, passages, documents (all that can be)")
     parser.add_argument("--requests", type=int, default=4, help="of each client in a round")
     parser.add_argument("--least-requests", type=int, default=12, help="in a round")
     parser.add_argument("--rounds", type=int, default=5)
@@ -343,6 +347,10 @@ def main():
     arguments = parser.parse_args()
     if "{llama_server}" in arguments.peer and not arguments.llama_server:
         parser.error("expected --llama-server, or a --peer without {llama_server}")
+    known = ["short", "passages"] + (["documents"] if arguments.documents_model else [])
+    arguments.loads = arguments.loads or known
+    if not set(arguments.loads) <= set(known):
+        parser.error(f"--loads: expected some of {', '.join(known)}, found {', '.join(arguments.loads)}")
     servers = start_servers(arguments, arguments.logs)
     try:
         results = asyncio.run(measure(arguments, servers))

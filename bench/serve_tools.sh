@@ -49,7 +49,7 @@ still_healthy() {
 # Positions are few so that an answer without max_tokens is short, the queue is long so that n = 128 fits.
 # Not among the checks: positive_data_acceptance, since a description cannot say all that a request must be (messages
 # in turn, ids within the vocabulary, top_logprobs beside logprobs).
-schemathesis() {
+run_schemathesis() {
     serve -c 256 --queue 1000 --api-key schemathesis
     local failed=0
     (cd "$work" && "$venv/bin/schemathesis" --no-color run "$url/openapi.json" -H "Authorization: Bearer schemathesis" \
@@ -59,6 +59,7 @@ schemathesis() {
     stop
     sed "s|$url|URL|g" "$work/schemathesis" >"$results/schemathesis.txt"
     tail -n 3 "$results/schemathesis.txt"
+    [ "$failed" = 0 ] || echo "schemathesis: failed: $results/schemathesis.txt" >&2
     return "$failed"
 }
 
@@ -106,7 +107,7 @@ PYTHON
 
 # Log-likelihoods need to know where the context ends, in tokens: lm-eval reads the model's tokenizer and sends ids.
 # Without a tokenizer it only generates, and sends text.
-lm-eval() {
+run_lm_eval() {
     write_tasks || return 1
     serve
     local common="model=refrag-nano,base_url=$url/v1/completions,num_concurrent=4,max_retries=1"
@@ -120,23 +121,23 @@ lm-eval() {
     stop
     if [ "$failed" != 0 ]; then
         tail -n 30 "$work/lm-eval" >&2
+        echo "lm-eval: failed" >&2
         return 1
     fi
     grep '^|' "$work/lm-eval" | tee "$results/lm-eval.txt"
 }
 
-guidellm() {
+run_guidellm() {
     serve
     "$venv/bin/guidellm" run --disable-progress \
         --backend "kind=openai_http,target=$url,model=refrag-nano,request_format=/v1/chat/completions" \
-        --profile 'kind=concurrent,streams=[1,4,16]' --constraint "kind=max_requests,count=${REQUESTS:-64}" \
+        --profile kind=concurrent,streams=1 --override profile.streams 1,4,16 --constraint "kind=max_requests,count=${REQUESTS:-64}" \
         --tokenizer "kind=huggingface_auto,model=$model/decoder" \
         --data kind=synthetic_text,prompt_tokens=200,output_tokens=32 --output kind=console \
         --output "kind=json,path=$work/guidellm.json" >"$work/guidellm" 2>&1 || { tail -n 30 "$work/guidellm" >&2; return 1; }
     still_healthy guidellm
     stop
-    sed -n '/Run Summary Info/,$p' "$work/guidellm" | sed "s|$work/||; s/ *$//" >"$results/guidellm.txt"
-    "$venv/bin/python" - "$work/guidellm.json" <<'PYTHON'
+    "$venv/bin/python" - "$work/guidellm.json" <<'PYTHON' || return 1
 import json, sys
 runs = json.load(open(sys.argv[1], encoding="utf-8"))["benchmarks"]
 for run in runs:
@@ -144,12 +145,17 @@ for run in runs:
     print("guidellm:", totals["successful"], "answered,", totals["incomplete"], "cut off at the end,", totals["errored"], "failed")
 sys.exit(any(run["metrics"]["request_totals"]["errored"] for run in runs))
 PYTHON
+    # The tables that it printed last, without the log between them.
+    awk '/Run Summary Info/ { tables = "" } /^[|]/ || /^ℹ/ || /^$/ { tables = tables $0 "\n" } END { printf "%s", tables }' \
+        "$work/guidellm" | cat -s >"$results/guidellm.txt"
 }
 
 failed=0
 for tool in "${tools[@]}"; do
     case $tool in
-        schemathesis | lm-eval | guidellm) "$tool" || { echo "$tool: failed" >&2; failed=1; } ;;
+        schemathesis) run_schemathesis || failed=1 ;;
+        lm-eval) run_lm_eval || failed=1 ;;
+        guidellm) run_guidellm || failed=1 ;;
         *) echo "serve_tools: expected schemathesis, lm-eval or guidellm, found $tool" >&2; exit 2 ;;
     esac
     stop

@@ -2,6 +2,7 @@
 #include <sys/resource.h>
 
 #include <fstream>
+#include <set>
 #include <thread>
 
 #include "serve_test.h"
@@ -87,6 +88,29 @@ TEST_CASE(
     CHECK(Served::soon(
         [&] { return contains(served.get("/metrics").body, "refrag_requests_finished_total 4\n"); }));
     CHECK(contains(metrics.body, "refrag_time_to_first_token_seconds_count 4\n"));
+}
+
+TEST_CASE("serve: the description has every path and method there is, and no other") {
+    const Served served;
+    const Json described = served.get("/openapi.json").json();
+    CHECK(described.get_string("openapi") == "3.1.0");
+    CHECK(described.get_object("info").get_string("version") == REFRAG_VERSION);
+    std::set<std::string> expected;
+    for (auto [method, path] : Api::paths()) {
+        for (char& c : method) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+        expected.insert(method + " " + path);
+    }
+    std::set<std::string> found;
+    const Json paths = described.get_object("paths");
+    for (size_t i = 0; i < paths.size(); ++i) {
+        std::string path(paths.key_at(i));
+        path.erase(std::min(path.find('{'), path.size()));
+        for (size_t m = 0; m < paths.at(i).size(); ++m) {
+            const std::string method(paths.at(i).key_at(m));
+            if (method != "parameters") found.insert(method + " " + path);
+        }
+    }
+    CHECK(found == expected);
 }
 
 TEST_CASE("serve: keys are asked for everywhere but for health, readiness, the description and preflights") {

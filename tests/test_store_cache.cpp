@@ -360,9 +360,11 @@ TEST_CASE_FIXTURE(Fixture, "cache: random bit flips over the file are misses, or
     }
     const std::string whole = read_file(dir.file("chunk-embeddings.db"), 1 << 26);
     std::mt19937 random(11);
+    const char* env = std::getenv("REFRAG_TEST_FLIPS");
+    const int rounds = env != nullptr ? std::atoi(env) : 100;
     int hits = 0;
     int misses = 0;
-    for (int round = 0; round < 100; ++round) {
+    for (int round = 0; round < rounds; ++round) {
         std::string changed = whole;
         for (int flip = 0; flip < 20; ++flip)
             changed[random() % changed.size()] ^= static_cast<char>(1 << (random() % 8));

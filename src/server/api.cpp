@@ -87,6 +87,12 @@ const std::vector<Api::Route>& Api::routes() {
     return all;
 }
 
+std::vector<std::pair<std::string, std::string>> Api::paths() {
+    std::vector<std::pair<std::string, std::string>> out;
+    for (const Route& route : routes()) out.emplace_back(route.method, route.path);
+    return out;
+}
+
 void Api::handle(const std::shared_ptr<Exchange>& exchange) {
     add_cors(*exchange);
     try {

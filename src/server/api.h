@@ -56,6 +56,8 @@ class Api {
     void drain() { draining_ = true; }
     // Ends the workers; requests that none has taken are left alone.
     void stop();
+    // Method and path of every route; a path that ends with '/' goes on with a name.
+    static std::vector<std::pair<std::string, std::string>> paths();
     void set_connections(std::function<size_t()> count) { n_connections_ = std::move(count); }
 
   private:

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstdlib>
 #include <cstring>
 #include <list>
 #include <thread>
@@ -254,6 +255,10 @@ struct HttpServer::State {
             made->request.authorization = header_of(connection, MHD_HTTP_HEADER_AUTHORIZATION);
             made->request.content_type = header_of(connection, MHD_HTTP_HEADER_CONTENT_TYPE);
             made->request.origin = header_of(connection, MHD_HTTP_HEADER_ORIGIN);
+            // Nothing is kept of a body that says itself that it is too large.
+            if (std::strtoull(header_of(connection, MHD_HTTP_HEADER_CONTENT_LENGTH), nullptr, 10) >
+                options.max_body_bytes)
+                made->refused = MHD_HTTP_CONTENT_TOO_LARGE;
             set_phase(connection, Phase::body, nullptr);
             *context = made.release();
             return MHD_YES;

@@ -442,7 +442,7 @@ fuzz-run-%: FORCE
 -include $(wildcard $(FUZZ)/obj/*/*.d $(FUZZ)/obj/*/*/*.d)
 
 # ---- care -------------------------------------------------------------------------------------------------
-FORMAT_SRC := $(wildcard src/*/*.cpp src/*/*.h tests/*.cpp tests/*.h tests/fuzz/*.cpp tests/fuzz/*.h \
+FORMAT_SRC := $(wildcard src/*.h src/*/*.cpp src/*/*.h tests/*.c tests/*.cpp tests/*.h tests/fuzz/*.cpp tests/fuzz/*.h \
   bench/*.cpp bench/*.h cuda/*.cu cuda/*.cuh cuda/*.h tests/cuda_on_host/*.cpp tests/cuda_on_host/*.h)
 format:
 	clang-format -i $(FORMAT_SRC)

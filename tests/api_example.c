@@ -1,22 +1,23 @@
-/* The C interface in use: a model, two passages, a question. `make test` builds this as C99 and as C++20 and runs it. */
+/* The C interface in use: a model, two passages, a question. `make test` builds this as C99 and as C++20 and
+ * runs it. */
 #include <stdio.h>
 #include <string.h>
 
 #include "refrag.h"
 
-static int print_text(void *user, const char *text, size_t n_bytes) {
-    return fwrite(text, 1, n_bytes, (FILE *)user) == n_bytes; /* 0 would end the answer */
+static int print_text(void* user, const char* text, size_t n_bytes) {
+    return fwrite(text, 1, n_bytes, (FILE*)user) == n_bytes; /* 0 would end the answer */
 }
 
-int main(int argc, char **argv) {
-    const char *river = "The Urvik is a river. It is 734 km long and ends in a lake.";
-    const char *mill = "The mill of Orrin was built in 1871 by Ada Tolm.";
+int main(int argc, char** argv) {
+    const char* river = "The Urvik is a river. It is 734 km long and ends in a lake.";
+    const char* mill = "The mill of Orrin was built in 1871 by Ada Tolm.";
     const refrag_text question = {"How long is the Urvik?", 22};
-    refrag_model *model = NULL;
-    refrag_passage *passages[2] = {NULL, NULL};
-    refrag_request *request = NULL;
-    refrag_session *session = NULL;
-    refrag_answer *answer = NULL;
+    refrag_model* model = NULL;
+    refrag_passage* passages[2] = {NULL, NULL};
+    refrag_request* request = NULL;
+    refrag_session* session = NULL;
+    refrag_answer* answer = NULL;
     refrag_error error = {sizeof error, REFRAG_OK, ""};
     refrag_generate_options options;
     refrag_generate_options_init(&options, sizeof options);

@@ -14,8 +14,6 @@
 #include "cli/run.h"
 #include "cli/serve.h"
 #include "io/file.h"
-#include "io/lines.h"
-#include "refrag/choice.h"
 #include "server/server.h"
 
 namespace refrag {
@@ -122,7 +120,6 @@ void serve(ServeCommand& command) {
                      run.chunk_len, ": the store's passages are cut into chunks of ", store.chunk_len);
         run.chunk_len = store.chunk_len;
     }
-    // 0 tokens, which other commands refuse, is a request's business.
     command.api.defaults = checked_answer_options(run);
     raise_descriptor_limit();
     const EndSignals signals;
@@ -193,7 +190,7 @@ void add_listening_options(CLI::App& sub, ServeCommand& command) {
         ->type_name("PORT");
     add_texts(sub, "--api-key", command.api.api_keys,
               "Ask for this key (Authorization: Bearer KEY); may be given several times; "
-              "others see it in the list of processes, so rather:")
+              "others see it in the list of processes, but not what is in --api-key-file")
         ->group(group);
     sub.add_option("--api-key-file", command.key_file, "Ask for one of the keys in this file, one a line")
         ->group(group)

@@ -117,6 +117,10 @@ class Engine {
     size_t n_waiting() const { return waiting_.size(); }
     size_t n_preparing() const { return preparing_.size(); }
     size_t n_running() const { return generator_.n_running(); }
+    // Of those that run, whose prompts have been read.
+    size_t n_generating() const { return generator_.n_generating(); }
+    // Rows of encoder and decoder that prompts have taken since the engine was made.
+    int64_t prompt_rows() const { return counts_.rows_prepared + generator_.counts().prompt_rows; }
     int32_t n_slots() const { return generator_.n_slots(); }
     bool idle() const { return n_waiting() == 0 && n_preparing() == 0 && n_running() == 0; }
     int64_t max_context() const { return generator_.max_context(); }

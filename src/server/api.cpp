@@ -12,12 +12,6 @@
 namespace refrag {
 namespace {
 
-int64_t seconds_now() {
-    return std::chrono::duration_cast<std::chrono::seconds>(
-               std::chrono::system_clock::now().time_since_epoch())
-        .count();
-}
-
 // In a time that does not depend on where they differ.
 bool same_digest(const Sha256Digest& a, const Sha256Digest& b) {
     unsigned difference = 0;
@@ -29,14 +23,25 @@ bool takes_body(std::string_view method) {
     return method == "POST" || method == "PUT";
 }
 
-bool is_json_type(std::string_view type) {
-    std::string lower(type.substr(0, type.find(';')));
-    while (!lower.empty() && lower.back() == ' ') lower.pop_back();
+std::string in_small_letters(std::string_view text) {
+    std::string lower(text);
     for (char& c : lower) c = static_cast<char>(c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c);
+    return lower;
+}
+
+bool is_json_type(std::string_view type) {
+    std::string lower = in_small_letters(type.substr(0, type.find(';')));
+    while (!lower.empty() && lower.back() == ' ') lower.pop_back();
     return lower == "application/json";
 }
 
 }  // namespace
+
+int64_t Api::seconds_now() {
+    return std::chrono::duration_cast<std::chrono::seconds>(
+               std::chrono::system_clock::now().time_since_epoch())
+        .count();
+}
 
 Api::Api(const Model& model, Scheduler& scheduler, PassageCache& cache, StoreFinder find, ApiOptions options)
     : model_(model),
@@ -172,12 +177,9 @@ void Api::route(const std::shared_ptr<Exchange>& exchange) {
 
 bool Api::may(const HttpRequest& request) const {
     if (keys_.empty()) return true;
-    constexpr std::string_view scheme = "Bearer ";
+    constexpr std::string_view scheme = "bearer ";
     const std::string_view given = request.authorization;
-    if (given.size() < scheme.size()) return false;
-    std::string lower(given.substr(0, scheme.size()));
-    for (char& c : lower) c = static_cast<char>(c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c);
-    if (lower != "bearer ") return false;
+    if (in_small_letters(given.substr(0, scheme.size())) != scheme) return false;
     const Sha256Digest digest = sha256(given.substr(scheme.size()));
     bool found = false;
     for (const Sha256Digest& key : keys_) found |= same_digest(digest, key);
@@ -187,6 +189,7 @@ bool Api::may(const HttpRequest& request) const {
 // An origin that may read responses is named; nothing here ever goes by cookies, so no credentials are
 // allowed with it.
 void Api::add_cors(Exchange& exchange) const {
+    exchange.common_headers.clear();
     const std::string& origin = exchange.request.origin;
     const std::vector<std::string>& allowed = options_.cors_origins;
     if (allowed.empty() || origin.empty()) return;
@@ -255,6 +258,12 @@ void Api::openapi(const std::shared_ptr<Exchange>& exchange, std::string_view) {
 
 namespace {
 
+ApiRefusal no_such_model(std::string_view name, const std::string& here) {
+    return ApiRefusal(
+        {404, str("the model \"", printable(name, 100), "\" does not exist: this server has \"", here, "\""),
+         "invalid_request_error", "model", "model_not_found"});
+}
+
 void write_model(JsonWriter& json, const std::string& name, int64_t created, const Model& model) {
     json.begin_object();
     json.key("id").string(name);
@@ -278,11 +287,7 @@ void Api::models(const std::shared_ptr<Exchange>& exchange, std::string_view) {
 }
 
 void Api::model(const std::shared_ptr<Exchange>& exchange, std::string_view rest) {
-    if (rest != options_.model_name)
-        throw ApiRefusal({404,
-                          str("the model \"", printable(rest, 100), "\" does not exist: this server has \"",
-                              options_.model_name, "\""),
-                          "invalid_request_error", "model", "model_not_found"});
+    if (rest != options_.model_name) throw no_such_model(rest, options_.model_name);
     JsonWriter json;
     write_model(json, options_.model_name, started_, model_);
     exchange->respond({}, json.text());
@@ -291,10 +296,7 @@ void Api::model(const std::shared_ptr<Exchange>& exchange, std::string_view rest
 void Api::check_model(BodyReader& body) const {
     const std::optional<std::string> name = body.text("model");
     if (!name || *name == options_.model_name) return;
-    throw ApiRefusal({404,
-                      str("the model \"", printable(*name, 100), "\" does not exist: this server has \"",
-                          options_.model_name, "\""),
-                      "invalid_request_error", "model", "model_not_found"});
+    throw no_such_model(*name, options_.model_name);
 }
 
 CallInfo Api::call_info(const char* prefix, const CallOptions& call) const {

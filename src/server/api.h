@@ -97,6 +97,10 @@ class Api {
     void get_passage(const std::shared_ptr<Exchange>& exchange, std::string_view rest);
     void delete_passage(const std::shared_ptr<Exchange>& exchange, std::string_view rest);
 
+    static int64_t seconds_now();  // since 1970
+    // Encodes passages on the scheduler's thread, then `answer` there; an error is the exchange's.
+    void encode(const std::shared_ptr<Exchange>& exchange,
+                std::vector<std::shared_ptr<SharedPassage>> passages, std::function<void(Backend&)> answer);
     // The field "model": absent, or this one.
     void check_model(BodyReader& body) const;
     // A call's id and what its format needs to know.

@@ -14,10 +14,6 @@ constexpr size_t max_inputs = 2048;
 constexpr size_t max_id_bytes = 512;
 constexpr size_t max_listed = 1000;
 
-ApiRefusal queue_is_full() {
-    return ApiRefusal({429, "the queue is full: try again later", "rate_limit_error", "", "queue_full", 1});
-}
-
 void write_passage(JsonWriter& json, const KeptPassage& kept, const Model& model, bool with_text) {
     const auto cut = kept.shared->cut(model);
     json.begin_object();
@@ -119,6 +115,27 @@ std::vector<std::string> read_inputs(BodyReader& body, const Model& model) {
 
 }  // namespace
 
+void Api::encode(const std::shared_ptr<Exchange>& exchange,
+                 std::vector<std::shared_ptr<SharedPassage>> passages, std::function<void(Backend&)> answer) {
+    const auto done = [exchange, answer = std::move(answer)](const std::optional<Error>& error,
+                                                             Backend& backend) {
+        try {
+            if (error) return respond_error(*exchange, api_error_of(*error));
+            answer(backend);
+        } catch (const std::exception& failed) {
+            respond_error(*exchange, {500, failed.what(), "server_error", "", ""});
+        }
+    };
+    const std::optional<uint64_t> ticket = scheduler_.encode(std::move(passages), done);
+    if (!ticket)
+        throw ApiRefusal(
+            {429, "the queue is full: try again later", "rate_limit_error", "", "queue_full", 1});
+    exchange->on_leave([this, of = std::vector<uint64_t>{*ticket}] {
+        ++metrics_.clients_left;
+        scheduler_.cancel(of);
+    });
+}
+
 void Api::embeddings(const std::shared_ptr<Exchange>& exchange, std::string_view) {
     BodyReader body(exchange->request.body);
     check_model(body);
@@ -150,19 +167,8 @@ void Api::embeddings(const std::shared_ptr<Exchange>& exchange, std::string_view
     if (n_chunks > options_.limits.max_chunks)
         refuse_request("input", "input: expected at most ", options_.limits.max_chunks,
                        " chunks in all, found ", n_chunks);
-    const auto ticket = scheduler_.encode(
-        call->inputs, [this, exchange, call](const std::optional<Error>& error, Backend& backend) {
-            try {
-                if (error) return respond_error(*exchange, api_error_of(*error));
-                exchange->respond({}, embeddings_json(*call, model_, backend));
-            } catch (const std::exception& failed) {
-                respond_error(*exchange, {500, failed.what(), "server_error", "", ""});
-            }
-        });
-    if (!ticket) throw queue_is_full();
-    exchange->on_leave([this, of = std::vector<uint64_t>{*ticket}] {
-        ++metrics_.clients_left;
-        scheduler_.cancel(of);
+    encode(exchange, call->inputs, [this, exchange, call](Backend& backend) {
+        exchange->respond({}, embeddings_json(*call, model_, backend));
     });
 }
 
@@ -192,9 +198,7 @@ void Api::put_passage(const std::shared_ptr<Exchange>& exchange, std::string_vie
         refuse_request("id", "id: expected the path's, \"", printable(rest, 60), "\", found \"",
                        printable(*id, 60), "\"");
     body.finish({});
-    kept.created =
-        std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch())
-            .count();
+    kept.created = seconds_now();
     kept.shared = cache_.share(model_, kept.passage.content(), options_.defaults.chunk_len);
     const size_t n_chunks = kept.shared->cut(model_)->chunks().size();
     if (n_chunks > options_.limits.max_chunks)
@@ -213,20 +217,7 @@ void Api::put_passage(const std::shared_ptr<Exchange>& exchange, std::string_vie
         exchange->respond({.status = is_new ? 201 : 200}, json.text());
     };
     if (!model_.has_encoder()) return keep();
-    const auto ticket =
-        scheduler_.encode({kept.shared}, [exchange, keep](const std::optional<Error>& error, Backend&) {
-            try {
-                if (error) return respond_error(*exchange, api_error_of(*error));
-                keep();
-            } catch (const std::exception& failed) {
-                respond_error(*exchange, {500, failed.what(), "server_error", "", ""});
-            }
-        });
-    if (!ticket) throw queue_is_full();
-    exchange->on_leave([this, of = std::vector<uint64_t>{*ticket}] {
-        ++metrics_.clients_left;
-        scheduler_.cancel(of);
-    });
+    encode(exchange, {kept.shared}, [keep](Backend&) { keep(); });
 }
 
 namespace {

@@ -338,7 +338,14 @@ struct HttpServer::State {
                 continue;  // the next look sees them
             }
             lock.unlock();
-            for (const auto& exchange : gone) exchange->client_left();
+            for (const auto& exchange : gone) {
+                try {
+                    exchange->client_left();
+                } catch (const std::bad_alloc&) {
+                    // It is marked; whoever writes to it next sees that nobody reads.
+                    continue;
+                }
+            }
             gone.clear();
             lock.lock();
         }

@@ -143,7 +143,14 @@ void Scheduler::drive() {
 
 void Scheduler::open(Mail&& mail) {
     for (Waiting& waiting : mail.jobs) start(std::move(waiting));
-    for (Encoding& encoding : mail.encodings) encodings_.push_back(std::move(encoding));
+    for (Encoding& encoding : mail.encodings) {
+        try {
+            encodings_.push_back(std::move(encoding));
+        } catch (const std::bad_alloc&) {  // `encoding` is as it was
+            encoding.done(Error(Status::out_of_memory, "out of memory"), *backend_);
+            ended(0, 1);
+        }
+    }
     for (const uint64_t ticket : mail.cancelled) {
         if (const auto at = engine_id_.find(ticket); at != engine_id_.end()) {
             engine_.cancel(at->second);
@@ -157,30 +164,31 @@ void Scheduler::open(Mail&& mail) {
 }
 
 void Scheduler::start(Waiting&& waiting) {
+    std::optional<uint64_t> id;
     std::optional<Error> error;
     try {
-        const uint64_t id = engine_.submit(std::move(waiting.job.request));
-        running_.emplace(id, Running{waiting.ticket, std::move(waiting.job.done)});
-        engine_id_.emplace(waiting.ticket, id);
+        id = engine_.submit(std::move(waiting.job.request));
+        running_.emplace(*id, Running{waiting.ticket, waiting.job.done});
+        engine_id_.emplace(waiting.ticket, *id);
         return;
     } catch (...) {
         error = error_from(std::current_exception());
     }
-    Result result{0, {}, std::move(error)};
-    waiting.job.done(std::move(result));
+    if (id) {
+        engine_.cancel(*id);
+        running_.erase(*id);
+    }
+    waiting.job.done(Result{0, {}, std::move(error)});
     ended(1, 0);
 }
 
 void Scheduler::step() {
     if (engine_.idle()) return;
-    const EngineStats before = engine_.stats();
-    const bool beside_answers = before.n_running > 0;
-    engine_.set_step_rows(beside_answers ? step_rows_ : options_.engine.step_rows);
+    const int64_t rows_before = engine_.prompt_rows();
+    engine_.set_step_rows(engine_.n_generating() > 0 ? step_rows_ : options_.engine.step_rows);
     const double started_ms = now_ms();
     engine_.step();
-    const double ms = now_ms() - started_ms;
-    const EngineStats after = engine_.stats();
-    adapt(ms, after.rows_prefilled - before.rows_prefilled + after.rows_prepared - before.rows_prepared);
+    adapt(now_ms() - started_ms, engine_.prompt_rows() - rows_before);
     for (Result& result : engine_.take_finished()) {
         const auto at = running_.find(result.id);
         if (at == running_.end()) continue;
@@ -209,9 +217,8 @@ void Scheduler::encode_slice() {
     bool done = false;
     try {
         const double started_ms = now_ms();
-        const bool beside_answers = !engine_.idle();
-        const int64_t rows = encode_passages(*backend_, model_, first.passages,
-                                             beside_answers ? step_rows_ : options_.engine.step_rows, arena_);
+        const int64_t budget = engine_.idle() ? options_.engine.step_rows : step_rows_;
+        const int64_t rows = encode_passages(*backend_, model_, first.passages, budget, arena_);
         adapt(now_ms() - started_ms, rows);
         done = std::all_of(first.passages.begin(), first.passages.end(),
                            [](const auto& passage) { return passage->encoded() != nullptr; });

@@ -29,6 +29,7 @@ ifeq ($(STATIC),1)
 STORE := 0
 EDIT  := 0
 SERVE := 0
+REMOTE := 0
 endif
 
 BUILD := build
@@ -127,6 +128,19 @@ LDLIBS     += -lmicrohttpd
 OPENAPI    := $(BUILD)/obj/src/server/openapi.o
 endif
 
+# ---- decoders elsewhere (--decoder-url): libcurl, found by itself, said aloud, never needed (REMOTE=0 leaves it out)
+REMOTE   ?= auto
+HAS_CURL := $(wildcard $(addsuffix /curl/curl.h,/usr/include /usr/include/$(shell $(CXX) -dumpmachine 2>/dev/null) /usr/local/include))
+ifeq ($(REMOTE),0)
+REMOTE_SAYS := left out (REMOTE=0)
+else ifeq ($(HAS_CURL),)
+REMOTE_SAYS := no curl/curl.h found (libcurl4-openssl-dev), building without decoders elsewhere
+else
+REMOTE_SAYS := libcurl
+WITH_REMOTE := yes
+LDLIBS      += -lcurl
+endif
+
 # ---- line editing in `chat`: libedit, found by itself, never needed (EDIT=0 leaves it out) ------------------
 EDIT ?= auto
 ifneq ($(and $(filter-out 0,$(EDIT)),$(wildcard /usr/include/editline/readline.h)),)
@@ -135,11 +149,12 @@ CPPFLAGS  += -DREFRAG_WITH_LIBEDIT
 LDLIBS    += -ledit
 endif
 
-LIB_SRC  := $(filter-out src/cli/% $(if $(WITH_SERVE),,src/server/%) $(if $(WITH_STORE),,src/store/%) $(if $(WITH_POSTGRES),,src/store/postgres%) \
+LIB_SRC  := $(filter-out src/cli/% $(if $(WITH_SERVE),,src/server/%) $(if $(WITH_REMOTE),,src/remote/%) $(if $(WITH_STORE),,src/store/%) $(if $(WITH_POSTGRES),,src/store/postgres%) \
               $(if $(WITH_VALKEY),,src/store/redis%),$(wildcard src/*/*.cpp))
-CLI_SRC  := $(filter-out $(if $(WITH_STORE),src/cli/without_store.cpp,src/cli/store_%) $(if $(WITH_SERVE),src/cli/without_serve.cpp,src/cli/serve.cpp), \
+CLI_SRC  := $(filter-out $(if $(WITH_STORE),src/cli/without_store.cpp,src/cli/store_%) $(if $(WITH_SERVE),src/cli/without_serve.cpp,src/cli/serve.cpp) \
+              $(if $(WITH_REMOTE),src/cli/without_remote.cpp,src/cli/remote_decoder.cpp), \
               $(wildcard src/cli/*.cpp))
-TEST_SRC := $(filter-out $(if $(WITH_SERVE),,tests/test_serve%) $(if $(WITH_STORE),,tests/test_store%) $(if $(WITH_POSTGRES),,tests/test_store_postgres%) \
+TEST_SRC := $(filter-out $(if $(WITH_SERVE),,tests/test_serve%) $(if $(WITH_REMOTE),,tests/test_remote%) $(if $(WITH_STORE),,tests/test_store%) $(if $(WITH_POSTGRES),,tests/test_store_postgres%) \
               $(if $(WITH_VALKEY),,tests/test_store_redis%),$(wildcard tests/*.cpp tests/fuzz/*.cpp))
 LIB_OBJ  := $(LIB_SRC:%.cpp=$(BUILD)/obj/%.o) $(POSTGRES_SQL) $(OPENAPI)
 CLI_OBJ  := $(CLI_SRC:%.cpp=$(BUILD)/obj/%.o)
@@ -184,14 +199,15 @@ endif
 # SERVED_OBJ: what knows of servers.
 # Changes when the CUDA backend, the store or a server's library comes or goes: what is compiled differently then is compiled anew.
 WITH_PARTS := $(BUILD)/obj/with-parts
-PARTS      := cuda $(if $(CUDA_OBJ),yes,no), store $(if $(WITH_STORE),yes,no), edit $(if $(WITH_EDIT),yes,no), serve $(if $(WITH_SERVE),yes,no),
+PARTS      := cuda $(if $(CUDA_OBJ),yes,no), store $(if $(WITH_STORE),yes,no), edit $(if $(WITH_EDIT),yes,no), serve $(if $(WITH_SERVE),yes,no), \
+              remote $(if $(WITH_REMOTE),yes,no),
 SERVED_OBJ := $(filter $(BUILD)/obj/src/store/% $(BUILD)/obj/tests/test_store%,$(LIB_OBJ) $(TEST_OBJ)) \
               $(BUILD)/obj/src/cli/cache_options.o
 PARTS      += postgres $(if $(WITH_POSTGRES),yes,no), valkey $(if $(WITH_VALKEY),yes,no)
 $(CLI_OBJ) $(TEST_OBJ) $(SERVED_OBJ): $(WITH_PARTS)
 # What the tests say SKIP of.
 $(BUILD)/obj/tests/test_parts.o: CPPFLAGS += -DREFRAG_LEFT_OUT='"$(strip $(if $(WITH_STORE),,SQLite) $(if $(WITH_POSTGRES),,libpq) \
-    $(if $(WITH_VALKEY),,hiredis) $(if $(WITH_SERVE),,libmicrohttpd) $(if $(WITH_EDIT),,libedit))"'
+    $(if $(WITH_VALKEY),,hiredis) $(if $(WITH_SERVE),,libmicrohttpd) $(if $(WITH_REMOTE),,libcurl) $(if $(WITH_EDIT),,libedit))"'
 $(SERVED_OBJ): CPPFLAGS += $(SERVER_FLAGS)
 $(WITH_PARTS): FORCE
 	@mkdir -p $(@D)
@@ -216,6 +232,7 @@ cuda-says:
 	@echo "  POSTGRES $(POSTGRES_SAYS)"
 	@echo "  VALKEY $(VALKEY_SAYS)"
 	@echo "  SERVE $(SERVE_SAYS)"
+	@echo "  REMOTE $(REMOTE_SAYS)"
 
 $(BUILD)/librefrag.a: $(LIB_OBJ) $(CUDA_OBJ)
 	$(call say,AR  ,$@)
@@ -226,7 +243,7 @@ ABI      := $(shell sed -n 's/^.define REFRAG_ABI_VERSION //p' src/refrag.h)
 SHARED   := $(BUILD)/librefrag.so.$(VERSION)
 SO_ROOMS := base io text ops cpu models refrag api
 SO_OBJ   := $(filter $(SO_ROOMS:%=$(BUILD)/obj/src/%/%.o),$(LIB_OBJ)) $(CUDA_OBJ)
-SO_LIBS  := $(filter-out -lsqlite3 -ledit -lpq -lhiredis -lmicrohttpd,$(LDLIBS))
+SO_LIBS  := $(filter-out -lsqlite3 -ledit -lpq -lhiredis -lmicrohttpd -lcurl,$(LDLIBS))
 $(SHARED): $(SO_OBJ) src/api/exports.map
 	$(call say,LINK,$@)
 	$(Q)$(CXX) -shared $(LDFLAGS) -Wl,-soname,librefrag.so.$(ABI) -Wl,--version-script=src/api/exports.map -Wl,-z,defs \
@@ -307,7 +324,7 @@ $(BUILD)/obj/tests/test_cuda_%.o: tests/test_cuda_%.cpp VERSION
 # ---- set-up ---------------------------------------------------------------------------------------------
 # Debian packages, installed only where missing, without questions: for building and testing (and python3, which
 # converts published vocabularies where REFRAG_TEST_DATA has some), for fuzzing, for clang-tidy.
-PACKAGES_deps      := g++ doctest-dev nlohmann-json3-dev libutf8proc-dev libcli11-dev libsqlite3-dev libedit-dev libmicrohttpd-dev $(if $(REFRAG_TEST_DATA),python3)
+PACKAGES_deps      := g++ doctest-dev nlohmann-json3-dev libutf8proc-dev libcli11-dev libsqlite3-dev libedit-dev libmicrohttpd-dev libcurl4-openssl-dev $(if $(REFRAG_TEST_DATA),python3)
 PACKAGES_deps-demo := python3 python3-pip
 PACKAGES_deps-fuzz := $(PACKAGES_deps) clang libclang-rt-14-dev
 PACKAGES_deps-tidy := $(PACKAGES_deps) clang-tidy

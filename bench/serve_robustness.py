@@ -14,6 +14,7 @@ import resource
 import socket
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -23,13 +24,15 @@ class Server:
     def __init__(self, args, *options):
         self.process = subprocess.Popen([args.refrag, "serve", "-m", args.model, "--port", "0", *options], stderr=subprocess.PIPE, text=True)
         self.port = None
+        said = ""
         for line in self.process.stderr:
+            said += line
             found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
             if found:
                 self.port = int(found[1])
                 break
         if self.port is None:
-            raise SystemExit("serve_robustness: the server did not start")
+            raise SystemExit(f"{Path(sys.argv[0]).stem}: the server did not start: {said.strip()}")
 
     def get(self, path):
         connection = http.client.HTTPConnection("127.0.0.1", self.port)

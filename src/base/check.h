@@ -17,7 +17,8 @@ enum class Status {
     usage,         // the caller asked for something that makes no sense
     bad_input,     // a file's content is wrong
     too_long,      // a prompt does not fit where it is to be read
-    out_of_memory  // an allocation failed
+    out_of_memory,  // an allocation failed
+    unavailable     // what runs elsewhere cannot be reached, or failed there
 };
 
 // The only exception type thrown on purpose. `message` is one line: what, where, expected, found.

@@ -27,6 +27,7 @@ int exit_code(Status status) {
         case Status::runtime:
         case Status::too_long:
         case Status::out_of_memory:
+        case Status::unavailable:
             break;
     }
     return 1;

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <iostream>
 #include <optional>
+#include <utility>
 
 #include "base/check.h"
 #include "io/file.h"
@@ -80,10 +81,11 @@ ChatOptions chat_options(const ChatFlags& flags) {
 }
 
 std::unique_ptr<Model> load_model(Device& device, const std::string& dir, const DeviceOptions& options,
-                                  const ChatOptions& chat) {
+                                  const ChatOptions& chat, std::shared_ptr<const RemoteDecoder> remote) {
     const WeightFormat format = parse_weight_format("--weights", options.weights);
     Progress progress("loading " + dir, ProgressUnit::bytes);
-    auto model = std::make_unique<Model>(device, dir, progress.sink(), format, chat, options.adapters);
+    auto model = std::make_unique<Model>(device, dir, progress.sink(), format, chat, options.adapters,
+                                         std::move(remote));
     if (model->chat_source() == ChatSource::unknown) {
         std::fprintf(stderr,
                      "refrag: warning: %s: its chat template is of no known format, prompts are plain; "
@@ -99,6 +101,22 @@ std::unique_ptr<Model> load_model(Device& device, const std::string& dir, const 
 BadLine bad_lines_named(bool skip_bad) {
     if (!skip_bad) return {};
     return [](const Error& error) { std::fprintf(stderr, "refrag: warning: %s: left out\n", error.what()); };
+}
+
+std::vector<std::string> read_keys(const std::string& path) {
+    std::vector<std::string> keys;
+    const std::string text = read_input(path, uint64_t{1} << 20);
+    for (size_t at = 0; at < text.size();) {
+        const size_t end = std::min(text.find('\n', at), text.size());
+        std::string key = text.substr(at, end - at);
+        while (!key.empty() && (key.back() == '\r' || key.back() == ' ' || key.back() == '\t'))
+            key.pop_back();
+        if (!key.empty() && key.front() != '#') keys.push_back(std::move(key));
+        at = end + 1;
+    }
+    REFRAG_CHECK(!keys.empty(), Status::bad_input, printable(path),
+                 ": expected an API key on each line, found none");
+    return keys;
 }
 
 void write_stdout(std::string_view text) {

@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "cli/device.h"
 #include "cli/progress.h"
@@ -42,10 +43,14 @@ ChatOptions chat_options(const ChatFlags& flags);
 // Loads a model directory, with a progress bar on a terminal. A chat template of no known format is said on
 // standard error.
 std::unique_ptr<Model> load_model(Device& device, const std::string& dir, const DeviceOptions& options,
-                                  const ChatOptions& chat = {});
+                                  const ChatOptions& chat = {},
+                                  std::shared_ptr<const RemoteDecoder> remote = nullptr);
 
 // With --skip-bad: a line that is refused is named on standard error, and left out. Else empty.
 BadLine bad_lines_named(bool skip_bad);
+
+// Keys of a file, one a line; at least one. Lines that begin with # are left out.
+std::vector<std::string> read_keys(const std::string& path);
 
 // Writes to standard output and throws Status::runtime when it cannot take it (a full disk, a closed pipe).
 void write_stdout(std::string_view text);

@@ -13,10 +13,12 @@
 #include "base/check.h"
 #include "cli/answer_json.h"
 #include "cli/explain.h"
+#include "cli/explain_page.h"
 #include "cli/numbers.h"
 #include "io/file.h"
 #include "io/output.h"
 #include "refrag/choice.h"
+#include "refrag/remote_generator.h"
 #include "refrag/session.h"
 
 namespace refrag {
@@ -279,8 +281,16 @@ AnswerOptions checked_answer_options(const RunOptions& options) {
 
 std::unique_ptr<Model> load_run_model(Device& device, const RunOptions& options,
                                       const AnswerOptions& answer) {
-    auto model = load_model(device, options.model_dir, options.device, chat_options(options.chat));
+    std::shared_ptr<const RemoteDecoder> remote = open_remote_decoder(options.decoder);
+    REFRAG_CHECK(!remote || !is_page_path(options.explain), Status::usage,
+                 "--explain: a page shows the decoder's attention, which does not come from --decoder-url: "
+                 "expected a file of another name than .html, for JSON");
+    auto model = load_model(device, options.model_dir, options.device, chat_options(options.chat), remote);
     check_model_can(*model, answer);
+    if (remote) {
+        const std::optional<std::string> doubt = check_remote_decoder(*model);
+        if (doubt) std::fprintf(stderr, "refrag: warning: %s\n", doubt->c_str());
+    }
     return model;
 }
 
@@ -314,6 +324,7 @@ void add_run(CLI::App& app) {
     add_sampling_options(sub, options->answer.sampler);
     add_output_options(sub, *options, batch);
     add_chat_options(sub, options->chat);
+    add_decoder_options(sub, options->decoder);
     add_device_options(sub, options->device);
     sub.final_callback([options] {
         check_combination(*options);

@@ -9,6 +9,7 @@
 
 #include "cli/cache_options.h"
 #include "cli/common.h"
+#include "cli/decoder_options.h"
 #include "refrag/answer.h"
 #include "refrag/passages.h"
 
@@ -34,6 +35,7 @@ struct RunOptions {
     int32_t parallel = 8;
     bool no_prefix_cache = false;
     CacheOptions cache;
+    DecoderOptions decoder;
 };
 
 // Options that `run` shares with `ask` and `chat`: what is expanded; how much is generated; sampling.

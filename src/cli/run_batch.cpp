@@ -133,7 +133,7 @@ void run_batch(const RunOptions& options) {
     const std::unique_ptr<Device> device = make_device(options.device);
     const std::unique_ptr<Model> model = load_run_model(*device, options, answer_options);
     warn_chunk_len(*model, options.chunk_len);
-    const int64_t window = model->decoder().config().max_seq_len;
+    const int64_t window = model->window();
     REFRAG_CHECK(options.context <= window, Status::usage, "context size: expected at most ", window,
                  " positions (the decoder's max_position_embeddings), found ", options.context);
 

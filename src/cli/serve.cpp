@@ -39,23 +39,6 @@ struct ServeCommand {
     ServedStore store;
 };
 
-// Keys of a file, one a line.
-std::vector<std::string> read_keys(const std::string& path) {
-    std::vector<std::string> keys;
-    const std::string text = read_input(path, uint64_t{1} << 20);
-    for (size_t at = 0; at < text.size();) {
-        const size_t end = std::min(text.find('\n', at), text.size());
-        std::string key = text.substr(at, end - at);
-        while (!key.empty() && (key.back() == '\r' || key.back() == ' ' || key.back() == '\t'))
-            key.pop_back();
-        if (!key.empty() && key.front() != '#') keys.push_back(std::move(key));
-        at = end + 1;
-    }
-    REFRAG_CHECK(!keys.empty(), Status::bad_input, printable(path),
-                 ": expected an API key on each line, found none");
-    return keys;
-}
-
 // Connections and files beyond the soft limit's usual 1024.
 void raise_descriptor_limit() {
     rlimit limit = {};
@@ -158,11 +141,10 @@ void serve(ServeCommand& command) {
                      "(--api-key-file)\n",
                      command.http.host.c_str());
     server.serve(*model, *cache, find, scheduler, api);
-    std::fprintf(
-        stderr, "refrag: serving %s on http://%s:%d | %d slots, %lld positions each | %s\n",
-        api.model_name.c_str(), shown_host(command.http.host).c_str(), server.port(), run.parallel,
-        static_cast<long long>(run.context == 0 ? model->decoder().config().max_seq_len : run.context),
-        device->description().c_str());
+    std::fprintf(stderr, "refrag: serving %s on http://%s:%d | %d slots, %lld positions each | %s\n",
+                 api.model_name.c_str(), shown_host(command.http.host).c_str(), server.port(), run.parallel,
+                 static_cast<long long>(run.context == 0 ? model->window() : run.context),
+                 device->description().c_str());
     while (!signals.wait(std::chrono::milliseconds(1000))) {
     }
     server.drain();
@@ -265,6 +247,7 @@ void add_serve(CLI::App& app) {
     add_cache_options(sub, command->run.cache);
     add_sampling_options(sub, command->run.answer.sampler);
     add_chat_options(sub, command->run.chat);
+    add_decoder_options(sub, command->run.decoder);
     add_device_options(sub, command->run.device);
     sub.footer(
         "Options of compression, generation and sampling are what a request does not say itself.\n"

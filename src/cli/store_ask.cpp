@@ -246,6 +246,7 @@ void add_ask(CLI::App& app) {
     add_logprobs_option(sub, command->run.answer);
     add_explain_option(sub, command->run);
     add_chat_options(sub, command->run.chat);
+    add_decoder_options(sub, command->run.decoder);
     add_device_options(sub, command->run.device);
     sub.final_callback([command] { run_ask(*command); });
 }

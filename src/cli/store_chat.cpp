@@ -315,6 +315,7 @@ void add_chat(CLI::App& app) {
     add_generation_options(sub, command->run);
     add_sampling_options(sub, command->run.answer.sampler);
     add_chat_options(sub, command->run.chat);
+    add_decoder_options(sub, command->run.decoder);
     add_device_options(sub, command->run.device);
     sub.final_callback([command] { run_chat(*command); });
 }

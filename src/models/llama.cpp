@@ -28,9 +28,13 @@ Llama::Llama(Device& device, const std::string& dir, const LoadedBytes& loaded, 
     load(weights);
 }
 
-Llama::Llama(Device& device, LlamaConfig config, WeightSource& weights)
+Llama::Llama(Device& device, LlamaConfig config, WeightSource& weights, bool table_only)
     : device_(device), config_(std::move(config)) {
-    load(weights);
+    if (table_only) {
+        load_table(weights);
+    } else {
+        load(weights);
+    }
 }
 
 void Llama::describe(LlamaWeights& w, const LlamaConfig& c, ParameterVisitor& visit) {
@@ -99,6 +103,13 @@ void Llama::load(WeightSource& weights) {
     unused_ = weights.finish(known);
 }
 
+void Llama::load_table(WeightSource& weights) {
+    LoadParameters load(weights);
+    load.matrix({"embed_tokens.weight", config_.vocab_size, config_.dim, Use::table, false},
+                weights_.embedding);
+    footprint_ = load.footprint();
+}
+
 std::array<ActivationColumn<LlamaActivations>, 9> LlamaActivations::columns(const LlamaConfig& c) {
     using A = LlamaActivations;
     const int64_t q_dim = int64_t{c.n_heads} * c.head_dim, kv_dim = int64_t{c.n_kv_heads} * c.head_dim;
@@ -153,6 +164,13 @@ void Llama::run(Backend& b, const LlamaActivations& a, Tensor h, const int32_t* 
         b.linear_add(a.x, a.gate, layer.down.into(a.y));
     }
     norm_into_h(weights_.norm);
+}
+
+Tensor Llama::embed(Backend& backend, const std::vector<int32_t>& source, Tensor chunk_rows,
+                    Arena& arena) const {
+    const Tensor out = arena.tensor(std::ssize(source), config_.dim);
+    backend.embed(out, *weights_.embedding, upload_vector(backend, arena, source), chunk_rows);
+    return out;
 }
 
 Tensor Llama::forward(Backend& backend, const BatchPlan& plan, const std::vector<int32_t>& source,

@@ -85,8 +85,9 @@ class Llama {
     // Loads DIR/config.json and DIR/model*.safetensors.
     Llama(Device& device, const std::string& dir, const LoadedBytes& loaded = {},
           WeightFormat format = WeightFormat::as_stored);
-    // The same network with weights from elsewhere.
-    Llama(Device& device, LlamaConfig config, WeightSource& weights);
+    // The same network with weights from elsewhere. table_only: of them the table of embeddings, no more;
+    // then embed() is all that it can do, and whatever else there is among the weights is not looked at.
+    Llama(Device& device, LlamaConfig config, WeightSource& weights, bool table_only = false);
 
     const LlamaConfig& config() const { return config_; }
     uint64_t parameters() const { return footprint_.parameters; }
@@ -104,6 +105,10 @@ class Llama {
     // source is negative). `tap` may be empty.
     Tensor forward(Backend& backend, const BatchPlan& plan, const std::vector<int32_t>& source,
                    Tensor chunk_rows, KvCache& kv, Arena& arena, const AttentionTap& tap = {}) const;
+
+    // What rows are before the first layer: [source.size(), dim] F32 in `arena`, of token ids and rows of
+    // chunk_rows as in forward.
+    Tensor embed(Backend& backend, const std::vector<int32_t>& source, Tensor chunk_rows, Arena& arena) const;
 
     DecodeWorkspace make_decode_workspace(Backend& backend, int32_t n_sequences) const {
         return DecodeWorkspace(*this, backend, n_sequences);
@@ -131,6 +136,7 @@ class Llama {
 
   private:
     void load(WeightSource& weights);
+    void load_table(WeightSource& weights);
     // Enqueues the whole network: h [n_rows, dim] becomes the normed hidden states.
     void run(Backend& backend, const LlamaActivations& a, Tensor h, const int32_t* source, Tensor chunk_rows,
              const KvView& kv, const Batch& batch, const AttentionTap& tap = {}) const;

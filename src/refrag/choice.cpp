@@ -1,7 +1,13 @@
 // See choice.h.
 #include "refrag/choice.h"
 
+#include "refrag/remote_decoder.h"
+
 namespace refrag {
+
+bool reads_chunks_alone(SelectPolicy policy) {
+    return policy == SelectPolicy::perplexity_asc || policy == SelectPolicy::perplexity_desc;
+}
 
 Choice choice_of(const Model& model, const AnswerOptions& options) {
     Choice choice;
@@ -21,6 +27,19 @@ void check_model_can(const Model& model, const AnswerOptions& options) {
     const bool asks_network =
         choice.policy == SelectPolicy::model && ((p > 0.0 && p < 1.0) || options.want_logits);
     if (compresses || asks_network) model.require_encoder();
+    if (model.remote_decoder() == nullptr) return;
+    const auto refuse = [&](const char* what) {
+        fail(Status::usage, what, ": the decoder runs elsewhere (", model.remote_decoder()->name(),
+             ") and cannot do this");
+    };
+    if (reads_chunks_alone(choice.policy) && p > 0.0 && p < 1.0) refuse("--policy perplexity-asc and -desc");
+    if (options.prompt_logprobs) refuse("log-probabilities of the prompt");
+    const SamplerOptions& sampler = options.sampler;
+    const bool window = sampler.repeat_last_n != -1 &&
+                        (sampler.presence_penalty != 0.0f || sampler.frequency_penalty != 0.0f);
+    // It counts what was generated, and knows no tokens in a prompt of vectors.
+    if (sampler.repetition_penalty != 1.0f) refuse("--repeat-penalty");
+    if (window) refuse("--repeat-last-n");
 }
 
 }  // namespace refrag

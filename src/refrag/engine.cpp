@@ -6,13 +6,18 @@
 
 #include "refrag/engine_job.h"
 #include "refrag/memory_plan.h"
+#include "refrag/remote_generator.h"
 #include "refrag/timer.h"
 
 namespace refrag {
 namespace {
 
+// How long a step waits for a decoder elsewhere where there is nothing to do here: what others want of the
+// engine's thread waits as long.
+constexpr std::chrono::milliseconds kNewsTime{5};
+
 int64_t context_of(const Model& model, const EngineOptions& options) {
-    return options.max_context == 0 ? model.decoder().config().max_seq_len : options.max_context;
+    return options.max_context == 0 ? model.window() : options.max_context;
 }
 
 // Options with the pool's size filled in, when there is memory for an engine. Asked before its queue takes
@@ -21,14 +26,29 @@ EngineOptions planned(const Model& model, EngineOptions options) {
     REFRAG_CHECK(options.step_rows >= 1 && options.kv_entries >= 0, Status::usage,
                  "engine: expected at least 1 row a step and 0 or more KV entries, found ", options.step_rows,
                  " and ", options.kv_entries);
-    const int64_t window = model.decoder().config().max_seq_len, context = context_of(model, options);
-    // Numbers that make no sense are the generator's to refuse.
-    if (options.n_slots < 1 || options.n_slots > max_parallel || context < 1 || context > window)
-        return options;
+    const int64_t window = model.window(), context = context_of(model, options);
+    REFRAG_CHECK(options.n_slots >= 1 && options.n_slots <= max_parallel, Status::usage,
+                 "parallel sequences: expected 1 to ", max_parallel, ", found ", options.n_slots);
+    REFRAG_CHECK(context >= 1 && context <= window, Status::usage, "context size: expected at most ", window,
+                 window == model.decoder().config().max_seq_len
+                     ? std::string(" positions (the decoder's max_position_embeddings)")
+                     : str(" positions (", model.remote_decoder()->name(), ")"),
+                 ", found ", context);
+    if (model.remote_decoder() != nullptr) return options;
     const MemoryPlan plan = plan_memory(model, options.n_slots, context, options.kv_entries);
     check_memory_plan(plan, options.max_context != 0);
     options.kv_entries = plan.kv_blocks * kPageEntries;
     return options;
+}
+
+std::unique_ptr<SequenceRunner> make_runner(Backend& backend, const Model& model,
+                                            const EngineOptions& options) {
+    const int64_t context = context_of(model, options);
+    if (model.remote_decoder() != nullptr)
+        return std::make_unique<RemoteGenerator>(backend, model.decoder(), *model.remote_decoder(),
+                                                 options.n_slots, context);
+    return std::make_unique<Generator>(backend, model.decoder(), options.n_slots, context,
+                                       options.kv_entries / kPageEntries);
 }
 
 }  // namespace
@@ -37,8 +57,7 @@ Engine::Engine(const Model& model, const EngineOptions& options)
     : model_(model),
       options_(planned(model, options)),
       backend_(model.device().make_backend()),
-      generator_(*backend_, model.decoder(), options.n_slots, context_of(model, options),
-                 options_.kv_entries / kPageEntries),
+      runner_(make_runner(*backend_, model, options_)),
       arena_(*backend_),
       running_(static_cast<size_t>(options.n_slots)) {}
 
@@ -68,7 +87,7 @@ void Engine::drop_cancelled() noexcept {
     std::erase_if(preparing_, [](const std::unique_ptr<EngineJob>& job) { return job->cancelled; });
     for (size_t slot = 0; slot < running_.size(); ++slot) {
         if (!running_[slot] || !running_[slot]->cancelled) continue;
-        generator_.stop(static_cast<int32_t>(slot));
+        runner_->stop(static_cast<int32_t>(slot));
         running_[slot].reset();
     }
 }
@@ -110,7 +129,7 @@ void Engine::expire() {
     finished_.reserve(finished_.size() + running_.size() + preparing_.size());
     for (size_t slot = 0; slot < running_.size(); ++slot) {
         if (!running_[slot] || !is_late(running_[slot]->request)) continue;
-        generator_.stop(static_cast<int32_t>(slot));
+        runner_->stop(static_cast<int32_t>(slot));
         finish(running_[slot], FinishReason::deadline, nullptr);
     }
     for (auto& job : preparing_) {
@@ -129,8 +148,8 @@ void Engine::expire() {
 }
 
 int64_t Engine::prepare(int64_t max_rows) {
-    const auto n_slots = static_cast<size_t>(generator_.n_slots());
-    while (!waiting_.empty() && preparing_.size() + generator_.n_running() < n_slots) {
+    const auto n_slots = static_cast<size_t>(runner_->n_slots());
+    while (!waiting_.empty() && preparing_.size() + runner_->n_running() < n_slots) {
         finished_.reserve(finished_.size() + 1);
         Waiting& first = waiting_.front();
         const uint64_t id = first.id;
@@ -161,16 +180,16 @@ int64_t Engine::prepare(int64_t max_rows) {
                 }
                 job.make_start(options_.prefix_cache);
                 const auto n_rows = std::ssize(job.start.source);
-                REFRAG_CHECK(generator_.can_hold(n_rows, job.start.max_new), Status::too_long,
+                REFRAG_CHECK(runner_->can_hold(n_rows, job.start.max_new), Status::too_long,
                              "the prompt takes ", n_rows,
                              " decoder positions, which with the tokens that may follow are more than the ",
-                             generator_.pool_entries(),
+                             runner_->pool_entries(),
                              " that the KV cache has memory for: give fewer passages, expand less, or ",
                              "generate fewer tokens");
             }
-            const std::optional<int32_t> slot = generator_.start(job.start);
+            const std::optional<int32_t> slot = runner_->start(job.start);
             if (!slot) return used;  // it is the first to get what becomes free
-            job.answer.n_reused = static_cast<size_t>(generator_.n_reused(*slot));
+            job.answer.n_reused = static_cast<size_t>(runner_->n_reused(*slot));
             running_[static_cast<size_t>(*slot)] = std::move(preparing_.front());
         } catch (...) {
             finish(preparing_.front(), std::nullopt, std::current_exception());
@@ -190,14 +209,14 @@ void Engine::step() {
         }
     } in_step(*this);
     expire();
-    const auto n_generating = static_cast<int64_t>(generator_.n_generating());
-    const int64_t prepared =
-        prepare(options_.step_rows - std::min(options_.step_rows, generator_.n_unread()));
+    const auto n_generating = static_cast<int64_t>(runner_->n_generating());
+    const int64_t prepared = prepare(options_.step_rows - std::min(options_.step_rows, runner_->n_unread()));
     counts_.rows_prepared += prepared;
     finished_.reserve(finished_.size() + running_.size());
+    if (prepared == 0) runner_->wait(kNewsTime);
     // What making prompts left of the step is for reading them.
     const int64_t for_prompts = std::max<int64_t>(0, options_.step_rows - prepared);
-    for (const Generator::Ended& ended : generator_.step(n_generating + for_prompts)) {
+    for (const SequenceRunner::Ended& ended : runner_->step(n_generating + for_prompts)) {
         std::unique_ptr<EngineJob>& job = running_[static_cast<size_t>(ended.slot)];
         std::optional<FinishReason> reason;
         if (ended.context_full) reason = FinishReason::context_full;
@@ -221,10 +240,10 @@ EngineStats Engine::stats() const {
     stats.n_preparing = n_preparing();
     stats.n_running = n_running();
     stats.n_slots = n_slots();
-    stats.kv_blocks = generator_.n_blocks();
-    stats.kv_blocks_kept = generator_.idle_blocks();
-    stats.kv_blocks_used = stats.kv_blocks - generator_.free_blocks() - stats.kv_blocks_kept;
-    const Generator::Counts& counts = generator_.counts();
+    stats.kv_blocks = runner_->n_blocks();
+    stats.kv_blocks_kept = runner_->idle_blocks();
+    stats.kv_blocks_used = stats.kv_blocks - runner_->free_blocks() - stats.kv_blocks_kept;
+    const SequenceRunner::Counts& counts = runner_->counts();
     stats.steps = counts.steps;
     stats.steps_redone = counts.steps_redone;
     stats.rows_prefilled = counts.prompt_rows;

@@ -26,6 +26,7 @@
 #include "refrag/generator.h"
 #include "refrag/model.h"
 #include "refrag/segment.h"
+#include "refrag/sequence_runner.h"
 
 namespace refrag {
 
@@ -116,17 +117,17 @@ class Engine {
     EngineStats stats() const;
     size_t n_waiting() const { return waiting_.size(); }
     size_t n_preparing() const { return preparing_.size(); }
-    size_t n_running() const { return generator_.n_running(); }
+    size_t n_running() const { return runner_->n_running(); }
     // Of those that run, whose prompts have been read.
-    size_t n_generating() const { return generator_.n_generating(); }
+    size_t n_generating() const { return runner_->n_generating(); }
     // Rows of encoder and decoder that prompts have taken since the engine was made.
-    int64_t prompt_rows() const { return counts_.rows_prepared + generator_.counts().prompt_rows; }
-    int32_t n_slots() const { return generator_.n_slots(); }
+    int64_t prompt_rows() const { return counts_.rows_prepared + runner_->counts().prompt_rows; }
+    int32_t n_slots() const { return runner_->n_slots(); }
     bool idle() const { return n_waiting() == 0 && n_preparing() == 0 && n_running() == 0; }
-    int64_t max_context() const { return generator_.max_context(); }
-    size_t kv_bytes() const { return generator_.kv_bytes(); }
+    int64_t max_context() const { return runner_->max_context(); }
+    size_t kv_bytes() const { return runner_->kv_bytes(); }
     // Of steps in which all requests generated: how often the work was recorded, and done again.
-    const Recording::Counts& decode_counts() const { return generator_.decode_counts(); }
+    Recording::Counts decode_counts() const { return runner_->decode_counts(); }
 
   private:
     struct Waiting {
@@ -147,7 +148,7 @@ class Engine {
     const Model& model_;
     EngineOptions options_;
     std::unique_ptr<Backend> backend_;  // outlives what takes memory through it
-    Generator generator_;
+    std::unique_ptr<SequenceRunner> runner_;
     Arena arena_;
     std::deque<Waiting> waiting_;
     std::deque<std::unique_ptr<EngineJob>> preparing_;

@@ -88,6 +88,8 @@ void EngineJob::make_start(bool name_rows) {
         if (request.options.logprobs) return std::nullopt;
         return sampler_.draw_elsewhere();
     };
+    start.drawing = {options.sampler, std::vector<int32_t>(model_.end_ids().begin(), model_.end_ids().end()),
+                     options.ignore_eos, options.logprobs};
     start.scores = std::move(prompt.scores);
     start.n_top = options.prompt_logprobs.value_or(0);
     // Room for the answer: a step that generates asks for no memory, but for penalties, log-probabilities and
@@ -127,8 +129,11 @@ std::optional<int32_t> EngineJob::next(const Logits& logits, double logits_ms) {
         answer.finish = FinishReason::end_token;
         return std::nullopt;
     }
-    if (request.options.logprobs)
-        answer.logprobs.push_back(token_logprobs(logits.values, token, *request.options.logprobs));
+    if (request.options.logprobs) {
+        answer.logprobs.push_back(logits.told != nullptr
+                                      ? *logits.told
+                                      : token_logprobs(logits.values, token, *request.options.logprobs));
+    }
     answer.ids.push_back(token);
     piece_.clear();
     stream_.push(token, piece_);

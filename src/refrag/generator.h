@@ -22,30 +22,15 @@
 
 #include "base/arena.h"
 #include "models/llama.h"
-#include "refrag/logits.h"
-#include "refrag/logprobs.h"
 #include "refrag/prefix_cache.h"
+#include "refrag/sequence_runner.h"
 
 namespace refrag {
 
 constexpr int32_t max_parallel = 1024;  // slots of one generator, well below a step's rows
 
-class Generator {
+class Generator final : public SequenceRunner {
   public:
-    // The logits after all rows fed so far, as many as `start` was told, or all of them, valid during the
-    // call; logits_ms: what making them took. Returns the id to feed next, or nothing when the sequence is to
-    // end. What it throws ends its sequence. It calls nothing of this generator.
-    using NextToken = std::function<std::optional<int32_t>(const Logits& logits, double logits_ms)>;
-    // The log-probabilities of one of the rows that `start` was told to score, in their order, each once, all
-    // before the first call of NextToken. What it throws ends its sequence.
-    using RowScored = std::function<void(const ScoredRow& row, TokenLogprobs&& logprobs)>;
-
-    struct Ended {
-        int32_t slot = 0;
-        bool context_full = false;  // there was a next token, but no position for it
-        std::exception_ptr error;   // what a callback or the decoder threw; null if nothing
-    };
-
     // `backend` (a queue of the decoder's device, this generator's thread's) and `decoder` must outlive it.
     // max_context: positions of each sequence. Status::usage unless 1 <= n_slots <= max_parallel and 1 <=
     // max_context <= the decoder's window.
@@ -57,70 +42,34 @@ class Generator {
     static uint64_t cache_bytes(const LlamaConfig& config, DType kv, int32_t n_slots, int64_t max_context);
     static uint64_t block_bytes(const LlamaConfig& config, DType kv);
 
-    using Draw = std::function<std::optional<TokenDraw>()>;
-    struct Start {
-        // The prompt's rows (Llama::forward), 1 to max_context of them; chunk rows are numbered 0, 1, ... in
-        // the order of the prompt.
-        std::vector<int32_t> source;
-        Buffer chunk_rows;           // their values [n, dim] F32
-        std::vector<RowName> names;  // of all rows; empty: nothing is shared with other sequences
-        int64_t max_new = -1;  // ids that `next` gives at most; -1: until max_context or the pool's end;
-                               // 0: it ends when its rows have been read, and `next` is never called
-        NextToken next;
-        int32_t n_logits = 0;  // how many of the largest logits `next` needs; 0: all
-        // Asked before each call of `next`; where it gives something, the token may have been drawn when
-        // `next` is called.
-        Draw draw;
-        std::vector<ScoredRow> scores;  // rising rows of the prompt; those from the first on are not reused
-        int32_t n_top = 0;              // alternatives of each (row_logprobs)
-        RowScored scored;
-    };
-    // Whether the pool could hold such a sequence if there were no other.
-    bool can_hold(int64_t n_rows, int64_t max_new) const;
-    // Positions that the pool holds.
-    int64_t pool_entries() const { return n_blocks() * kPageEntries; }
-    // Begins a sequence and returns its slot; nothing, and `start` unchanged, where there is now no free slot
-    // or too few pages for all rows and max_new more.
-    std::optional<int32_t> start(Start& start);
+    bool can_hold(int64_t n_rows, int64_t max_new) const override;
+    std::optional<int32_t> start(Start& start) override;
     // The same where there must be room: Status::out_of_memory otherwise.
     int32_t start(std::vector<int32_t> source, Buffer chunk_rows, NextToken next, int32_t n_logits = 0,
                   Draw draw = {});
-    // Rows of a sequence's prompt that it took over from an earlier one.
-    int32_t n_reused(int32_t slot) const { return sequences_[static_cast<size_t>(slot)].n_reused; }
-    // Drops a sequence; its slot and its pages are free at once. Between steps.
-    void stop(int32_t slot) noexcept;
+    int32_t n_reused(int32_t slot) const override { return sequences_[static_cast<size_t>(slot)].n_reused; }
+    void stop(int32_t slot) noexcept override;
     // One batch of about max_rows rows: fewer sequences than max_rows generate in any case. Returns the
     // sequences that ended in it, until the next step; their slots are free again. Where all sequences
     // generate it allocates nothing, once it has been called so before.
-    const std::vector<Ended>& step(int64_t max_rows = kStepRows);
+    const std::vector<Ended>& step(int64_t max_rows) override;
+    const std::vector<Ended>& step() { return step(kStepRows); }
     static constexpr int64_t kStepRows = 2048;
 
     bool has_free_slot() const { return order_.size() < sequences_.size(); }
-    size_t n_running() const { return order_.size(); }
-    size_t n_generating() const;
-    // Rows of prompts that have not been read.
-    int64_t n_unread() const;
+    size_t n_running() const override { return order_.size(); }
+    size_t n_generating() const override;
+    int64_t n_unread() const override;
     // Blocks that a further sequence could take now.
     int64_t available_blocks() const { return free_blocks() + idle_blocks() - n_promised(); }
-    int64_t n_blocks() const { return kv_.n_pages() / kv_.n_heads(); }  // of the pool
-    int64_t free_blocks() const { return kv_.free_blocks(); }
-    int64_t idle_blocks() const { return prefixes_.n_idle(); }  // hold prefixes, and no sequence uses them
-    int32_t n_slots() const { return kv_.n_slots(); }
-    int64_t max_context() const { return kv_.max_entries(); }
-    size_t kv_bytes() const { return kv_.device_bytes(); }
-    // Of steps in which all sequences generated.
-    const Recording::Counts& decode_counts() const { return decode_workspace_.counts(); }
-
-    // Since the generator was made.
-    struct Counts {
-        int64_t steps = 0;         // that fed something
-        int64_t steps_redone = 0;  // of these, sequence by sequence
-        int64_t prompt_rows = 0;   // that the decoder read
-        int64_t prompts = 0;       // begun
-        int64_t prefix_hits = 0;   // of these, that took over rows of an earlier one
-        int64_t rows_reused = 0;   // that they took over
-    };
-    const Counts& counts() const { return counts_; }
+    int64_t n_blocks() const override { return kv_.n_pages() / kv_.n_heads(); }
+    int64_t free_blocks() const override { return kv_.free_blocks(); }
+    int64_t idle_blocks() const override { return prefixes_.n_idle(); }
+    int32_t n_slots() const override { return kv_.n_slots(); }
+    int64_t max_context() const override { return kv_.max_entries(); }
+    size_t kv_bytes() const override { return kv_.device_bytes(); }
+    Recording::Counts decode_counts() const override { return decode_workspace_.counts(); }
+    const Counts& counts() const override { return counts_; }
 
   private:
     struct Sequence {

@@ -8,6 +8,7 @@
 #include "io/file.h"
 #include "models/lora_weights.h"
 #include "refrag/decoder_files.h"
+#include "refrag/remote_decoder.h"
 
 namespace refrag {
 namespace {
@@ -92,16 +93,22 @@ class LoadCounter {
 }  // namespace
 
 Model::Model(Device& device, const std::string& dir, const LoadProgress& progress, WeightFormat format,
-             const ChatOptions& chat, const std::vector<std::string>& adapters)
-    : Model(device, dir, open_decoder(dir), progress, format, chat, adapters) {}
+             const ChatOptions& chat, const std::vector<std::string>& adapters,
+             std::shared_ptr<const RemoteDecoder> remote)
+    : Model(device, dir, open_decoder(dir), progress, format, chat, adapters, std::move(remote)) {}
 
 Model::Model(Device& device, const std::string& dir, const DecoderFiles& files, const LoadProgress& progress,
-             WeightFormat format, const ChatOptions& chat, const std::vector<std::string>& adapters)
+             WeightFormat format, const ChatOptions& chat, const std::vector<std::string>& adapters,
+             std::shared_ptr<const RemoteDecoder> remote)
     : device_(device),
       dir_(dir),
       config_(files.is_plain() ? plain_decoder_config() : load_refrag_config(dir)),
       tokenizer_(files.tokenizer()),
+      remote_(std::move(remote)),
       gguf_types_(files.gguf_types()) {
+    REFRAG_CHECK(!remote_ || adapters.empty(), Status::usage, printable(adapters[0]),
+                 ": an adapter of the decoder, which is ", remote_->name(),
+                 ": expected it to be merged there");
     LoadCounter counter(files, dir, config_.has_encoder, progress);
     const LoadedBytes loaded = counter.sink();
     const LlamaConfig decoder = files.config(tokenizer_);
@@ -111,9 +118,9 @@ Model::Model(Device& device, const std::string& dir, const DecoderFiles& files, 
         adapters_.push_back({adapter_dir, adapter.rank(), adapter.alpha(), adapter.n_matrices()});
         weights = std::make_unique<LoraWeights>(device, std::move(weights), std::move(adapter), format);
     };
-    if (!files.adapter_dir().empty()) adapt(files.adapter_dir());
+    if (!files.adapter_dir().empty() && !remote_) adapt(files.adapter_dir());
     for (const std::string& adapter_dir : adapters) adapt(adapter_dir);
-    decoder_ = std::make_unique<Llama>(device, decoder, *weights);
+    decoder_ = std::make_unique<Llama>(device, decoder, *weights, remote_ != nullptr);
     choose_chat(files, chat);
     end_ids_ = decoder_->config().eos_ids;
     const std::optional<int32_t> turn_end = end_of_turn(chat_.format, tokenizer_);
@@ -210,6 +217,11 @@ void Model::require_encoder() const {
         ": a plain decoder, without encoder, projector and policy network: expected "
         "--unexpanded drop with --policy bm25, recent, random, perplexity-asc or perplexity-desc; or "
         "--policy all");
+}
+
+int64_t Model::window() const {
+    const int64_t window = decoder_->config().max_seq_len;
+    return remote_ ? std::min(window, remote_->max_context()) : window;
 }
 
 int32_t Model::first_id() const {

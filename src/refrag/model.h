@@ -24,6 +24,7 @@
 namespace refrag {
 
 class DecoderFiles;
+class RemoteDecoder;
 
 // Told how far loading has come, in bytes of weights; the last call has done = total.
 using LoadProgress = std::function<void(uint64_t done_bytes, uint64_t total_bytes)>;
@@ -73,9 +74,12 @@ class Model {
     // decoder's head are kept in 8 bits (8.5 with their scales); look-up tables and the two heads, which are
     // small, stay as stored. `adapters` are directories of PEFT adapters, merged into the decoder in this
     // order, after one that lies beside its weights.
+    // With `remote` the decoder runs there: of its weights here only the table of embeddings is loaded, and
+    // no adapter, which is the other side's to merge. Status::usage where `adapters` names one.
     Model(Device& device, const std::string& dir, const LoadProgress& progress = {},
           WeightFormat format = WeightFormat::as_stored, const ChatOptions& chat = {},
-          const std::vector<std::string>& adapters = {});
+          const std::vector<std::string>& adapters = {},
+          std::shared_ptr<const RemoteDecoder> remote = nullptr);
     // The networks' tensors are asked of `weights` in the order decoder, encoder, projector, policy.
     Model(Device& device, ModelParts parts, WeightSource& weights);
 
@@ -91,6 +95,11 @@ class Model {
     const Projector& projector() const { return part(projector_); }
     const Policy& policy() const { return part(policy_); }
     const Llama& decoder() const { return *decoder_; }
+    // Null: the decoder runs here.
+    const RemoteDecoder* remote_decoder() const { return remote_.get(); }
+    // Positions that a prompt and its answer can take: the decoder's max_position_embeddings, or less where
+    // it runs elsewhere with less.
+    int64_t window() const;
 
     const std::vector<AdapterInfo>& adapters() const { return adapters_; }  // in the decoder's weights
     // Of a GGUF file, how many tensors of each type: "210 Q4_1, 61 F32"; else "".
@@ -135,7 +144,8 @@ class Model {
         return *network;
     }
     Model(Device& device, const std::string& dir, const DecoderFiles& files, const LoadProgress& progress,
-          WeightFormat format, const ChatOptions& chat, const std::vector<std::string>& adapters);
+          WeightFormat format, const ChatOptions& chat, const std::vector<std::string>& adapters,
+          std::shared_ptr<const RemoteDecoder> remote);
     void load_encoder(const DecoderFiles& files, const LoadedBytes& loaded, WeightFormat format);
     void choose_chat(const DecoderFiles& files, const ChatOptions& chat);
 
@@ -144,6 +154,7 @@ class Model {
     RefragConfig config_;
     Tokenizer tokenizer_;
     std::optional<Tokenizer> encoder_tokenizer_;  // none when the vocabulary is shared
+    std::shared_ptr<const RemoteDecoder> remote_;
     std::unique_ptr<Llama> decoder_;
     std::unique_ptr<Roberta> encoder_;
     std::unique_ptr<Projector> projector_;

@@ -12,13 +12,6 @@
 #include "refrag/timer.h"
 
 namespace refrag {
-namespace {
-
-bool reads_chunks_alone(SelectPolicy policy) {
-    return policy == SelectPolicy::perplexity_asc || policy == SelectPolicy::perplexity_desc;
-}
-
-}  // namespace
 
 PromptWork::PromptWork(const Model& model, std::vector<Segment> segments, const AnswerOptions& options,
                        int64_t max_context, Answer& answer)
@@ -241,7 +234,7 @@ void PromptWork::check_fits(const DecoderInput& input, const char* at_least) con
                  "the prompt is empty: no passage, no question, no template");
     // Without an answer the last row is left out, and nothing comes after it.
     const int64_t most = options_.max_new_tokens == 0 ? max_context_ + 1 : max_context_ - 1;
-    const int64_t window = model_.decoder().config().max_seq_len;
+    const int64_t window = model_.window();
     REFRAG_CHECK(
         std::ssize(input.source) <= most, Status::too_long, "the prompt takes ", at_least,
         input.source.size(), " decoder positions (", input.plain_tokens,

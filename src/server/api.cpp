@@ -270,7 +270,7 @@ void write_model(JsonWriter& json, const std::string& name, int64_t created, con
     json.key("object").string("model");
     json.key("created").integer(created);
     json.key("owned_by").string("refrag");
-    json.key("max_model_len").integer(model.decoder().config().max_seq_len);
+    json.key("max_model_len").integer(model.window());
     json.key("chunk_len").integer(model.config().chunk_len);
     json.key("has_encoder").boolean(model.has_encoder());
     json.end_object();

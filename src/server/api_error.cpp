@@ -14,6 +14,8 @@ ApiError api_error_of(const Error& error) {
             return {400, error.message(), "invalid_request_error", "", ""};
         case Status::out_of_memory:
             return {503, error.message(), "server_error", "", "out_of_memory"};
+        case Status::unavailable:
+            return {502, error.message(), "server_error", "", "decoder_unavailable"};
         case Status::runtime:
             break;
     }

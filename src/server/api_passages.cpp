@@ -282,7 +282,7 @@ void Api::tokenize(const std::shared_ptr<Exchange>& exchange, std::string_view) 
         json.end_array();
     }
     json.key("count").integer(std::ssize(ids));
-    json.key("max_model_len").integer(model_.decoder().config().max_seq_len);
+    json.key("max_model_len").integer(model_.window());
     json.end_object();
     exchange->respond({}, json.text());
 }

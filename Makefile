@@ -154,7 +154,7 @@ LIB_SRC  := $(filter-out src/cli/% $(if $(WITH_SERVE),,src/server/%) $(if $(WITH
 CLI_SRC  := $(filter-out $(if $(WITH_STORE),src/cli/without_store.cpp,src/cli/store_%) $(if $(WITH_SERVE),src/cli/without_serve.cpp,src/cli/serve.cpp) \
               $(if $(WITH_REMOTE),src/cli/without_remote.cpp,src/cli/remote_decoder.cpp), \
               $(wildcard src/cli/*.cpp))
-TEST_SRC := $(filter-out $(if $(WITH_SERVE),,tests/test_serve%) $(if $(WITH_REMOTE),,tests/test_remote%) $(if $(WITH_STORE),,tests/test_store%) $(if $(WITH_POSTGRES),,tests/test_store_postgres%) \
+TEST_SRC := $(filter-out $(if $(WITH_SERVE),,tests/test_serve%) $(if $(WITH_REMOTE),,tests/test_remote% tests/test_serve_remote%) $(if $(WITH_STORE),,tests/test_store%) $(if $(WITH_POSTGRES),,tests/test_store_postgres%) \
               $(if $(WITH_VALKEY),,tests/test_store_redis%),$(wildcard tests/*.cpp tests/fuzz/*.cpp))
 LIB_OBJ  := $(LIB_SRC:%.cpp=$(BUILD)/obj/%.o) $(POSTGRES_SQL) $(OPENAPI)
 CLI_OBJ  := $(CLI_SRC:%.cpp=$(BUILD)/obj/%.o)

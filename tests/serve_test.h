@@ -17,6 +17,7 @@
 
 #include "cpu/cpu_backend.h"
 #include "io/json.h"
+#include "refrag/remote_decoder.h"
 #include "refrag/session.h"
 #include "server/server.h"
 #include "support.h"
@@ -168,13 +169,16 @@ struct ServedOptions {
     refrag::SchedulerOptions scheduler = {};
     refrag::ApiOptions api = {};
     refrag::StoreFinder find = {};
+    std::shared_ptr<const refrag::RemoteDecoder> decoder = {};  // null: here
 };
 
 // Serves a model until it goes.
 class Served {
   public:
     explicit Served(ServedOptions options = {})
-        : device_(refrag::make_cpu_device(2)), model_(*device_, options.model), server_([&] {
+        : device_(refrag::make_cpu_device(2)),
+          model_(*device_, options.model, {}, refrag::WeightFormat::as_stored, {}, {}, options.decoder),
+          server_([&] {
               options.http.port = 0;
               return options.http;
           }()) {

@@ -189,7 +189,7 @@ class RemoteServer {
     }
     // The requests for completions but the two of check_remote_decoder.
     std::string models = R"({"data":[{"id":"remote","max_model_len":512}]})";  // the answer to GET .../models
-    int models_status = 200;
+    int models_status = 200;                                                   // 0: no answer at all
 
   private:
     void accept() {
@@ -237,7 +237,11 @@ class RemoteServer {
         }
         const Reply reply(connection);
         if (asked.method == "GET") {
-            reply.whole(models_status, models);
+            if (models_status == 0) {
+                reply.left(60000);
+            } else {
+                reply.whole(models_status, models);
+            }
         } else {
             handler_(asked, reply);
         }

@@ -1,10 +1,12 @@
 // The server over a decoder elsewhere: the same answers, and a status of its own where it is gone.
 #include <algorithm>
 
+#include "cli_test.h"
 #include "golden.h"
 #include "remote/vllm_decoder.h"
 #include "remote_test.h"
 #include "serve_test.h"
+#include "server_process.h"
 
 using namespace refrag;
 using namespace refrag_test;
@@ -105,4 +107,26 @@ TEST_CASE("serve: who leaves is told to the decoder elsewhere") {
     }
     CHECK(Served::soon([&] { return left.load(); }));
     CHECK(Served::soon([&] { return remote.server().stats().n_pending == 0; }));
+}
+
+TEST_CASE("serve: a signal while the model is loaded ends it at once") {
+    // It asks a decoder that never answers, and is loading until then.
+    RemoteServer there([](const auto&, const auto&) {});
+    there.models_status = 0;
+    const TempDir dir;
+    const std::string log = dir.write("log", "");
+    const uint16_t port = RemoteServer([](const auto&, const auto&) {}).port();  // free a moment ago
+    ServerProcess process;
+    process.start({std::filesystem::absolute(binary()), "serve", "-m",
+                   std::filesystem::absolute("weights_tools/refrag-nano"), "--port", std::to_string(port),
+                   "--decoder-url", there.url()},
+                  log);
+    REQUIRE(becomes_true([&] { return http(port, "GET", "/health").status == 200; }));
+    CHECK(http(port, "GET", "/ready").status == 503);
+    CHECK(http(port, "GET", "/v1/models").status == 503);
+    const auto begun = std::chrono::steady_clock::now();
+    process.signal(SIGTERM);
+    CHECK(process.wait() == 0);
+    CHECK(std::chrono::steady_clock::now() - begun < std::chrono::seconds(5));
+    CHECK(contains(read_file(log, 1 << 20), "refrag: shutting down: the model was still being loaded"));
 }

@@ -3,10 +3,14 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <memory>
+#include <optional>
+#include <thread>
 #include <utility>
 
 #include "base/check.h"
@@ -85,6 +89,30 @@ class EndSignals {
     sigset_t old_ = {};
 };
 
+// While the model is loaded nobody looks for a signal, and nothing is under way that it could break: one ends
+// the process. The signals are blocked in every thread.
+class EndsWhileLoading {
+  public:
+    explicit EndsWhileLoading(const EndSignals& signals)
+        : thread_([this, &signals] {
+              while (!loaded_) {
+                  if (!signals.wait(std::chrono::milliseconds(20))) continue;
+                  std::fputs("refrag: shutting down: the model was still being loaded\n", stderr);
+                  std::_Exit(0);
+              }
+          }) {}
+    ~EndsWhileLoading() {
+        loaded_ = true;
+        thread_.join();
+    }
+    EndsWhileLoading(const EndsWhileLoading&) = delete;
+    EndsWhileLoading& operator=(const EndsWhileLoading&) = delete;
+
+  private:
+    std::atomic<bool> loaded_{false};
+    std::thread thread_;
+};
+
 std::string shown_host(const std::string& host) {
     return host.find(':') == std::string::npos ? host : "[" + host + "]";
 }
@@ -119,6 +147,7 @@ void serve(ServeCommand& command) {
     std::unique_ptr<PassageCache> cache;
     StoreFinder find;
     Server server(command.http);
+    std::optional<EndsWhileLoading> loading(std::in_place, signals);
     const std::shared_ptr<PassageKeeper> keeper = open_cache(run.cache);
     device = make_device(run.device);
     model = load_run_model(*device, run, command.api.defaults);
@@ -140,6 +169,7 @@ void serve(ServeCommand& command) {
                      "refrag: warning: listening on %s without an API key: whoever reaches it may use it "
                      "(--api-key-file)\n",
                      command.http.host.c_str());
+    loading.reset();
     server.serve(*model, *cache, find, scheduler, api);
     std::fprintf(stderr, "refrag: serving %s on http://%s:%d | %d slots, %lld positions each | %s\n",
                  api.model_name.c_str(), shown_host(command.http.host).c_str(), server.port(), run.parallel,

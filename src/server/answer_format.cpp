@@ -17,18 +17,22 @@ std::string sse_event(std::string_view json, std::string_view event) {
     return out + "data: " + std::string(json) + "\n\n";
 }
 
-std::vector<size_t> token_begins(const Tokenizer& tokenizer, const Answer& answer, bool continues_text) {
-    std::vector<size_t> begins;
-    begins.reserve(answer.ids.size());
-    size_t at = 0;
-    size_t dropped = 0;  // the space before an answer
-    for (const int32_t id : answer.ids) {
-        const std::string_view bytes = tokenizer.is_special(id) ? "" : tokenizer.token_bytes(id);
-        begins.push_back(at - std::min(at, dropped));
-        if (at == 0 && !continues_text && bytes.starts_with(' ')) dropped = 1;
-        at += bytes.size();
+size_t count_characters(std::string_view text) {
+    return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char byte) {
+        return (static_cast<unsigned char>(byte) & 0xC0) != 0x80;
+    }));
+}
+
+void TokenPlaces::extend(const Tokenizer& tokenizer, const Answer& answer, bool continues_text) {
+    while (bytes_.size() < answer.ids.size()) {
+        const int32_t id = answer.ids[bytes_.size()];
+        const std::string_view spelt = tokenizer.is_special(id) ? "" : tokenizer.token_bytes(id);
+        bytes_.push_back(end_byte_ - std::min(end_byte_, dropped_));
+        characters_.push_back(end_character_ - std::min(end_character_, dropped_));
+        if (end_byte_ == 0 && !continues_text && spelt.starts_with(' ')) dropped_ = 1;
+        end_byte_ += spelt.size();
+        end_character_ += count_characters(spelt);
     }
-    return begins;
 }
 
 size_t tokens_within(const std::vector<size_t>& begins, size_t n_bytes) {

@@ -19,6 +19,31 @@
 
 namespace refrag {
 
+// Where an answer's tokens begin in its text, worked out as the answer grows.
+class TokenPlaces {
+  public:
+    // In bytes. continues_text: the text's first space is part of it.
+    const std::vector<size_t>& bytes(const Tokenizer& tokenizer, const Answer& answer, bool continues_text) {
+        extend(tokenizer, answer, continues_text);
+        return bytes_;
+    }
+    // In characters.
+    const std::vector<size_t>& characters(const Tokenizer& tokenizer, const Answer& answer,
+                                          bool continues_text) {
+        extend(tokenizer, answer, continues_text);
+        return characters_;
+    }
+
+  private:
+    void extend(const Tokenizer& tokenizer, const Answer& answer, bool continues_text);
+
+    std::vector<size_t> bytes_;
+    std::vector<size_t> characters_;
+    size_t end_byte_ = 0;  // of the tokens so far
+    size_t end_character_ = 0;
+    size_t dropped_ = 0;  // the space before an answer
+};
+
 // One of a call's answers, on its way.
 struct ServedChoice {
     size_t index = 0;
@@ -31,6 +56,7 @@ struct ServedChoice {
     size_t n_bytes = 0;               // of the text that is out
     size_t n_tokens = 0;              // of the log-probabilities that are out
     std::optional<Answer> answer;     // when it has ended
+    mutable TokenPlaces places;       // of the answer's tokens, as far as they were asked for
 };
 
 // What all answers to one call have in common.
@@ -80,8 +106,7 @@ std::unique_ptr<AnswerFormat> cohere_chat_format(const Model& model, CallInfo ca
 std::string sse_event(std::string_view json, std::string_view event = {});
 inline constexpr std::string_view sse_done = "data: [DONE]\n\n";
 
-// Byte offsets in answer.text at which its tokens begin.
-std::vector<size_t> token_begins(const Tokenizer& tokenizer, const Answer& answer, bool continues_text);
+size_t count_characters(std::string_view text);
 // How many tokens belong to the text as far as `n_bytes`; at the end those of a stop string do not.
 size_t tokens_within(const std::vector<size_t>& begins, size_t n_bytes);
 

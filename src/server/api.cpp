@@ -102,8 +102,8 @@ void Api::handle(const std::shared_ptr<Exchange>& exchange) {
     add_cors(*exchange);
     try {
         route(exchange);
-    } catch (const ApiRefusal& refusal) {
-        respond_error(*exchange, refusal.error);
+    } catch (...) {
+        respond_error(*exchange, caught_error());
     }
 }
 
@@ -227,14 +227,8 @@ void Api::run(const Route& route, const std::shared_ptr<Exchange>& exchange, std
     if (exchange->left()) return;
     try {
         (this->*route.handler)(exchange, rest);
-    } catch (const ApiRefusal& refusal) {
-        respond_error(*exchange, refusal.error);
-    } catch (const Error& error) {
-        respond_error(*exchange, api_error_of(error));
-    } catch (const std::bad_alloc&) {
-        respond_error(*exchange, {503, "out of memory", "server_error", "", "out_of_memory"});
-    } catch (const std::exception& error) {
-        respond_error(*exchange, {500, error.what(), "server_error", "", ""});
+    } catch (...) {
+        respond_error(*exchange, caught_error());
     }
 }
 

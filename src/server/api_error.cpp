@@ -1,7 +1,10 @@
 // See api_error.h.
 #include "server/api_error.h"
 
+#include <new>
+
 #include "io/json.h"
+#include "refrag/engine_job.h"
 
 namespace refrag {
 
@@ -20,6 +23,22 @@ ApiError api_error_of(const Error& error) {
             break;
     }
     return {500, error.message(), "server_error", "", ""};
+}
+
+ApiError caught_error() noexcept {
+    const std::exception_ptr caught = std::current_exception();
+    try {
+        try {
+            std::rethrow_exception(caught);
+        } catch (const ApiRefusal& refusal) {
+            return refusal.error;
+        } catch (...) {
+            return api_error_of(error_from(caught));
+        }
+    } catch (const std::bad_alloc&) {
+        // Each short enough for a string that asks for no memory.
+        return {503, "out of memory", "server_error", "", "out_of_memory"};
+    }
 }
 
 std::string error_json(const ApiError& error) {

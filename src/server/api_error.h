@@ -34,6 +34,9 @@ template <typename... Args>
 // What became of a request that failed: 400 where it asked for what cannot be done, 500 where we failed.
 ApiError api_error_of(const Error& error);
 
+// The same of what is being caught, whatever it is.
+ApiError caught_error() noexcept;
+
 std::string error_json(const ApiError& error);
 void respond_error(Exchange& exchange, const ApiError& error);
 

@@ -122,8 +122,8 @@ void Api::encode(const std::shared_ptr<Exchange>& exchange,
         try {
             if (error) return respond_error(*exchange, api_error_of(*error));
             answer(backend);
-        } catch (const std::exception& failed) {
-            respond_error(*exchange, {500, failed.what(), "server_error", "", ""});
+        } catch (...) {
+            respond_error(*exchange, caught_error());
         }
     };
     const std::optional<uint64_t> ticket = scheduler_.encode(std::move(passages), done);

@@ -56,7 +56,7 @@ class CohereChat final : public AnswerFormat {
         json.key("text").string(text);
         json.end_object().end_object().end_object();
         choice.n_bytes += text.size();
-        const size_t n = tokens_of(so_far, choice.n_bytes);
+        const size_t n = tokens_of(choice, so_far, choice.n_bytes);
         if (call_.logprobs && n > choice.n_tokens) {
             json.key("logprobs");
             write_logprobs(json, so_far, choice.n_tokens, n);
@@ -119,8 +119,8 @@ class CohereChat final : public AnswerFormat {
         json.end_object();
         if (call_.logprobs) {
             json.key("logprobs").begin_array();
-            for (size_t i = 0; i < tokens_of(answer, answer.text.size()); ++i)
-                write_logprobs(json, answer, i, i + 1);
+            const size_t n = tokens_of(choice, answer, answer.text.size());
+            for (size_t i = 0; i < n; ++i) write_logprobs(json, answer, i, i + 1);
             json.end_array();
         }
         json.key("usage");
@@ -165,9 +165,9 @@ class CohereChat final : public AnswerFormat {
     }
 
     // Of the answer's log-probabilities, those of its text's first n_bytes.
-    size_t tokens_of(const Answer& answer, size_t n_bytes) const {
+    size_t tokens_of(const ServedChoice& choice, const Answer& answer, size_t n_bytes) const {
         if (!call_.logprobs) return 0;
-        const size_t n = tokens_within(token_begins(model_.tokenizer(), answer, false), n_bytes);
+        const size_t n = tokens_within(choice.places.bytes(model_.tokenizer(), answer, false), n_bytes);
         return std::min(n, answer.logprobs.size());
     }
 

@@ -71,10 +71,8 @@ bool Completion::take_piece(size_t index, std::string_view text, const Answer& s
 void Completion::take_result(size_t index, Result&& result) {
     try {
         take_result_or_throw(index, std::move(result));
-    } catch (const std::bad_alloc&) {
-        fail_call({503, "out of memory", "server_error", "", "out_of_memory"});
-    } catch (const std::exception& error) {
-        fail_call({500, error.what(), "server_error", "", ""});
+    } catch (...) {
+        fail_call(caught_error());
     }
 }
 

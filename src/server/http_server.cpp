@@ -310,6 +310,8 @@ struct HttpServer::State {
         }
         try {
             handler(incoming.exchange);
+        } catch (const std::bad_alloc&) {
+            refusal(incoming.exchange, MHD_HTTP_SERVICE_UNAVAILABLE, "out of memory");
         } catch (const std::exception& error) {
             refusal(incoming.exchange, MHD_HTTP_INTERNAL_SERVER_ERROR, error.what());
         }

@@ -48,13 +48,14 @@ class OpenAiFormat : public AnswerFormat {
 
   protected:
     // Of the log-probabilities, those of the text's first n_bytes.
-    size_t tokens_so_far(const Answer& answer, size_t n_bytes) const {
+    size_t tokens_so_far(const ServedChoice& choice, const Answer& answer, size_t n_bytes) const {
         if (!call_.logprobs) return 0;
-        return tokens_within(token_begins(model_.tokenizer(), answer, continues_text_), n_bytes);
+        return tokens_within(choice.places.bytes(model_.tokenizer(), answer, continues_text_), n_bytes);
     }
     // All of them, but those of a stop string.
-    size_t tokens_at_end(const Answer& answer) const {
-        return answer.finish == FinishReason::stop_string ? tokens_so_far(answer, answer.text.size())
+    size_t tokens_at_end(const ServedChoice& choice) const {
+        const Answer& answer = *choice.answer;
+        return answer.finish == FinishReason::stop_string ? tokens_so_far(choice, answer, answer.text.size())
                                                           : answer.logprobs.size();
     }
 
@@ -84,7 +85,7 @@ class OpenAiChat final : public OpenAiFormat {
         choice.n_bytes += text.size();
         return out + chunk(
                          choice, [&](JsonWriter& json) { json.key("content").string(text); }, so_far,
-                         tokens_so_far(so_far, choice.n_bytes), nullptr);
+                         tokens_so_far(choice, so_far, choice.n_bytes), nullptr);
     }
 
     std::string last(ServedChoice& choice) override {
@@ -96,7 +97,7 @@ class OpenAiChat final : public OpenAiFormat {
             json.key("citations");
             write_citations(json, citations, answer.text, *choice.documents);
         };
-        return out + chunk(choice, write, answer, tokens_at_end(answer), openai_finish(answer.finish));
+        return out + chunk(choice, write, answer, tokens_at_end(choice), openai_finish(answer.finish));
     }
 
     std::string whole(std::span<const ServedChoice> choices) override {
@@ -117,7 +118,7 @@ class OpenAiChat final : public OpenAiFormat {
                 write_citations(json, citations, answer.text, *choice.documents);
             }
             json.end_object();
-            write_logprobs(json, answer, 0, tokens_at_end(answer));
+            write_logprobs(json, answer, 0, tokens_at_end(choice));
             json.key("finish_reason").string(openai_finish(answer.finish));
             json.end_object();
         }
@@ -208,7 +209,7 @@ class OpenAiText final : public OpenAiFormat {
         std::string out = begin(choice, so_far);
         const size_t from = choice.n_tokens;
         choice.n_bytes += text.size();
-        choice.n_tokens = std::max(from, tokens_so_far(so_far, choice.n_bytes));
+        choice.n_tokens = std::max(from, tokens_so_far(choice, so_far, choice.n_bytes));
         return out + event(choice, so_far, text, nullptr,
                            [&](Logprobs& list) { add_answer(list, choice, so_far, from, choice.n_tokens); });
     }
@@ -217,7 +218,7 @@ class OpenAiText final : public OpenAiFormat {
         const Answer& answer = *choice.answer;
         std::string out = begin(choice, answer);
         return out + event(choice, answer, "", openai_finish(answer.finish), [&](Logprobs& list) {
-                   add_answer(list, choice, answer, choice.n_tokens, tokens_at_end(answer));
+                   add_answer(list, choice, answer, choice.n_tokens, tokens_at_end(choice));
                });
     }
 
@@ -232,7 +233,7 @@ class OpenAiText final : public OpenAiFormat {
             json.key("text").string((call_.echo ? choice.prompt : "") + answer.text);
             Logprobs list;
             if (call_.echo) add_prompt(list, choice, answer);
-            add_answer(list, choice, answer, 0, tokens_at_end(answer));
+            add_answer(list, choice, answer, 0, tokens_at_end(choice));
             write_logprobs(json, list);
             json.key("finish_reason").string(openai_finish(answer.finish));
             json.end_object();
@@ -255,12 +256,6 @@ class OpenAiText final : public OpenAiFormat {
         std::vector<Entry> entries;
     };
 
-    static size_t characters(std::string_view text) {
-        return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char byte) {
-            return (static_cast<unsigned char>(byte) & 0xC0) != 0x80;
-        }));
-    }
-
     void add_prompt(Logprobs& list, const ServedChoice& choice, const Answer& answer) const {
         if (!call_.logprobs) return;
         // Our own BOS is no part of the prompt that was given.
@@ -269,21 +264,18 @@ class OpenAiText final : public OpenAiFormat {
         for (size_t i = before; i < answer.scores.size(); ++i) {
             const PromptScore& score = answer.scores[i];
             list.entries.push_back({score.logprobs ? &*score.logprobs : nullptr, score.id, offset});
-            if (score.id >= 0) offset += characters(model_.tokenizer().token_bytes(score.id));
+            if (score.id >= 0) offset += count_characters(model_.tokenizer().token_bytes(score.id));
         }
     }
 
     void add_answer(Logprobs& list, const ServedChoice& choice, const Answer& answer, size_t from,
                     size_t to) const {
         if (!call_.logprobs) return;
-        const std::vector<size_t> begins = token_begins(model_.tokenizer(), answer, /*continues_text=*/true);
-        const size_t base = call_.echo ? characters(choice.prompt) : 0;
+        const std::vector<size_t>& begins =
+            choice.places.characters(model_.tokenizer(), answer, /*continues_text=*/true);
+        const size_t base = call_.echo ? count_characters(choice.prompt) : 0;
         for (size_t i = from; i < std::min(to, answer.logprobs.size()); ++i)
-            list.entries.push_back(
-                {&answer.logprobs[i], answer.ids[i],
-                 base +
-                     characters(
-                         std::string_view(answer.text).substr(0, std::min(begins[i], answer.text.size())))});
+            list.entries.push_back({&answer.logprobs[i], answer.ids[i], base + begins[i]});
     }
 
     void write_logprobs(JsonWriter& json, const Logprobs& list) const {

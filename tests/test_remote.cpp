@@ -544,6 +544,59 @@ TEST_CASE("remote: a request that is cancelled, or late, leaves at once") {
     CHECK(n_left == 2);
 }
 
+namespace {
+
+// Answers every prompt with one token and an end; waiting for it fails where it is told to.
+class FakeAnswers final : public RemoteAnswers {
+  public:
+    explicit FakeAnswers(int& n_failing) : n_failing_(n_failing) {}
+    void start(uint64_t ticket, const RemotePrompt&) override { waiting_.push_back(ticket); }
+    void stop(uint64_t ticket) noexcept override { std::erase(waiting_, ticket); }
+    void wait(std::chrono::milliseconds) override {
+        if (n_failing_ > 0 && n_failing_-- > 0) fail(Status::runtime, "no more sockets");
+    }
+    RemoteNews take(uint64_t) override { return {{{5, std::nullopt}}, true, true, std::nullopt}; }
+
+  private:
+    int& n_failing_;
+    std::vector<uint64_t> waiting_;
+};
+
+class FakeDecoder final : public RemoteDecoder {
+  public:
+    std::string name() const override { return "fake"; }
+    int64_t max_context() const override { return 512; }
+    std::unique_ptr<RemoteAnswers> open() const override { return std::make_unique<FakeAnswers>(n_failing); }
+    mutable int n_failing = 0;
+};
+
+}  // namespace
+
+TEST_CASE("remote: a wait that fails ends the requests that wait, and no others") {
+    const auto decoder = std::make_shared<FakeDecoder>();
+    const Model model(cpu().device(), repo_path(nano), {}, WeightFormat::as_stored, {}, {}, decoder);
+    Engine engine(model, {.n_slots = 2, .max_context = 512});
+    const auto submit = [&] {
+        Request request;
+        request.options = options_of(0.0);
+        request.segments = {TokenSegment{.ids = {5, 6, 7}}};
+        engine.submit(std::move(request));
+    };
+    const auto errors = [&] {
+        while (!engine.idle()) engine.step();
+        std::vector<std::string> out;
+        for (const Result& result : engine.take_finished())
+            out.push_back(result.error ? result.error->message() : "(no error)");
+        return out;
+    };
+    submit();
+    submit();
+    decoder->n_failing = 1;
+    CHECK(errors() == std::vector<std::string>(2, "no more sockets"));
+    submit();
+    CHECK(errors() == std::vector<std::string>{"(no error)"});
+}
+
 TEST_CASE("remote: on the command line") {
     const RemoteServer server(answer_as(local_model()));
     const TempDir dir;

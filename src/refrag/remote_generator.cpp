@@ -103,8 +103,8 @@ bool RemoteGenerator::hear(Sequence& sequence, Ended& ended) {
         logits.drawn = token.id;
         if (token.logprobs) logits.told = &*token.logprobs;
         const int32_t vocab_size = decoder_.config().vocab_size;
-        REFRAG_CHECK(token.id < vocab_size, Status::unavailable, "the decoder elsewhere drew token ", token.id,
-                     ": expected one of 0 to ", vocab_size - 1, ", as in this model's vocabulary");
+        REFRAG_CHECK(token.id < vocab_size, Status::unavailable, "the decoder elsewhere drew token ",
+                     token.id, ": expected one of 0 to ", vocab_size - 1, ", as in this model's vocabulary");
         sequence.generating = true;
         --sequence.n_left;
         if (!sequence.next(logits, 0.0)) return true;
@@ -121,15 +121,25 @@ bool RemoteGenerator::hear(Sequence& sequence, Ended& ended) {
     return true;
 }
 
+void RemoteGenerator::wait(std::chrono::milliseconds most) {
+    try {
+        answers_->wait(most);
+    } catch (const Error&) {
+        failure_ = std::current_exception();
+    }
+}
+
 const std::vector<SequenceRunner::Ended>& RemoteGenerator::step(int64_t /*max_rows*/) {
     ended_.clear();
     ended_.reserve(sequences_.size());
-    answers_->wait(std::chrono::milliseconds(0));
+    wait(std::chrono::milliseconds(0));
+    const std::exception_ptr failure = std::exchange(failure_, nullptr);
     for (size_t slot = 0; slot < sequences_.size(); ++slot) {
         if (!sequences_[slot].next) continue;
         Ended ended{static_cast<int32_t>(slot), false, nullptr};
         bool over = true;
         try {
+            if (failure) std::rethrow_exception(failure);
             over = hear(sequences_[slot], ended);
         } catch (...) {
             ended.error = std::current_exception();

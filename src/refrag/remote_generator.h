@@ -28,7 +28,7 @@ class RemoteGenerator final : public SequenceRunner {
     void stop(int32_t slot) noexcept override;
     // Hands out the tokens that have come.
     const std::vector<Ended>& step(int64_t max_rows) override;
-    void wait(std::chrono::milliseconds most) override { answers_->wait(most); }
+    void wait(std::chrono::milliseconds most) override;
 
     size_t n_running() const override { return n_running_; }
     size_t n_generating() const override;
@@ -60,6 +60,7 @@ class RemoteGenerator final : public SequenceRunner {
     size_t n_running_ = 0;
     uint64_t next_ticket_ = 0;
     std::vector<Ended> ended_;
+    std::exception_ptr failure_;  // of waiting: it ends every sequence with the next step
     Counts counts_;
 };
 

@@ -68,9 +68,12 @@ struct HttpClient::Running {
                 long status = 0;
                 curl_easy_getinfo(running.easy.get(), CURLINFO_RESPONSE_CODE, &status);
                 transfer.status = static_cast<int>(status);
-                // A server that answers so has read it all.
-                if (status == 200) std::string().swap(transfer.request);
             }
+            // A server may answer before it has read everything: until then libcurl reads on.
+            curl_off_t sent = 0;
+            curl_easy_getinfo(running.easy.get(), CURLINFO_SIZE_UPLOAD_T, &sent);
+            if (!transfer.request.empty() && sent == static_cast<curl_off_t>(transfer.request.size()))
+                std::string().swap(transfer.request);
             transfer.received.append(bytes, size * n);
         } catch (const std::bad_alloc&) {
             return 0;  // less than was given: the transfer fails

@@ -21,7 +21,7 @@ struct HttpClientOptions {
 // What of a transfer has come.
 struct Transfer {
     std::string url;
-    std::string request;   // its body; let go of when the response begins
+    std::string request;   // its body; let go of when it is sent and the response has begun
     std::string received;  // of the response's body; its reader takes away what it has read
     int status = 0;        // HTTP status; 0: no response yet
     bool ended = false;

@@ -33,6 +33,7 @@ __global__ void attention_plain_kernel(AttentionArgs a, DType kv, Wanted wanted)
     const int64_t head = cached ? a.head(a.slot[s], static_cast<int32_t>(kv_head)) : 0;
     const int64_t rows = a.row_begin[s + 1] - a.row_begin[s];
     const int64_t entries = cached ? a.length[head] - rows + (r - a.row_begin[s]) + 1 : rows;
+    const int64_t hidden = cached ? a.first_seen(static_cast<int32_t>(entries - 1)) : 0;
     // Element d of K (or V) of an entry.
     const auto at = [&](const float* own, int64_t offset, int64_t e, int64_t d) {
         if (!cached) return own[((a.row_begin[s] + e) * a.n_kv_heads + kv_head) * dim + d];
@@ -50,10 +51,11 @@ __global__ void attention_plain_kernel(AttentionArgs a, DType kv, Wanted wanted)
     constexpr int kMaxOwned = 8;  // dimensions of a thread: head_dim <= kMaxOwned * kThreads
     float acc[kMaxOwned] = {};
     float m = -INFINITY, l = 0.0f;
-    for (int64_t first = 0; first < entries; first += kBlockEntries) {
+    for (int64_t first = hidden / kBlockEntries * kBlockEntries; first < entries; first += kBlockEntries) {
         const int64_t e = first + threadIdx.x;
         float score = -INFINITY;
-        if (e < entries) {
+        const bool sees = e >= hidden && e < entries;
+        if (sees) {
             float sum = 0.0f;
             for (int64_t d = 0; d < dim; ++d) sum += q[d] * at(a.k, 0, e, d);
             score = sum * a.scale;
@@ -67,7 +69,7 @@ __global__ void attention_plain_kernel(AttentionArgs a, DType kv, Wanted wanted)
         // finite.
         const float shift = largest == -INFINITY ? 0.0f : largest;
         const float keep = expf(m - shift);
-        const float weight = e < entries ? expf(score - shift) : 0.0f;
+        const float weight = sees ? expf(score - shift) : 0.0f;
         p[threadIdx.x] = weight;
         __syncthreads();  // all have read the maxima; p is there
         const float sum = warp_sum(weight);
@@ -77,7 +79,8 @@ __global__ void attention_plain_kernel(AttentionArgs a, DType kv, Wanted wanted)
             const int64_t d = threadIdx.x + static_cast<int64_t>(i) * kThreads;
             if (d >= dim) break;
             acc[i] *= keep;
-            for (int64_t j = 0; j < n; ++j) acc[i] += p[j] * at(a.v, kPageEntries, first + j, d);
+            for (int64_t j = hidden > first ? hidden - first : 0; j < n; ++j)
+                acc[i] += p[j] * at(a.v, kPageEntries, first + j, d);
         }
         __syncthreads();  // the sums are there; p may be written again
         l *= keep;
@@ -120,6 +123,7 @@ void CudaBackend::attention(Tensor out, Tensor q, Tensor k, Tensor v, const Atte
     a.n_kv_heads = shape.n_kv_heads;
     a.head_dim = shape.head_dim;
     a.scale = shape.scale;
+    a.window = shape.window;
     a.n_seq = batch.n_seq;
     a.max_rows = batch.max_rows;
     a.max_entries = batch.max_entries;

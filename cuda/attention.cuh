@@ -32,6 +32,7 @@ struct AttentionArgs {
     int32_t n_kv_heads;
     int32_t head_dim;
     float scale;
+    int32_t window;  // entries that a cached row sees, its own among them; 0: all
     // See Batch.
     int32_t n_seq;
     int32_t max_rows;
@@ -47,6 +48,10 @@ struct AttentionArgs {
     int32_t max_pages;
 
     __host__ __device__ int32_t group() const { return n_heads / n_kv_heads; }
+    // The first entry that a cached row sees which sees itself as entry `own`.
+    __host__ __device__ int32_t first_seen(int32_t own) const {
+        return window == 0 || own + 1 < window ? 0 : own + 1 - window;
+    }
     // Of (slot, layer, KV head), for `length` and the rows of `page_table`.
     __host__ __device__ int64_t head(int32_t s, int32_t kv_head) const {
         return (static_cast<int64_t>(s) * n_layers + layer) * n_kv_heads + kv_head;

@@ -11,6 +11,7 @@
 //
 // Entries beyond the length are not read, and no query of a group sees fewer than another: so nothing that a
 // row does not see comes near it.
+#include <algorithm>
 #include <type_traits>
 
 #include "attention.cuh"
@@ -148,6 +149,9 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kGroup == kMaxGroup ? 2 : 3)
                                     : 0;
     const int32_t length = a.length[head], n_entries = length - split * kSplitEntries;
     if (n_entries <= 0) return;
+    // Entries of the split that the row does not see; a split without any other is not read.
+    const int32_t hidden = a.first_seen(length - 1) - split * kSplitEntries;
+    if (hidden >= kSplitEntries) return;
 
     // ---- copies ---------------------------------------------------------------------------------------
     auto* const shared = dynamic_shared<unsigned char>();
@@ -238,7 +242,8 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kGroup == kMaxGroup ? 2 : 3)
         }
         REFRAG_UNROLL
         for (int g = 0; g < kGroup; ++g) {
-            const float score = lane < n ? s[g] : kNone;
+            const bool sees = lane < n && index * kPageEntries + lane >= hidden;
+            const float score = sees ? s[g] : kNone;
             const float most = fmaxf(m[g], warp_max(score)), shift = shift_of(most);
             const float keep = exp2f(m[g] - shift), p = exp2f(score - shift);
             m[g] = most;
@@ -256,7 +261,7 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, kGroup == kMaxGroup ? 2 : 3)
 #if !defined(REFRAG_CUDA_ON_HOST)
 #pragma unroll 4
 #endif
-            for (int32_t e = 0; e < n; ++e) {
+            for (int32_t e = std::max(hidden - index * kPageEntries, 0); e < n; ++e) {
                 float p[kGroup];
                 if constexpr (kGroup == 1) {
                     p[0] = powers[e];
@@ -350,9 +355,11 @@ __global__ void __launch_bounds__(kMaxDim) combine_kernel(AttentionArgs a, float
 
     const auto d = static_cast<int32_t>(threadIdx.x), stride = a.head_dim + 2;
     const auto used = static_cast<int32_t>(ceil_div(length, kSplitEntries));
+    const int32_t first = a.first_seen(length - 1) / kSplitEntries;
     const float* const from = partial_at(a, scratch, seq, query_head, n_splits, 0);
     float most = kNone;
-    for (int32_t s = d % kWarp; s < used; s += kWarp) most = fmaxf(most, from[s * stride + a.head_dim]);
+    for (int32_t s = first + d % kWarp; s < used; s += kWarp)
+        most = fmaxf(most, from[s * stride + a.head_dim]);
     most = warp_max(most);
     if (d >= a.head_dim) return;
     const float shift = shift_of(most);
@@ -360,7 +367,7 @@ __global__ void __launch_bounds__(kMaxDim) combine_kernel(AttentionArgs a, float
 #if !defined(REFRAG_CUDA_ON_HOST)
 #pragma unroll 8
 #endif
-    for (int32_t s = 0; s < used; ++s) {
+    for (int32_t s = first; s < used; ++s) {
         const float weight = exp2f(from[s * stride + a.head_dim] - shift);
         sum += weight * from[s * stride + d];
         total += weight * from[s * stride + a.head_dim + 1];

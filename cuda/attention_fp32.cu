@@ -76,12 +76,13 @@ Shared shared_of(int32_t head_dim) {
     return s;
 }
 
-// acc[i][d] += the power of row i times V's element, over the page's first entries: of row i seen[i] of them,
-// or, where kWhole, all `most`.
+// acc[i][d] += the power of row i times V's element, over the page's first entries: of row i seen[i] of them
+// but for the first hidden[i], or, where kWhole, all `most`.
 template <bool kWhole, int kDims>
 __device__ __forceinline__ void add_values(float (&acc)[kWarpRows][kDims], const float* powers,
                                            const float* v, int32_t v_stride, int32_t most,
-                                           const int32_t (&seen)[kWarpRows]) {
+                                           const int32_t (&seen)[kWarpRows],
+                                           const int32_t (&hidden)[kWarpRows]) {
 #if !defined(REFRAG_CUDA_ON_HOST)
 #pragma unroll 4
 #endif
@@ -97,7 +98,7 @@ __device__ __forceinline__ void add_values(float (&acc)[kWarpRows][kDims], const
         }
         REFRAG_UNROLL
         for (int i = 0; i < kWarpRows; ++i) {
-            if (!kWhole && e >= seen[i]) continue;
+            if (!kWhole && (e >= seen[i] || e < hidden[i])) continue;
             REFRAG_UNROLL
             for (int d = 0; d < kDims; ++d) acc[i][d] = __fmaf_rn(p[i], x[d], acc[i][d]);
         }
@@ -157,7 +158,9 @@ __global__ void __launch_bounds__(kThreads)
     REFRAG_UNROLL
     for (int i = 0; i < kWarpRows; ++i) m[i] = kNone;
 
-    for (int32_t first = 0; first < n_entries; first += kPageEntries) {
+    // Pages that no row of the block sees anything of change nothing.
+    const int32_t first_seen = kCached ? a.first_seen(start + first_row) : 0;
+    for (int32_t first = first_seen / kPageEntries * kPageEntries; first < n_entries; first += kPageEntries) {
         // ---- a page ---------------------------------------------------------------------------------------
         const int32_t n = std::min(n_entries - first, static_cast<int32_t>(kPageEntries));
         const int64_t page = kCached ? a.page_table[head * a.max_pages + first / kPageEntries] : 0;
@@ -204,12 +207,13 @@ __global__ void __launch_bounds__(kThreads)
         }
 
         // ---- softmax --------------------------------------------------------------------------------------
-        int32_t seen[kWarpRows];
+        int32_t seen[kWarpRows], hidden[kWarpRows];
         float p[kWarpRows];
         REFRAG_UNROLL
         for (int i = 0; i < kWarpRows; ++i) {
             seen[i] = std::min(n, sees[i] - first);
-            const float score = lane < seen[i] ? s[i] : kNone;
+            hidden[i] = kCached ? a.first_seen(sees[i] - 1) - first : 0;
+            const float score = lane < seen[i] && lane >= hidden[i] ? s[i] : kNone;
             // While all scores are -inf, subtracting their maximum would make NaN of what may still become
             // finite. (A NaN score is no maximum, but its power is NaN.)
             const float most = fmaxf(m[i], warp_max(score)), shift = most == kNone ? 0.0f : most;
@@ -226,11 +230,12 @@ __global__ void __launch_bounds__(kThreads)
 
         // ---- values ---------------------------------------------------------------------------------------
         if (!has_elements) continue;
-        // sees rises from row to row.
-        if (seen[0] == n)
-            add_values<true>(acc, powers, v + lane * kDims, layout.padded, n, seen);
+        // sees and hidden rise from row to row.
+        if (seen[0] == n && hidden[kWarpRows - 1] <= 0)
+            add_values<true>(acc, powers, v + lane * kDims, layout.padded, n, seen, hidden);
         else
-            add_values<false>(acc, powers, v + lane * kDims, layout.padded, seen[kWarpRows - 1], seen);
+            add_values<false>(acc, powers, v + lane * kDims, layout.padded, seen[kWarpRows - 1], seen,
+                              hidden);
     }
 
     REFRAG_UNROLL

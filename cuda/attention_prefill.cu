@@ -4,9 +4,10 @@
 // q * scale * log2 e is rounded to 16 bits, so that scores are exponents of 2; so are the powers before they
 // multiply V. All sums are fp32. In F16 the product with q fits wherever q does, as scale * log2 e < 1.
 //
-// Row i of a call of `rows` rows sees entries [0, length - rows + i]. A step of 64 entries in which all rows
-// of a block see everything needs no mask. In the other steps, at most two for each block, the scores of
-// entries that a row does not see become -inf and their powers 0.
+// Row i of a call of `rows` rows sees entries [0, length - rows + i], or of those the last `window`. A step
+// of 64 entries in which all rows of a block see everything needs no mask. In the other steps, at most two at
+// each end of what a block sees, the scores of entries that a row does not see become -inf and their powers
+// 0.
 //
 // A power of 0 is not enough: 0 * V would spread a NaN or an infinity of V to rows that do not see it. So in
 // those steps each thread looks through what it copied of V. Where any of it is not finite, all warps of the
@@ -67,11 +68,12 @@ struct Tile {
 };
 
 // Adds p[r][e] * V[e][d] for those V of 16 entries that are not finite, to the rows that see them. p: mma's
-// left operand; v: the first of the entries; sees: the last entry that each of the lane's two rows sees,
-// counted from it.
+// left operand; v: the first of the entries; sees, hides: the last entry that each of the lane's two rows
+// sees and the first, counted from it.
 template <typename T, int kDim>
 __device__ __forceinline__ void add_not_finite(float (&acc)[kDim / 8][4], const uint32_t (&p)[4],
-                                               const uint16_t* v, const int32_t (&sees)[2], int lane) {
+                                               const uint16_t* v, const int32_t (&sees)[2],
+                                               const int32_t (&hides)[2], int lane) {
     const int column = lane % 4 * 2;
     REFRAG_LOOP
     for (int e = 0; e < 16; ++e) {
@@ -89,7 +91,7 @@ __device__ __forceinline__ void add_not_finite(float (&acc)[kDim / 8][4], const 
             const uint32_t which = not_finite<T>(pair);
             REFRAG_UNROLL
             for (int i = 0; i < 4; ++i) {
-                if ((which >> (i % 2 * 16) & 0x8000) == 0 || e > sees[i / 2]) continue;
+                if ((which >> (i % 2 * 16) & 0x8000) == 0 || e > sees[i / 2] || e < hides[i / 2]) continue;
                 acc[n][i] += weight[i / 2] * T::widen(static_cast<uint16_t>(pair >> i % 2 * 16));
             }
         }
@@ -151,9 +153,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         }
         copy_async_commit();
     };
-    look_up(0);
-    bring(0);
-    look_up(1);
+    // Steps that no row of the block sees anything of change nothing.
+    const int32_t first_step = a.first_seen(start + first_row) / kEntries;
+    look_up(first_step);
+    bring(first_step);
+    look_up(first_step + 1);
 
     // ---- the warp's rows ------------------------------------------------------------------------------
     // A lane holds, of every 16 x 8 tile, two columns of the rows `row` and `row` + 8.
@@ -183,12 +187,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     const int v_at = (lane / 8 % 2 * 8 + lane % 8) * Of::kStride + lane / 16 * 8;
 
     __syncthreads();
-    for (int32_t step = 0; step * kEntries < n_entries; ++step) {
+    for (int32_t step = first_step; step * kEntries < n_entries; ++step) {
         const int32_t first = step * kEntries;
         const uint16_t* const k = shared + step % 2 * 2 * Of::kElements;
         const uint16_t* const v = k + Of::kElements;
         copy_async_wait<0>();
-        if (first + kEntries - 1 > start + first_row) {
+        if (first + kEntries - 1 > start + first_row || first < a.first_seen(n_entries - 1)) {
             uint32_t found = 0;
             REFRAG_LOOP
             for (int i = 0; i < Of::kCopies; ++i) {
@@ -204,7 +208,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
             bring(step + 1);
             look_up(step + 2);
         }
-        if (first > warp_sees) continue;
+        if (first > warp_sees || first + kEntries <= a.first_seen(start + warp_row)) continue;
 
         // ---- scores -----------------------------------------------------------------------------------
         float s[kScoreTiles][4] = {};
@@ -226,6 +230,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
                 REFRAG_UNROLL
                 for (int i = 0; i < 4; ++i) {
                     if (n * 8 + lane % 4 * 2 + i % 2 > sees[i / 2]) s[n][i] = kNone;
+                }
+            }
+        }
+        const int32_t hides[2] = {a.first_seen(start + row) - first, a.first_seen(start + row + 8) - first};
+        if (first < a.first_seen(start + warp_row + kWarpRows - 1)) {
+            REFRAG_UNROLL
+            for (int n = 0; n < kScoreTiles; ++n) {
+                REFRAG_UNROLL
+                for (int i = 0; i < 4; ++i) {
+                    if (n * 8 + lane % 4 * 2 + i % 2 < hides[i / 2]) s[n][i] = kNone;
                 }
             }
         }
@@ -280,7 +294,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
             }
             if (!clean) {
                 const int32_t sees_of_these[2] = {sees[0] - e * 16, sees[1] - e * 16};
-                add_not_finite<T, kDim>(acc, p, v + e * 16 * Of::kStride, sees_of_these, lane);
+                const int32_t hides_of_these[2] = {hides[0] - e * 16, hides[1] - e * 16};
+                add_not_finite<T, kDim>(acc, p, v + e * 16 * Of::kStride, sees_of_these, hides_of_these,
+                                        lane);
             }
         }
     }

@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <limits>
 #include <numeric>
 
 #include "attention.cuh"
@@ -40,7 +41,8 @@ struct Shape {
     int32_t heads;
     int32_t kv_heads;
     int32_t dim;
-    DType dtype;  // of the cache, or what a sequence without one is rounded to
+    DType dtype;         // of the cache, or what a sequence without one is rounded to
+    int32_t window = 0;  // entries that a cached row sees; 0: all
 
     float scale() const { return 1.0f / std::sqrt(static_cast<float>(dim)); }
     int32_t group() const { return heads / kv_heads; }
@@ -199,6 +201,7 @@ class Call {
         a.n_kv_heads = shape_.kv_heads;
         a.head_dim = shape_.dim;
         a.scale = shape_.scale();
+        a.window = shape_.window;
         a.n_seq = static_cast<int32_t>(parts_.size());
         a.max_rows = max_rows_;
         a.max_entries = max_entries_;
@@ -300,9 +303,10 @@ inline int64_t count_wrong(const Call& call, const Floats& out, size_t s, bool i
             const int32_t h = head / shape.group();
             const int32_t n = part.cached ? call.entries(s, h) - part.rows + r + 1 : part.rows;
             const int64_t row = (int64_t{call.row_begin(s) + r} * shape.heads + head) * shape.dim;
-            std::vector<double> weight(static_cast<size_t>(n));
+            const int32_t first = part.cached && shape.window > 0 ? std::max(0, n - shape.window) : 0;
+            std::vector<double> weight(static_cast<size_t>(n), -std::numeric_limits<double>::infinity());
             double sizes = 0.0;
-            for (int32_t e = 0; e < n; ++e) {
+            for (int32_t e = first; e < n; ++e) {
                 double dot = 0.0, size = 0.0;
                 for (int32_t d = 0; d < shape.dim; ++d) {
                     const float scaled = call.q[static_cast<size_t>(row + d)] * factor;
@@ -314,7 +318,7 @@ inline int64_t count_wrong(const Call& call, const Floats& out, size_t s, bool i
                 weight[static_cast<size_t>(e)] = dot;
                 sizes = std::max(sizes, size);
             }
-            const auto [least, most] = std::minmax_element(weight.begin(), weight.end());
+            const auto [least, most] = std::minmax_element(weight.begin() + first, weight.end());
             const double largest = *most, range = *most - *least;
             const int64_t steps = n / 16 + 1;
             const double e = std::log(2.0) * (gamma_n(shape.dim + 2) * sizes + 2.0 * kEps * range) +
@@ -325,7 +329,7 @@ inline int64_t count_wrong(const Call& call, const Floats& out, size_t s, bool i
             for (double& w : weight) total += w = std::exp2(w - largest);
             for (int32_t d = 0; d < shape.dim; ++d) {
                 double sum = 0.0, size = 0.0, all = 0.0;
-                for (int32_t i = 0; i < n; ++i) {
+                for (int32_t i = first; i < n; ++i) {
                     const auto x = static_cast<double>(call.value(s, h, i, d));
                     const double w = weight[static_cast<size_t>(i)] / total;
                     sum += w * x;

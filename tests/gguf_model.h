@@ -55,27 +55,35 @@ inline std::string interleaved(const std::string& bytes, size_t rows, size_t hea
 }
 
 // Pairs of the network's shape.
-inline std::vector<std::string> gguf_shape_pairs(const refrag::LlamaConfig& c) {
-    const auto u32 = [](const std::string& name, int64_t value) {
-        return gguf_u32("llama." + name, static_cast<uint32_t>(value));
+inline std::vector<std::string> gguf_shape_pairs(const refrag::DecoderConfig& c) {
+    const auto u32 = [&](const std::string& name, int64_t value) {
+        return gguf_u32(c.family + "." + name, static_cast<uint32_t>(value));
     };
-    std::vector<std::string> pairs = {gguf_string("general.architecture", "llama"),
-                                      u32("block_count", c.n_layers),
-                                      u32("context_length", c.max_seq_len),
-                                      u32("embedding_length", c.dim),
-                                      u32("feed_forward_length", c.hidden_dim),
-                                      u32("attention.head_count", c.n_heads),
-                                      u32("attention.head_count_kv", c.n_kv_heads),
-                                      u32("attention.key_length", c.head_dim),
-                                      u32("attention.value_length", c.head_dim),
-                                      u32("rope.dimension_count", c.head_dim),
-                                      u32("vocab_size", c.vocab_size),
-                                      gguf_f32("llama.attention.layer_norm_rms_epsilon", c.norm_eps),
-                                      gguf_f32("llama.rope.freq_base", static_cast<float>(c.rope_theta))};
+    std::vector<std::string> pairs = {
+        gguf_string("general.architecture", c.family),
+        u32("block_count", c.n_layers),
+        u32("context_length", c.max_seq_len),
+        u32("embedding_length", c.dim),
+        u32("feed_forward_length", c.hidden_dim),
+        u32("attention.head_count", c.n_heads),
+        u32("attention.head_count_kv", c.n_kv_heads),
+        u32("attention.key_length", c.head_dim),
+        u32("attention.value_length", c.head_dim),
+        u32("rope.dimension_count", c.head_dim),
+        u32("vocab_size", c.vocab_size),
+        gguf_f32(c.family + ".attention.layer_norm_rms_epsilon", c.norm_eps),
+        gguf_f32(c.family + ".rope.freq_base", static_cast<float>(c.rope_theta))};
     if (c.rope_linear_factor != 1.0) {
-        pairs.push_back(gguf_string("llama.rope.scaling.type", "linear"));
-        pairs.push_back(gguf_f32("llama.rope.scaling.factor", static_cast<float>(c.rope_linear_factor)));
+        pairs.push_back(gguf_string(c.family + ".rope.scaling.type", "linear"));
+        pairs.push_back(
+            gguf_f32(c.family + ".rope.scaling.factor", static_cast<float>(c.rope_linear_factor)));
     }
+    if (c.rope_yarn) {
+        pairs.push_back(gguf_string(c.family + ".rope.scaling.type", "yarn"));
+        pairs.push_back(gguf_f32(c.family + ".rope.scaling.factor", static_cast<float>(c.rope_yarn->factor)));
+        pairs.push_back(u32("rope.scaling.original_context_length", c.rope_yarn->original_max_seq_len));
+    }
+    if (!c.windows.empty()) pairs.push_back(u32("attention.sliding_window", c.windows[0]));
     if (c.bos_id) pairs.push_back(gguf_u32("tokenizer.ggml.bos_token_id", static_cast<uint32_t>(*c.bos_id)));
     if (!c.eos_ids.empty())
         pairs.push_back(gguf_u32("tokenizer.ggml.eos_token_id", static_cast<uint32_t>(c.eos_ids[0])));
@@ -115,7 +123,7 @@ inline std::vector<std::string> gguf_vocabulary_pairs(const refrag::Json& json, 
 // The weights and the shape of a directory; no vocabulary. LLaMA 3.1's frequencies become the table of
 // factors that converters write.
 inline GgufTestFile gguf_of_directory(const std::string& dir) {
-    const refrag::LlamaConfig c = refrag::load_llama_config(dir);
+    const refrag::DecoderConfig c = refrag::load_decoder_config(dir);
     GgufTestFile file;
     file.pairs = gguf_shape_pairs(c);
     for (TestTensor& tensor : read_tensors(dir)) {
@@ -123,9 +131,10 @@ inline GgufTestFile gguf_of_directory(const std::string& dir) {
         if (name.starts_with("model.")) name.remove_prefix(6);
         if (refrag::gguf_name(name).empty()) continue;  // tables of older checkpoints
         const auto rows = static_cast<size_t>(tensor.shape[0]);
-        if (name.find("q_proj") != std::string_view::npos)
+        const bool is_interleaved = c.family == "llama";
+        if (is_interleaved && name.find("q_proj") != std::string_view::npos)
             tensor.bytes = interleaved(tensor.bytes, rows, static_cast<size_t>(c.n_heads));
-        if (name.find("k_proj") != std::string_view::npos)
+        if (is_interleaved && name.find("k_proj") != std::string_view::npos)
             tensor.bytes = interleaved(tensor.bytes, rows, static_cast<size_t>(c.n_kv_heads));
         std::vector<uint64_t> extents;
         for (size_t axis = tensor.shape.size(); axis-- > 0;)
@@ -134,7 +143,7 @@ inline GgufTestFile gguf_of_directory(const std::string& dir) {
         file.tensors.push_back({refrag::gguf_name(name), type, extents, tensor.bytes});
     }
     if (c.rope_llama3) {
-        refrag::LlamaConfig plain = c;
+        refrag::DecoderConfig plain = c;
         plain.rope_llama3.reset();
         const std::vector<float> scaled = c.inverse_frequencies(), unscaled = plain.inverse_frequencies();
         std::string bytes;

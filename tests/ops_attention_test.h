@@ -15,6 +15,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 #include "ops_test.h"
@@ -31,6 +32,7 @@ struct Shape {
     int32_t kv_heads;
     int32_t dim;
     DType weights = DType::f32;  // of the network that the call is made for
+    int32_t window = 0;          // entries that a cached row sees; 0: all
 
     bool bf16() const { return weights == DType::bf16 && dim % 32 == 0; }
     float scale() const { return 1.0f / std::sqrt(static_cast<float>(dim)); }
@@ -163,7 +165,8 @@ inline Floats attend(Backend& backend, const Shape& shape, const std::vector<Par
                  vt = view(v, rows, shape.kv_heads * shape.dim);
     if (cache != nullptr) backend.kv_append(cache->view(), kLayer, kt, vt, batch);
     Floats out(q.size(), kNan);
-    const AttentionShape s{shape.heads, shape.kv_heads, shape.dim, shape.scale(), shape.weights};
+    const AttentionShape s{shape.heads,   shape.kv_heads, shape.dim,
+                           shape.scale(), shape.weights,  shape.window};
     backend.attention(view(out, rows, shape.heads * shape.dim), view(q, rows, shape.heads * shape.dim), kt,
                       vt, s, cache == nullptr ? nullptr : &cache->view(), kLayer, batch);
     return out;
@@ -179,10 +182,12 @@ inline int64_t count_wrong(const Shape& shape, const Sequence& sequence, int64_t
     int64_t wrong = 0;
     for (int64_t r = begin; r < begin + n; ++r) {
         const int64_t entries = causal ? r + 1 : x.rows;
+        const int64_t first = causal && shape.window > 0 ? std::max<int64_t>(0, entries - shape.window) : 0;
         for (int64_t h = 0; h < shape.heads; ++h) {
             const float* q = x.q.data() + (r * shape.heads + h) * dim;
-            std::vector<double> score(static_cast<size_t>(entries)), size(score.size());
-            for (int64_t e = 0; e < entries; ++e) {
+            const double unseen = -std::numeric_limits<double>::infinity();
+            std::vector<double> score(static_cast<size_t>(entries), unseen), size(score.size());
+            for (int64_t e = first; e < entries; ++e) {
                 const float* k = x.k.data() + (e * shape.kv_heads + h / group) * dim;
                 double dot = 0.0, sizes = 0.0;
                 for (int64_t d = 0; d < dim; ++d) {
@@ -193,7 +198,7 @@ inline int64_t count_wrong(const Shape& shape, const Sequence& sequence, int64_t
                 score[static_cast<size_t>(e)] = dot * scale;
                 size[static_cast<size_t>(e)] = sizes * scale;
             }
-            const auto [least, most] = std::minmax_element(score.begin(), score.end());
+            const auto [least, most] = std::minmax_element(score.begin() + first, score.end());
             const double largest = *most, range = *most - *least;
             double error = 0.0;
             for (const double s : size) error = std::max(error, gamma_n(dim + 2) * s);
@@ -207,7 +212,7 @@ inline int64_t count_wrong(const Shape& shape, const Sequence& sequence, int64_t
             for (double& s : score) total += s = std::exp(s - largest);
             for (int64_t d = 0; d < dim; ++d) {
                 double sum = 0.0, sizes = 0.0;
-                for (int64_t e = 0; e < entries; ++e) {
+                for (int64_t e = first; e < entries; ++e) {
                     const double v = static_cast<double>(
                         x.v[static_cast<size_t>((e * shape.kv_heads + h / group) * dim + d)]);
                     sum += score[static_cast<size_t>(e)] / total * v;

@@ -64,7 +64,7 @@ struct Example {
 const std::string kNetworks[] = {"llama2", "llama3"};  // the second has grouped queries
 
 // Attention of one head of a row, head by head and row by row as the formula says.
-std::vector<double> probabilities(const Call& call, const LlamaConfig& c, size_t row, int32_t head) {
+std::vector<double> probabilities(const Call& call, const DecoderConfig& c, size_t row, int32_t head) {
     const auto head_dim = static_cast<size_t>(c.head_dim), n_heads = static_cast<size_t>(c.n_heads),
                n_kv = static_cast<size_t>(c.n_kv_heads), h = static_cast<size_t>(head);
     const size_t kv_head = h / (n_heads / n_kv);
@@ -99,7 +99,7 @@ TEST_CASE("attention report: the weights with which the decoder summed v") {
             CAPTURE(mixed);
             Backend& scalar = *cpu_levels()[0];
             const Example example(scalar, network, mixed);
-            const LlamaConfig& c = example.decoder.config();
+            const DecoderConfig& c = example.decoder.config();
             const AttentionReport report = example.report(scalar);
             const size_t first = example.source.size() - 1, n_rows = example.answer.size(),
                          n = first + n_rows, n_layers = static_cast<size_t>(c.n_layers),

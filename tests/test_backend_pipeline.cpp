@@ -74,7 +74,7 @@ TEST_CASE("pipeline: an engine that does not fit the device's memory is refused 
     const Model roomy(large->device(), repo_path("weights_tools/refrag-nano"));
     const MemoryPlan plan = plan_memory(roomy, 1, 2048), short_plan = plan_memory(roomy, 1, 64);
     CHECK(plan.fits());
-    const LlamaConfig& shape = roomy.decoder().config();
+    const DecoderConfig& shape = roomy.decoder().config();
     const int32_t per_position = shape.n_layers * 2 * shape.n_kv_heads * shape.head_dim * 2;  // k and v, bf16
     CHECK(plan.kv_bytes == uint64_t{2048} * static_cast<uint64_t>(per_position));
     CHECK(plan.request_bytes == plan.kv_bytes);

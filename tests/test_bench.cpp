@@ -37,8 +37,8 @@ Config resized(Config c, int32_t dim, int32_t hidden_dim, int32_t n_layers, int3
     return c;
 }
 
-LlamaConfig small_decoder() {
-    LlamaConfig c = resized(decoder_shape("llama-160m"), 32, 64, 2, 4);
+DecoderConfig small_decoder() {
+    DecoderConfig c = resized(decoder_shape("llama-160m"), 32, 64, 2, 4);
     c.n_kv_heads = 2;
     c.head_dim = 8;
     return c;
@@ -118,7 +118,7 @@ TEST_CASE("the syllable vocabulary makes texts of exactly so many tokens, and so
 }
 
 TEST_CASE("counted operations equal a count matrix by matrix and row by row") {
-    const LlamaConfig c = small_decoder();
+    const DecoderConfig c = small_decoder();
     constexpr int n = 5;
     double decoder = 0.0;
     const auto linear = [](double rows, double out, double in) { return 2.0 * rows * out * in; };
@@ -177,7 +177,7 @@ TEST_CASE(
           random_weight_bytes(parts) - n.layer_matrix * 15 / 16);
     // Nothing is padded: rows are multiples of the packing's 16 columns (10464 = 654 * 16), columns of 32.
     CHECK(model->decoder().step_bytes() == (Llama::count(parts.decoder).matrix - 10464u * 32u) * 2);
-    LlamaConfig narrow = small_decoder();
+    DecoderConfig narrow = small_decoder();
     narrow.vocab_size = 100;
     CHECK(contains(error_of([&] { random_model_parts(narrow, small_encoder()); }),
                    "expected a vocabulary of at least 10460, found 100"));
@@ -258,7 +258,7 @@ TEST_CASE("a sweep gives every combination a row, with exact positions and ratio
 
 TEST_CASE("without the full context there are no ratios, and what passes the window has no figures") {
     const std::unique_ptr<Backend> backend = make_cpu_backend(2);
-    LlamaConfig decoder = small_decoder();
+    DecoderConfig decoder = small_decoder();
     decoder.max_seq_len = 64;
     const auto model = make_random_model(backend->device(), random_model_parts(decoder, small_encoder()), 1);
     BenchOptions options;

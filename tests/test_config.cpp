@@ -29,9 +29,9 @@ const ConfigFile& file() {
     static const ConfigFile config("config.json");
     return config;
 }
-LlamaConfig llama(const Fields& changes) {
+DecoderConfig llama(const Fields& changes) {
     file().write(with(kLlama, changes));
-    return load_llama_config(file().dir());
+    return load_decoder_config(file().dir());
 }
 RobertaConfig roberta(const Fields& changes) {
     file().write(with(kRoberta, changes));
@@ -47,12 +47,12 @@ std::string roberta_error(const Fields& changes) {
 }  // namespace
 
 TEST_CASE("llama config: what is read") {
-    const LlamaConfig c = llama({{"tie_word_embeddings", "true"},
-                                 {"attention_bias", "true"},
-                                 {"mlp_bias", "true"},
-                                 {"bos_token_id", "1"},
-                                 {"eos_token_id", "2"},
-                                 {"an_unknown_key", "{\"of\": [\"no\", \"consequence\"]}"}});
+    const DecoderConfig c = llama({{"tie_word_embeddings", "true"},
+                                   {"attention_bias", "true"},
+                                   {"mlp_bias", "true"},
+                                   {"bos_token_id", "1"},
+                                   {"eos_token_id", "2"},
+                                   {"an_unknown_key", "{\"of\": [\"no\", \"consequence\"]}"}});
     CHECK(c.dim == 8);
     CHECK(c.hidden_dim == 16);
     CHECK(c.n_layers == 1);
@@ -64,7 +64,8 @@ TEST_CASE("llama config: what is read") {
     CHECK(c.norm_eps == 1e-5f);
     CHECK(c.rope_theta == 10000.0);
     CHECK(c.tied_embeddings);
-    CHECK(c.attention_bias);
+    CHECK(c.qkv_bias);
+    CHECK(c.o_bias);
     CHECK(c.mlp_bias);
     CHECK(c.bos_id == 1);
     CHECK(c.eos_ids == std::vector<int32_t>{2});
@@ -72,15 +73,15 @@ TEST_CASE("llama config: what is read") {
 
 TEST_CASE("llama config: defaults of absent and of null keys") {
     for (const char* value : {"", "null"}) {
-        const LlamaConfig c = llama({{"num_key_value_heads", value},
-                                     {"head_dim", value},
-                                     {"max_position_embeddings", value},
-                                     {"rms_norm_eps", value},
-                                     {"rope_theta", value},
-                                     {"rope_scaling", value},
-                                     {"bos_token_id", value},
-                                     {"eos_token_id", value},
-                                     {"sliding_window", value}});
+        const DecoderConfig c = llama({{"num_key_value_heads", value},
+                                       {"head_dim", value},
+                                       {"max_position_embeddings", value},
+                                       {"rms_norm_eps", value},
+                                       {"rope_theta", value},
+                                       {"rope_scaling", value},
+                                       {"bos_token_id", value},
+                                       {"eos_token_id", value},
+                                       {"sliding_window", value}});
         CHECK(c.n_kv_heads == 4);
         CHECK(c.head_dim == 2);
         CHECK(c.max_seq_len == 2048);
@@ -148,7 +149,7 @@ TEST_CASE("llama config: end tokens, and generation_config.json before config.js
     temp.write("config.json", json_of(with(kLlama, {{"eos_token_id", "2"}})));
     const auto with_generation = [&](const char* text) {
         temp.write("generation_config.json", text);
-        return load_llama_config(temp.path()).eos_ids;
+        return load_decoder_config(temp.path()).eos_ids;
     };
     CHECK(with_generation("{\"eos_token_id\": [5, 6]}") == std::vector<int32_t>{5, 6});
     CHECK(with_generation("{\"temperature\": 0.5}") == std::vector<int32_t>{2});
@@ -239,7 +240,7 @@ TEST_CASE("llama config: RoPE as other writers leave it") {
     const std::string bands =
         "\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 1, \"high_freq_factor\": 4";
     // Without its own length the scaling starts from max_position_embeddings.
-    const LlamaConfig c = llama({{"rope_scaling", "{" + bands + "}"}});
+    const DecoderConfig c = llama({{"rope_scaling", "{" + bands + "}"}});
     REQUIRE(c.rope_llama3.has_value());
     CHECK(c.rope_llama3->original_max_seq_len == 64);
     // By layer type.
@@ -266,11 +267,9 @@ TEST_CASE("config: keys that would change the maths are refused by name") {
                             {"clip_qkv", "8.0"},
                             {"num_local_experts", "8"},
                             {"num_experts", "8"},
-                            {"layer_types", "[\"full_attention\", \"sliding_attention\"]"},
                             {"attn_temperature_tuning", "4"},
                             {"use_qk_norm", "true"},
                             {"qk_layernorm", "true"},
-                            {"no_rope_layers", "[1, 0]"},
                             {"attention_chunk_size", "8192"},
                             {"pe_config", "{}"},
                             {"parallel_attn", "true"},
@@ -302,12 +301,17 @@ TEST_CASE("config: keys that would change the maths are refused by name") {
 
 TEST_CASE("config: another architecture or activation is refused") {
     CHECK(llama_error({{"model_type", "\"gemma\""}}) ==
-          file().key("model_type") + ": expected \"llama\" or \"mistral\", found \"gemma\"");
+          file().key("model_type") +
+              ": expected one of \"llama\", \"mistral\", \"qwen2\", \"qwen3\", \"olmo2\", \"smollm3\", found "
+              "\"gemma\"");
     CHECK(contains(llama_error({{"hidden_act", "\"gelu\""}}),
                    "expected \"silu\" or \"swish\", found \"gelu\""));
-    CHECK(llama_error({{"model_type", "\"mistral\""}}) == "(no error)");
     CHECK(llama_error({{"sliding_window", "64"}}) == "(no error)");
-    CHECK(contains(llama_error({{"sliding_window", "63"}}), "at least max_position_embeddings = 64"));
+    CHECK(llama_error({{"sliding_window", "63"}}) ==
+          file().key("sliding_window") +
+              ": expected null, or at least max_position_embeddings = 64 (a llama has no window), found 63");
+    for (const char* key : {"layer_types", "no_rope_layers"})
+        CHECK(contains(roberta_error({{key, "[1]"}}), file().key(key) + ": expected this key to be absent"));
     CHECK(contains(roberta_error({{"model_type", "\"bert\""}}), "\"roberta\" or \"xlm-roberta\""));
     CHECK(contains(roberta_error({{"hidden_act", "\"gelu_new\""}}), "expected \"gelu\", found \"gelu_new\""));
     CHECK(contains(roberta_error({{"position_embedding_type", "\"relative_key\""}}),
@@ -316,6 +320,95 @@ TEST_CASE("config: another architecture or activation is refused") {
         CHECK(contains(roberta_error({{key, "true"}}), file().key(key) + ": expected false"));
         CHECK(roberta_error({{key, "false"}}) == "(no error)");
     }
+}
+
+TEST_CASE("decoder config: families, and what they are where the file does not say") {
+    const auto of = [](const std::string& type, Fields changes = {}) {
+        for (const char* key :
+             {"head_dim", "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta"})
+            changes.insert(changes.begin(), {key, ""});
+        changes.insert(changes.begin(), {"model_type", "\"" + type + "\""});
+        return llama(changes);
+    };
+    const DecoderConfig mistral = of("mistral");
+    CHECK(mistral.max_seq_len == 131072);
+    CHECK(mistral.n_kv_heads == 4);  // 8, of which there are no more than heads
+    CHECK(mistral.windows == std::vector<int32_t>{4096});
+    CHECK(of("mistral", {{"sliding_window", "null"}}).windows.empty());
+    CHECK(of("mistral", {{"sliding_window", "131072"}}).windows.empty());
+    CHECK(of("mistral", {{"sliding_window", "7"}}).window(0) == 7);
+
+    const DecoderConfig qwen2 = of("qwen2");
+    CHECK(qwen2.family == "qwen2");
+    CHECK(qwen2.qkv_bias);
+    CHECK_FALSE(qwen2.o_bias);
+    CHECK(qwen2.max_seq_len == 32768);
+    CHECK(qwen2.windows.empty());
+    CHECK(of("qwen2", {{"sliding_window", "7"}}).windows.empty());
+    const Fields window = {
+        {"use_sliding_window", "true"}, {"sliding_window", "7"}, {"num_hidden_layers", "3"}};
+    Fields from_1 = window;
+    from_1.emplace("max_window_layers", "1");
+    CHECK(of("qwen2", from_1).windows == std::vector<int32_t>{0, 7, 7});
+    Fields by_types = window;
+    by_types.emplace("layer_types",
+                          "[\"sliding_attention\", \"full_attention\", \"sliding_attention\"]");
+    CHECK(of("qwen2", by_types).windows == std::vector<int32_t>{7, 0, 7});
+
+    const DecoderConfig qwen3 = of("qwen3");
+    CHECK(qwen3.head_dim == 128);
+    CHECK(qwen3.qk_norm == QkNorm::per_head);
+    CHECK_FALSE(qwen3.qkv_bias);
+    CHECK(of("qwen3", {{"attention_bias", "true"}}).o_bias);
+
+    const DecoderConfig olmo2 = of("olmo2");
+    CHECK(olmo2.norm_eps == 1e-5f);
+    CHECK(olmo2.qk_norm == QkNorm::full_width);
+    CHECK(olmo2.norm_place == NormPlace::after);
+
+    const DecoderConfig smollm3 = of("smollm3", {{"num_hidden_layers", "8"}});
+    CHECK(smollm3.tied_embeddings);
+    CHECK(smollm3.rope_theta == 2000000.0);
+    CHECK(smollm3.rotates == std::vector<bool>{true, true, true, false, true, true, true, false});
+    Fields sliding = window;
+    sliding.emplace("no_rope_layers", "[0, 1, 0]");
+    CHECK(of("smollm3", sliding).windows == std::vector<int32_t>{7, 0, 7});
+
+    const auto error = [&](const std::string& type, const Fields& changes) {
+        return error_of([&] { of(type, changes); });
+    };
+    CHECK(contains(error("llama", {{"layer_types", "[\"sliding_attention\"]"}}),
+                   file().key("layer_types") + ": expected layers of one kind, as a llama has them"));
+    CHECK(contains(error("llama", {{"layer_types", "[\"chunked_attention\"]"}}),
+                   file().key("layer_types[0]") + ": expected \"full_attention\" or \"sliding_attention\""));
+    CHECK(contains(error("qwen2", {{"layer_types", "[]"}}), "expected one for each of 1 layers"));
+    CHECK(contains(error("qwen2", {{"attention_bias", "true"}}), file().key("attention_bias")));
+    CHECK(contains(error("smollm3", {{"no_rope_layers", "[1, 0]"}}), "expected one for each of 1 layers"));
+    CHECK(contains(error("smollm3", {{"no_rope_layers", "[2]"}}), file().key("no_rope_layers[0]")));
+    CHECK(contains(error("llama", {{"no_rope_layers", "[1]"}}), "expected this key to be absent"));
+}
+
+TEST_CASE("decoder config: YaRN and dynamic scaling") {
+    const auto scaled = [](const std::string& more) {
+        return llama({{"rope_scaling", "{\"rope_type\": \"yarn\"" + more + "}"}});
+    };
+    // Without lengths of its own the scaling is one of 1.
+    CHECK(scaled("").rope_yarn->factor == 1.0);
+    CHECK(scaled(", \"original_max_position_embeddings\": 16").rope_yarn->factor == 4.0);
+    const DecoderConfig c = scaled(", \"factor\": 4.0");
+    CHECK(c.rope_yarn->original_max_seq_len == 64);
+    CHECK(c.rope_yarn->attention_factor == doctest::Approx(0.1 * std::log(4.0) + 1.0));
+    const double f = c.rope_yarn->attention_factor;
+    CHECK(static_cast<double>(c.attention_scale()) == doctest::Approx(f * f / 2.0));
+    CHECK(scaled(", \"factor\": 4.0, \"attention_factor\": 1.5").rope_yarn->attention_factor == 1.5);
+    CHECK(scaled(", \"factor\": 4.0, \"mscale\": 1.0, \"mscale_all_dim\": 1.0").rope_yarn->attention_factor ==
+          1.0);
+    CHECK(contains(llama_error({{"rope_scaling", "{\"rope_type\": \"yarn\", \"factor\": 0.5}"}}),
+                   file().key("rope_scaling.factor")));
+    // Within the window dynamic scaling changes nothing.
+    CHECK(llama({{"rope_scaling", "{\"rope_type\": \"dynamic\", \"factor\": 4.0}"}}).inverse_frequencies() ==
+          llama({}).inverse_frequencies());
+    CHECK(contains(llama_error({{"rope_scaling", "{\"rope_type\": \"dynamic\"}"}}), "factor"));
 }
 
 TEST_CASE("roberta config: what is read, defaults and ranges") {
@@ -370,9 +463,10 @@ TEST_CASE("roberta config: what is read, defaults and ranges") {
 
 TEST_CASE("config: a file that is missing or not JSON is named") {
     const TempDir temp;
-    CHECK(contains(error_of([&] { load_llama_config(temp.path()); }), temp.file("config.json")));
+    CHECK(contains(error_of([&] { load_decoder_config(temp.path()); }), temp.file("config.json")));
     temp.write("config.json", "{\"hidden_size\": ");
     CHECK(contains(error_of([&] { load_roberta_config(temp.path()); }), "config.json: not valid JSON"));
     temp.write("config.json", "[1]");
-    CHECK(contains(error_of([&] { load_llama_config(temp.path()); }), "expected an object, found an array"));
+    CHECK(
+        contains(error_of([&] { load_decoder_config(temp.path()); }), "expected an object, found an array"));
 }

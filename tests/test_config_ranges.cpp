@@ -95,7 +95,7 @@ std::string message_of(const Field& field, const std::string& text) {
     const std::string name = kind == "refrag" ? "refrag.json" : "config.json";
     const std::string path = dir.write(name, text);
     const std::string message = error_of([&] {
-        if (kind == "llama") load_llama_config(dir.path());
+        if (kind == "llama") load_decoder_config(dir.path());
         if (kind == "roberta") load_roberta_config(dir.path());
         if (kind == "refrag") load_refrag_config(dir.path());
     });
@@ -167,6 +167,6 @@ TEST_CASE("config ranges: a million levels of nesting are refused in every file,
     const TempDir dir;
     dir.write("config.json", llama_text);
     dir.write("generation_config.json", std::string(1'000'000, '['));
-    CHECK(contains(error_of([&] { load_llama_config(dir.path()); }),
+    CHECK(contains(error_of([&] { load_decoder_config(dir.path()); }),
                    "generation_config.json: expected at most 64 levels"));
 }

@@ -10,7 +10,9 @@ TEST_CASE("cuda attention: decode over ragged batches") {
          {Shape{2, 2, 8, DType::f32}, Shape{2, 1, 64, DType::bf16}, Shape{4, 1, 72, DType::f16},
           Shape{8, 1, 128, DType::bf16}, Shape{3, 1, 256, DType::f32}, Shape{1, 1, 256, DType::bf16},
           Shape{16, 1, 80, DType::f32}, Shape{12, 1, 64, DType::f16}, Shape{2, 2, 128, DType::f32},
-          Shape{4, 2, 24, DType::bf16}, Shape{4, 1, 200, DType::f16}, Shape{8, 1, 16, DType::f32}}) {
+          Shape{4, 2, 24, DType::bf16}, Shape{4, 1, 200, DType::f16}, Shape{8, 1, 16, DType::f32},
+          Shape{2, 1, 64, DType::bf16, 1}, Shape{4, 2, 64, DType::bf16, 100},
+          Shape{2, 2, 128, DType::f32, 256}, Shape{8, 1, 64, DType::f16, 300}}) {
         CAPTURE(shape.dim);
         CAPTURE(shape.heads);
         set_seed(seed++);

@@ -26,9 +26,11 @@ TEST_CASE("cuda attention: in fp32, prompts over ragged batches") {
          {Shape{4, 1, 64, DType::f32}, Shape{2, 2, 128, DType::f32}, Shape{2, 1, 8, DType::f32},
           Shape{1, 1, 7, DType::f32}, Shape{3, 1, 24, DType::bf16}, Shape{2, 1, 40, DType::f16},
           Shape{1, 1, 200, DType::bf16}, Shape{1, 1, 254, DType::f32}, Shape{2, 1, 256, DType::f16},
-          Shape{2, 2, 13, DType::f32}}) {
+          Shape{2, 2, 13, DType::f32}, Shape{2, 1, 64, DType::f32, 1}, Shape{2, 2, 24, DType::bf16, 33},
+          Shape{1, 1, 40, DType::f32, 20}}) {
         CAPTURE(shape.dim);
         CAPTURE(shape.heads);
+        CAPTURE(shape.window);
         set_seed(seed++);
         const Call call(
             shape,
@@ -90,36 +92,40 @@ TEST_CASE(
 }
 
 TEST_CASE("cuda attention: in fp32, what a row does not see cannot reach it") {
-    const Shape shape{2, 2, 12, DType::f32};
-    // Entries before `start` are seen by all rows; others by those behind them.
-    for (const auto& [start, bad] :
-         {std::pair{20, 5}, {20, 21}, {20, 31}, {20, 32}, {20, 59}, {31, 32}, {32, 63}}) {
-        CAPTURE(start);
-        CAPTURE(bad);
-        set_seed(static_cast<uint64_t>(bad));
-        Call call(shape, {{40, start}, {20, 3}}, 51);
-        const Floats clean = cached_fp32(call);
-        const int32_t cols = shape.heads * shape.dim, first = bad - start;
-        const auto count = [&](const Floats& out, const std::function<float(int32_t, float)>& expected) {
-            int64_t wrong = 0;
-            for (int32_t r = 0; r < call.n_rows(); ++r) {
-                for (int32_t c = 0; c < cols; ++c) {
-                    const auto at = static_cast<size_t>(r * cols + c);
-                    const bool reads = r < 40 && r >= first && c < shape.dim;
-                    if (!same_bits(out[at], reads ? expected(c, clean[at]) : clean[at])) ++wrong;
+    for (const int32_t window : {0, 25}) {
+        CAPTURE(window);
+        const Shape shape{2, 2, 12, DType::f32, window};
+        // Entries before `start` are seen by all rows; others by those behind them.
+        for (const auto& [start, bad] :
+             {std::pair{20, 5}, {20, 21}, {20, 31}, {20, 32}, {20, 59}, {31, 32}, {32, 63}}) {
+            CAPTURE(start);
+            CAPTURE(bad);
+            set_seed(static_cast<uint64_t>(bad));
+            Call call(shape, {{40, start}, {20, 3}}, 51);
+            const Floats clean = cached_fp32(call);
+            const int32_t cols = shape.heads * shape.dim, first = bad - start;
+            const auto count = [&](const Floats& out, const std::function<float(int32_t, float)>& expected) {
+                int64_t wrong = 0;
+                for (int32_t r = 0; r < call.n_rows(); ++r) {
+                    for (int32_t c = 0; c < cols; ++c) {
+                        const auto at = static_cast<size_t>(r * cols + c);
+                        const bool is_near = window == 0 || r < first + window;
+                        const bool reads = r < 40 && r >= first && is_near && c < shape.dim;
+                        if (!same_bits(out[at], reads ? expected(c, clean[at]) : clean[at])) ++wrong;
+                    }
                 }
-            }
-            return wrong;
-        };
-        const float key = std::exchange(call.key(0, 0, bad, 7), kNan);
-        call.write_pages();
-        CHECK(count(cached_fp32(call), [](int32_t, float) { return kNan; }) == 0);
-        call.key(0, 0, bad, 7) = key;
-        for (const float x : {kNan, kInf, -kInf}) {
-            const float value = std::exchange(call.value(0, 0, bad, 6), x);
+                return wrong;
+            };
+            const float key = std::exchange(call.key(0, 0, bad, 7), kNan);
             call.write_pages();
-            CHECK(count(cached_fp32(call), [&](int32_t c, float y) { return c == 6 ? x : y; }) == 0);
-            call.value(0, 0, bad, 6) = value;
+            CHECK(count(cached_fp32(call), [](int32_t, float) { return kNan; }) == 0);
+            call.key(0, 0, bad, 7) = key;
+            for (const float x : {kNan, kInf, -kInf}) {
+                const float value = std::exchange(call.value(0, 0, bad, 6), x);
+                call.write_pages();
+                CHECK(count(cached_fp32(call), [&](int32_t c, float y) { return c == 6 ? x : y; }) == 0);
+                call.value(0, 0, bad, 6) = value;
+            }
         }
     }
 }

@@ -9,7 +9,8 @@ TEST_CASE("cuda attention: prefill over ragged batches") {
     for (const Shape& shape :
          {Shape{8, 1, 64, DType::bf16}, Shape{2, 1, 80, DType::bf16}, Shape{2, 2, 96, DType::bf16},
           Shape{4, 1, 128, DType::bf16}, Shape{4, 2, 64, DType::f16}, Shape{1, 1, 80, DType::f16},
-          Shape{4, 1, 96, DType::f16}, Shape{1, 1, 128, DType::f16}}) {
+          Shape{4, 1, 96, DType::f16}, Shape{1, 1, 128, DType::f16}, Shape{4, 2, 64, DType::bf16, 37},
+          Shape{2, 1, 128, DType::bf16, 64}, Shape{1, 1, 80, DType::f16, 1}}) {
         CAPTURE(shape.dim);
         CAPTURE(shape.heads);
         set_seed(seed);
@@ -34,41 +35,48 @@ TEST_CASE("cuda attention: prefill of every length after every start") {
     for (const int32_t start : {0, 1, 31, 32, 33, 100, 300}) {
         for (const int32_t rows : {1, 15, 16, 17, 63, 64, 65, 130}) parts.push_back({rows, start});
     }
-    const Call call(shape, parts, 31);
-    check(call, prefill(call), true, cached);
+    for (const int32_t window : {0, 1, 63, 64, 65, 129}) {
+        CAPTURE(window);
+        const Call call({1, 1, 64, DType::bf16, window}, parts, 31);
+        check(call, prefill(call), true, cached);
+    }
     // The last page is full, and there is no page number behind it.
     const Call full(shape, {{64, 64}}, 32);
     check(full, prefill(full), true, cached);
 }
 
 TEST_CASE("cuda attention: prefill in one call and in several, alone and in a batch, gives the same bits") {
-    const Shape shape{2, 1, 80, DType::bf16};
-    const Call whole(shape, {{130, 33}}, 41);
-    set_seed(1);
-    const Floats expected = prefill(whole);
-    for (uint64_t seed = 2; seed < 4; ++seed) {
-        set_seed(seed);
-        CHECK(same_bits(prefill(whole), expected));
-    }
-    // The rows from 77 on alone: what was before is in the cache.
-    const int32_t done = 77, cols = shape.heads * shape.dim;
-    const Call rest(shape, {{3, 50}, {130 - done, 33 + done}, {1, 0}}, 42);
-    Call copy(shape, {{3, 50}, {130 - done, 33 + done}, {1, 0}}, 42);
-    for (int32_t e = 0; e < 163; ++e) {
-        for (int32_t d = 0; d < shape.dim; ++d) {
-            copy.key(1, 0, e, d) = whole.key(0, 0, e, d);
-            copy.value(1, 0, e, d) = whole.value(0, 0, e, d);
+    for (const int32_t window : {0, 50}) {
+        CAPTURE(window);
+        const Shape shape{2, 1, 80, DType::bf16, window};
+        const Call whole(shape, {{130, 33}}, 41);
+        set_seed(1);
+        const Floats expected = prefill(whole);
+        for (uint64_t seed = 2; seed < 4; ++seed) {
+            set_seed(seed);
+            CHECK(same_bits(prefill(whole), expected));
         }
+        // The rows from 77 on alone: what was before is in the cache.
+        const int32_t done = 77, cols = shape.heads * shape.dim;
+        const Call rest(shape, {{3, 50}, {130 - done, 33 + done}, {1, 0}}, 42);
+        Call copy(shape, {{3, 50}, {130 - done, 33 + done}, {1, 0}}, 42);
+        for (int32_t e = 0; e < 163; ++e) {
+            for (int32_t d = 0; d < shape.dim; ++d) {
+                copy.key(1, 0, e, d) = whole.key(0, 0, e, d);
+                copy.value(1, 0, e, d) = whole.value(0, 0, e, d);
+            }
+        }
+        std::copy(whole.q.begin() + done * cols, whole.q.end(), copy.q.begin() + copy.row_begin(1) * cols);
+        copy.write_pages();
+        const Floats out = prefill(copy);
+        CHECK(same_bits(rows_of(copy, out, 1), Floats(expected.begin() + done * cols, expected.end())));
+        CHECK(same_bits(rows_of(copy, out, 0), rows_of(rest, prefill(rest), 0)));
     }
-    std::copy(whole.q.begin() + done * cols, whole.q.end(), copy.q.begin() + copy.row_begin(1) * cols);
-    copy.write_pages();
-    const Floats out = prefill(copy);
-    CHECK(same_bits(rows_of(copy, out, 1), Floats(expected.begin() + done * cols, expected.end())));
-    CHECK(same_bits(rows_of(copy, out, 0), rows_of(rest, prefill(rest), 0)));
 }
 
 TEST_CASE("cuda attention: in prefill, what a row does not see cannot reach it") {
-    for (const Shape& shape : {Shape{2, 2, 64, DType::bf16}, Shape{1, 1, 96, DType::f16}}) {
+    for (const Shape& shape : {Shape{2, 2, 64, DType::bf16}, Shape{1, 1, 96, DType::f16},
+                               Shape{2, 2, 64, DType::bf16, 30}, Shape{1, 1, 96, DType::f16, 70}}) {
         // Entries before `start` are seen by all rows; at (62, 63) by all but the first, in a step that ends
         // there.
         for (const auto& place : {std::pair{20, 5},
@@ -92,7 +100,8 @@ TEST_CASE("cuda attention: in prefill, what a row does not see cannot reach it")
                 for (int32_t r = 0; r < call.n_rows(); ++r) {
                     for (int32_t c = 0; c < cols; ++c) {
                         const auto at = static_cast<size_t>(r * cols + c);
-                        const bool reads = r < 80 && r >= first && c < shape.dim;
+                        const bool is_near = shape.window == 0 || r < first + shape.window;
+                        const bool reads = r < 80 && r >= first && is_near && c < shape.dim;
                         const float value = reads ? expected(c, clean[at]) : clean[at];
                         if (!same_bits(out[at], value)) ++wrong;
                     }

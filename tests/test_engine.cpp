@@ -300,7 +300,7 @@ TEST_CASE_FIXTURE(Fixture, "engine: options that make no sense are refused") {
 
 TEST_CASE_FIXTURE(Fixture,
                   "engine: the memory plan counts page tables as wide as a sequence can come to be") {
-    const LlamaConfig& c = model.decoder().config();
+    const DecoderConfig& c = model.decoder().config();
     const auto tables = [&](int64_t longest) {
         return KvCache::most_table_bytes(4, c.n_layers * c.n_kv_heads, longest);
     };

@@ -222,14 +222,14 @@ TEST_CASE("failing files: a file that cannot be looked at does not pass for one 
             return call.path == generation && call.name == std::string("stat") ? Fate::fails(error)
                                                                                : Fate::normal();
         });
-        CHECK(contains(error_of([&] { load_llama_config(place.model() + "/decoder"); }),
+        CHECK(contains(error_of([&] { load_decoder_config(place.model() + "/decoder"); }),
                        generation + ": cannot be examined: "));
     }
     const FailingCalls calls([&](const SystemCall& call) {
         return call.path == generation ? Fate::fails(ENOENT) : Fate::normal();
     });
     CHECK_FALSE(is_file(generation));
-    CHECK_NOTHROW(load_llama_config(place.model() + "/decoder"));
+    CHECK_NOTHROW(load_decoder_config(place.model() + "/decoder"));
 }
 
 // ---- files that change while a model is loaded ---------------------------------------------------

@@ -35,7 +35,7 @@ std::unique_ptr<Llama> adapted(const std::vector<std::string>& adapters, bool fr
                                WeightFormat format = WeightFormat::as_stored, std::string* digest = nullptr) {
     const TempDir dir;
     Device& device = cpu().device();
-    LlamaConfig config = load_llama_config(network_path("llama2"));
+    DecoderConfig config = load_decoder_config(network_path("llama2"));
     std::unique_ptr<StoredWeights> weights;
     if (from_gguf) {
         const auto file = std::make_shared<const GgufFile>(

@@ -33,7 +33,9 @@ bool rounds_activations(const Backend& backend) {
     return contains(name, "BF16") || contains(name, "AMX") || contains(name, "cuda");
 }
 
-const std::string kLlamas[] = {"llama2", "llama3", "llama-bias"};
+const std::string kLlamas[] = {"llama2",         "llama3", "llama-bias",   "llama-yarn",
+                               "llama-dynamic",  "qwen2",  "qwen2-window", "qwen3",
+                               "mistral-window", "olmo2",  "smollm3"};
 const std::string kRobertas[] = {"roberta-mlm", "roberta-pooler"};
 
 // Values of a KV-cached model on the golden's prompt: logits of plain ids, and of ids mixed with chunk rows.

@@ -123,8 +123,11 @@ TEST_CASE_TEMPLATE("ops: causal attention over ragged batches", T, Scalar, Avx2,
     const auto backend = make_cpu_backend(2, T::isa);
     for (const Shape plain :
          {Shape{2, 2, 8}, Shape{2, 1, 48}, Shape{4, 1, 64}, Shape{8, 1, 80}, Shape{2, 2, 128},
-          Shape{3, 3, 17}, Shape{8, 2, 16}, Shape{8, 1, 32}, Shape{1, 1, 96}, Shape{2, 2, 40}}) {
+          Shape{3, 3, 17}, Shape{8, 2, 16}, Shape{8, 1, 32}, Shape{1, 1, 96}, Shape{2, 2, 40},
+          Shape{4, 2, 64, DType::f32, 1}, Shape{2, 2, 17, DType::f32, 31}, Shape{8, 1, 32, DType::f32, 32},
+          Shape{4, 1, 64, DType::f32, 45}, Shape{2, 1, 48, DType::f32, 1000}}) {
         const Shape shape = on<T>(plain);
+        CAPTURE(shape.window);
         CAPTURE(shape.heads);
         CAPTURE(shape.kv_heads);
         CAPTURE(shape.dim);
@@ -179,8 +182,10 @@ TEST_CASE_TEMPLATE("ops: encoder attention sees its whole sequence and no other"
 TEST_CASE_TEMPLATE("ops: prefill, split prefill and decode give the same bits", T, Scalar, Avx2, Avx512,
                    Avx512Bf16, Amx) {
     REQUIRE_ISA(T);
-    for (const Shape plain : {Shape{2, 2, 64}, Shape{8, 2, 16}, Shape{4, 1, 17}, Shape{8, 1, 32}}) {
+    for (const Shape plain : {Shape{2, 2, 64}, Shape{8, 2, 16}, Shape{4, 1, 17}, Shape{8, 1, 32},
+                              Shape{4, 2, 64, DType::f32, 40}, Shape{3, 1, 17, DType::f32, 33}}) {
         const Shape shape = on<T>(plain);
+        CAPTURE(shape.window);
         const int64_t rows = 135, cols = shape.heads * shape.dim;
         const Sequence x = make_sequence(shape, rows, 301), other = make_sequence(shape, 50, 302);
         Floats whole;
@@ -213,8 +218,10 @@ TEST_CASE_TEMPLATE("ops: prefill, split prefill and decode give the same bits", 
 TEST_CASE_TEMPLATE("ops: what a row does not see cannot reach it", T, Scalar, Avx2, Avx512, Avx512Bf16, Amx) {
     REQUIRE_ISA(T);
     const auto backend = make_cpu_backend(2, T::isa);
-    for (const Shape plain : {Shape{4, 2, 64}, Shape{2, 2, 17}, Shape{8, 4, 32}}) {
+    for (const Shape plain : {Shape{4, 2, 64}, Shape{2, 2, 17}, Shape{8, 4, 32},
+                              Shape{4, 2, 64, DType::f32, 9}, Shape{2, 2, 17, DType::f32, 20}}) {
         const Shape shape = on<T>(plain);
+        CAPTURE(shape.window);
         const int64_t rows = 70, cols = shape.heads * shape.dim, bad = 37;
         const Sequence clean = make_sequence(shape, rows, 401), other = make_sequence(shape, 20, 402);
         Cache cache(shape, 2, 96), cache_k(shape, 2, 96), cache_v(shape, 2, 96);
@@ -234,7 +241,8 @@ TEST_CASE_TEMPLATE("ops: what a row does not see cannot reach it", T, Scalar, Av
         for (int64_t r = 0; r < rows + 20; ++r) {
             for (int64_t c = 0; c < cols; ++c) {
                 const auto at = static_cast<size_t>(r * cols + c);
-                const bool reads = r >= bad && r < rows && c / shape.dim < group;
+                const bool is_near = shape.window == 0 || r - bad < shape.window;
+                const bool reads = r >= bad && r < rows && is_near && c / shape.dim < group;
                 right = right && same_bits(k_out[at], reads ? kNan : expected[at]);
                 right = right && same_bits(v_out[at], reads && c % shape.dim == 3 ? kNan : expected[at]);
             }
@@ -301,8 +309,9 @@ TEST_CASE("ops: attention without rows") {
 TEST_CASE_TEMPLATE("ops: entries beyond a split: one call, several, decode, any threads", T, Avx2, Avx512Bf16,
                    Amx) {
     REQUIRE_ISA(T);
-    for (const Shape plain : {Shape{4, 1, 64}, Shape{2, 2, 32}}) {
+    for (const Shape plain : {Shape{4, 1, 64}, Shape{2, 2, 32}, Shape{2, 1, 64, DType::f32, 700}}) {
         const Shape shape = on<T>(plain);
+        CAPTURE(shape.window);
         const int64_t cols = shape.heads * shape.dim, rows = 2100;
         const Sequence x = make_sequence(shape, rows, 631);
         Cache whole_cache(shape, 1, rows);

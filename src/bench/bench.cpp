@@ -214,7 +214,7 @@ class Group {
     // Of all that the first token of this request takes.
     double request_flops(const Case& c, const Answer& answer, const CutPassage& passage,
                          bool from_text) const {
-        const LlamaConfig& decoder = model_.decoder().config();
+        const DecoderConfig& decoder = model_.decoder().config();
         double sum = prefill_flops(decoder, static_cast<int64_t>(answer.positions)) + head_flops(decoder);
         if (c.full) return sum;
         const int64_t n_chunks = std::ssize(answer.chunks);
@@ -252,7 +252,7 @@ class Group {
             const auto [least, most] = std::minmax_element(values.begin(), values.end());
             return (*most - *least) / median(values);
         };
-        const LlamaConfig& decoder = model_.decoder().config();
+        const DecoderConfig& decoder = model_.decoder().config();
         BenchFigures f;
         f.positions = c.positions;
         f.ttft_ms = median(column(&Sample::ttft_ms));
@@ -311,7 +311,7 @@ void check_bench_options(const BenchOptions& options) {
     check(options.row_seconds >= 0.0, "at least 0 seconds a row", options.row_seconds);
 }
 
-BenchMemory bench_memory(const LlamaConfig& decoder, DType kv, const RobertaConfig& encoder,
+BenchMemory bench_memory(const DecoderConfig& decoder, DType kv, const RobertaConfig& encoder,
                          const RefragConfig& config, const BenchOptions& options) {
     constexpr int64_t kTemplate = 64;  // BOS and template pieces; more of them than any model here has
     const int64_t context = *std::max_element(options.contexts.begin(), options.contexts.end());

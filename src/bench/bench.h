@@ -80,7 +80,7 @@ struct BenchMemory {
     uint64_t kv_bytes = 0;
     uint64_t workspace_bytes = 0;
 };
-BenchMemory bench_memory(const LlamaConfig& decoder, DType kv, const RobertaConfig& encoder,
+BenchMemory bench_memory(const DecoderConfig& decoder, DType kv, const RobertaConfig& encoder,
                          const RefragConfig& config, const BenchOptions& options);
 
 // Rows by batch, context, then full before refrag, k, p, cached before text.

@@ -1,6 +1,8 @@
 // See cost.h.
 #include "bench/cost.h"
 
+#include <algorithm>
+
 namespace refrag {
 namespace {
 
@@ -25,14 +27,18 @@ WeightCount count_weights(const ModelParts& parts) {
     return n;
 }
 
-double prefill_flops(const LlamaConfig& config, int64_t n) {
-    const double rows = static_cast<double>(n);
+double prefill_flops(const DecoderConfig& config, int64_t n) {
     const double q_dim = static_cast<double>(config.n_heads) * config.head_dim;
-    const double attention = 4.0 * q_dim * rows * (rows + 1.0) / 2.0;
-    return products(Llama::count(config).every_row, n) + config.n_layers * attention;
+    double seen = 0.0;  // entries, of all rows in all layers
+    for (int32_t layer = 0; layer < config.n_layers; ++layer) {
+        const int64_t window = config.window(layer) == 0 ? n : std::min<int64_t>(config.window(layer), n);
+        const double first = static_cast<double>(window), rest = static_cast<double>(n - window);
+        seen += first * (first + 1.0) / 2.0 + rest * first;
+    }
+    return products(Llama::count(config).every_row, n) + 4.0 * q_dim * seen;
 }
 
-double head_flops(const LlamaConfig& config) {
+double head_flops(const DecoderConfig& config) {
     return products(Llama::count(config).some_rows, 1);
 }
 

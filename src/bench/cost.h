@@ -13,9 +13,9 @@ namespace refrag {
 // The decoder's layers over a prompt of n positions from an empty cache:
 //   n_layers * (2 n (2 dim q_dim + 2 dim kv_dim + 3 dim hidden_dim) + 4 q_dim n (n + 1) / 2),
 // q_dim = n_heads * head_dim, kv_dim = n_kv_heads * head_dim. The head is not among them (see head_flops).
-double prefill_flops(const LlamaConfig& config, int64_t n);
+double prefill_flops(const DecoderConfig& config, int64_t n);
 // The head for one row: 2 dim vocab_size.
-double head_flops(const LlamaConfig& config);
+double head_flops(const DecoderConfig& config);
 // The encoder over one sequence of n tokens, which sees all of itself:
 //   n_layers * (2 n (4 dim^2 + 2 dim hidden_dim) + 4 dim n^2).
 double encode_flops(const RobertaConfig& config, int64_t n);

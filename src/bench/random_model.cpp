@@ -94,9 +94,9 @@ std::string encoder_shape_names() {
     return names_of(kEncoders);
 }
 
-LlamaConfig decoder_shape(const std::string& name) {
+DecoderConfig decoder_shape(const std::string& name) {
     const DecoderShape& s = shape_named(kDecoders, name, "--shape");
-    auto c = config_of<LlamaConfig>(s);
+    auto c = config_of<DecoderConfig>(s);
     c.n_kv_heads = s.n_kv_heads;
     c.head_dim = s.dim / s.n_heads;
     c.vocab_size = s.vocab_size;
@@ -142,7 +142,7 @@ Tokenizer syllable_tokenizer() {
     return Tokenizer::from_pieces(pieces, n_special, merges);
 }
 
-ModelParts random_model_parts(LlamaConfig decoder, RobertaConfig encoder) {
+ModelParts random_model_parts(DecoderConfig decoder, RobertaConfig encoder) {
     RefragConfig config;
     config.chunk_len = 16;
     config.chunk_lens = {8, 16, 32};

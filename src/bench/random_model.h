@@ -15,7 +15,7 @@ namespace refrag {
 // Shapes as published: llama-160m, tinyllama-1.1b, llama-3.2-3b, llama-2-7b, llama-3.1-8b; roberta-base,
 // roberta-large. Status::usage naming the known ones for any other. A decoder's window is opened to 2^20
 // positions, because random weights know no position better than another.
-LlamaConfig decoder_shape(const std::string& name);
+DecoderConfig decoder_shape(const std::string& name);
 RobertaConfig encoder_shape(const std::string& name);
 std::string decoder_shape_names();  // "llama-160m|tinyllama-1.1b|..."
 std::string encoder_shape_names();
@@ -28,7 +28,7 @@ Tokenizer syllable_tokenizer();
 // 4 times the width) that sees the question, mean pooling, an empty template. Both networks have the syllable
 // vocabulary, but each its own copy, so that passages are tokenised twice, as with a stock pair.
 // Status::usage where a shape's vocabulary cannot hold it.
-ModelParts random_model_parts(LlamaConfig decoder, RobertaConfig encoder);
+ModelParts random_model_parts(DecoderConfig decoder, RobertaConfig encoder);
 
 // Bytes that the networks' weights will take, BF16 matrices (or I8 ones, as `format` says) and F32 vectors,
 // without a device's padding.

@@ -62,7 +62,7 @@ void read_words(const char* option, const std::vector<std::string>& words, const
 }
 
 void check_memory(const BenchCommand& command, const Device& device, const std::string& what,
-                  uint64_t weight_bytes, const LlamaConfig& decoder, DType kv, const RobertaConfig& encoder,
+                  uint64_t weight_bytes, const DecoderConfig& decoder, DType kv, const RobertaConfig& encoder,
                   const RefragConfig& config) {
     const BenchMemory memory = bench_memory(decoder, kv, encoder, config, command.bench);
     const uint64_t needed = weight_bytes + memory.kv_bytes + memory.workspace_bytes;

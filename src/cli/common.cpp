@@ -22,7 +22,7 @@ CLI::Option* add_model(CLI::App& app, std::string& model_dir) {
     return app
         .add_option(
             "-m,--model", model_dir,
-            "Model directory (refrag.json, encoder/, decoder/, heads), or a plain LLaMA: a Hugging Face "
+            "Model directory (refrag.json, encoder/, decoder/, heads), or a plain decoder: a Hugging Face "
             "directory (config.json, *.safetensors, tokenizer.json) or a GGUF file, which has no encoder: "
             "then the defaults are --policy bm25 --unexpanded drop -k 16 -p 0.25")
         ->envname("REFRAG_MODEL")

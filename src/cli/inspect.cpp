@@ -1,6 +1,7 @@
 // `refrag inspect`: loads a model directory as `run` does and says what is in it: shapes, parameters, memory,
 // the tensors that were found and not used.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 
@@ -34,7 +35,7 @@ const char* pooling_name(ChunkPooling pooling) {
 
 // Bytes of K and V for one decoder position in the KV cache as `run` makes it.
 int64_t kv_bytes_per_position(const Llama& decoder) {
-    const LlamaConfig& c = decoder.config();
+    const DecoderConfig& c = decoder.config();
     const auto element = static_cast<int64_t>(dtype_bytes(decoder.kv_dtype()));
     return 2 * element * c.n_layers * c.n_kv_heads * c.head_dim;
 }
@@ -77,7 +78,7 @@ const char* chat_source_name(ChatSource source) {
 
 std::string as_text(const Model& model, const std::string& choice) {
     const RefragConfig& r = model.config();
-    const LlamaConfig& d = model.decoder().config();
+    const DecoderConfig& d = model.decoder().config();
     std::string out;
     const auto line = [&](const char* name, const std::string& value) {
         char padded[32];
@@ -115,9 +116,12 @@ std::string as_text(const Model& model, const std::string& choice) {
              str("k = ", r.chunk_len, " decoder tokens, expand fraction ", r.expand_fraction, defaults));
     }
     line("decoder",
-         str("LLaMA, dim ", d.dim, ", hidden ", d.hidden_dim, ", ", d.n_layers, " layers, ", d.n_heads,
+         str(d.family, ", dim ", d.dim, ", hidden ", d.hidden_dim, ", ", d.n_layers, " layers, ", d.n_heads,
              " heads, ", d.n_kv_heads, " KV heads of ", d.head_dim, ", vocabulary ", d.vocab_size,
-             ", window ", d.max_seq_len, ", ", d.tied_embeddings ? "tied" : "untied", " head"));
+             ", window ", d.max_seq_len, ", ", d.tied_embeddings ? "tied" : "untied", " head",
+             std::all_of(d.windows.begin(), d.windows.end(), [](int32_t w) { return w == 0; })
+                 ? ""
+                 : str("; entries that a row sees, by layer (0: all): ", join(d.windows))));
     if (!model.gguf_types().empty()) line("GGUF", model.gguf_types() + " tensors");
     for (const AdapterInfo& adapter : model.adapters())
         line("adapter", str(adapter.dir, ": LoRA of rank ", adapter.rank, ", alpha ", adapter.alpha,
@@ -187,7 +191,7 @@ void write_heads(JsonWriter& json, const Model& model) {
 
 std::string as_json(const Model& model, const std::string& choice) {
     const RefragConfig& r = model.config();
-    const LlamaConfig& d = model.decoder().config();
+    const DecoderConfig& d = model.decoder().config();
     JsonWriter json(1);
     json.begin_object();
     json.key("model").string(model.dir());
@@ -213,6 +217,7 @@ std::string as_json(const Model& model, const std::string& choice) {
     json.key("system_message").string(model.system_message());
     write_heads(json, model);
     json.key("decoder").begin_object();
+    json.key("family").string(d.family);
     json.key("parameters").integer(static_cast<int64_t>(model.decoder().parameters()));
     json.key("weight_bytes").integer(static_cast<int64_t>(model.decoder().weight_bytes()));
     json.key("dim").integer(d.dim);
@@ -223,6 +228,7 @@ std::string as_json(const Model& model, const std::string& choice) {
     json.key("head_dim").integer(d.head_dim);
     json.key("vocab_size").integer(d.vocab_size);
     json.key("max_seq_len").integer(d.max_seq_len);
+    write_ids(json, "windows", d.windows);
     json.key("tied_embeddings").boolean(d.tied_embeddings);
     json.key("bos_id");
     if (model.bos_id()) {

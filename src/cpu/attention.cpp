@@ -79,9 +79,11 @@ void CpuBackend::plan_attention(const AttentionCall& call) {
                                            : attend_f32_floats(tile_rows, call.shape.head_dim));
             for (int32_t h = 0; h < n_kv_heads;) {
                 const int32_t entries = call.cached(s) ? call.start(s, h) + row + n : rows;
+                const int64_t seen = entries - (call.cached(s) ? call.first_seen(entries - n) : 0);
                 // Bringing K and V costs about as much as 8 more rows, from a cache in memory as 64.
                 const double brought = call.cached(s) ? 64.0 : 8.0;
-                const double work = 2.0 * dim * entries * (static_cast<double>(tile_rows) + brought);
+                const double work =
+                    2.0 * dim * static_cast<double>(seen) * (static_cast<double>(tile_rows) + brought);
                 int32_t heads = 1;
                 if (!call.cached(s)) {
                     heads = static_cast<int32_t>(std::clamp(task_work / work, 1.0, 1.0 * n_kv_heads));

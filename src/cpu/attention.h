@@ -2,6 +2,7 @@
 // bf16 where the CPU multiplies bf16 (attention_bf16.cpp). The op itself is in attention.cpp.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -30,6 +31,10 @@ struct AttentionCall {
     }
     // Entries before a cached sequence's own rows. Lengths count per head, so this holds for pruned heads.
     int32_t start(int32_t seq, int32_t kv_head) const { return kv->length[head(seq, kv_head)] - rows(seq); }
+    // The first entry that a row sees which sees itself as entry `own`.
+    int64_t first_seen(int64_t own) const {
+        return shape.window == 0 ? 0 : std::max<int64_t>(0, own + 1 - shape.window);
+    }
     // First element of the queries and results of a sequence's row, for the first query head of a KV head.
     int64_t query_at(int32_t seq, int32_t kv_head, int32_t row) const {
         const int64_t column = static_cast<int64_t>(kv_head) * group() * shape.head_dim;

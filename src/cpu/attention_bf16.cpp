@@ -52,6 +52,12 @@ void copy_values(uint16_t* to, const uint16_t* v, int64_t n, int64_t dim) {
     }
 }
 
+// Zeros in place of the first n entries of a page's V.
+void clear_values(uint16_t* v, int64_t n, int64_t dim) {
+    for (int64_t e = 0; e < n; ++e)
+        for (int64_t d = 0; d < dim; ++d) v[value_at(e, d)] = 0;
+}
+
 // n a multiple of a tile's elements.
 bool all_finite(const uint16_t* x, int64_t n) {
     constexpr uint16_t exponent = 0x7f80;
@@ -87,7 +93,8 @@ void scalar::attend_bf16(const Bf16Attend& a) {
         float* const s = a.s + r * kAttendEntries;
         float* const acc = a.acc + r * a.dim;
         float largest = a.m[r];
-        for (int64_t e = 0; e < a.visible[r]; ++e) {
+        const int64_t hidden = a.hidden != nullptr ? a.hidden[r] : 0;
+        for (int64_t e = hidden; e < a.visible[r]; ++e) {
             s[e] = 0.0f;
             for (int64_t d = 0; d < a.dim; ++d) {
                 s[e] += bf16_to_f32(q[d / kTileK * kTileElements + d % kTileK]) *
@@ -102,7 +109,7 @@ void scalar::attend_bf16(const Bf16Attend& a) {
         const float keep = std::exp2(a.m[r] - shift);
         float sum = 0.0f;
         for (int64_t d = 0; d < a.dim; ++d) acc[d] *= keep;
-        for (int64_t e = 0; e < a.visible[r]; ++e) {
+        for (int64_t e = hidden; e < a.visible[r]; ++e) {
             const float p = std::exp2(s[e] - shift);
             const float rounded = bf16_to_f32(f32_to_bf16(p));
             sum += p;
@@ -171,7 +178,7 @@ class Block {
   public:
     static int64_t floats(int64_t rows, int64_t dim) {
         const int64_t padded = block_ceil(rows);
-        return 2 * Sums::floats(rows, dim) + padded * dim / 2 + panel_ceil(padded) + score_floats(dim) +
+        return 2 * Sums::floats(rows, dim) + padded * dim / 2 + 2 * panel_ceil(padded) + score_floats(dim) +
                kAttendRows * kAttendEntries / 2 + 2 * kAttendEntries * dim + kPageEntries * dim +
                Sums::floats(kAttendRows, dim);
     }
@@ -194,7 +201,8 @@ class Block {
         s_ = at;
         at += score_floats(dim_);
         visible_ = reinterpret_cast<int32_t*>(at);
-        auto* bf16 = reinterpret_cast<uint16_t*>(at + block_ceil(rows_));
+        hidden_ = visible_ + block_ceil(rows_);
+        auto* bf16 = reinterpret_cast<uint16_t*>(at + 2 * block_ceil(rows_));
         p_ = bf16;
         bf16 += kAttendRows * kAttendEntries;
         q_ = bf16;
@@ -219,7 +227,10 @@ class Block {
         const int64_t last = std::min(n_entries(), int64_t{item_.split_end} * kSplitEntries);
         const int64_t first = int64_t{index} * kSplitEntries;
         if (index == item_.split_begin && cached_) ask_for(first, std::min(end, first + kAttendEntries));
+        // Steps that no row of the block sees anything of change nothing.
+        const int64_t seen = cached_ ? call_.first_seen(int64_t{start_} + item_.row) : 0;
         for (int64_t e = first; e < end; e += kAttendEntries) {
+            if (e + kAttendEntries <= seen) continue;
             step(e, std::min(kAttendEntries, end - e), last);
         }
         return sums_;
@@ -267,10 +278,16 @@ class Block {
         for (int64_t t = 0; t < rows_; ++t) {
             const int64_t sees = start_ + item_.row + t / group_ + 1 - e;
             visible_[t] = static_cast<int32_t>(cached_ ? std::clamp<int64_t>(sees, 0, n) : n);
+            const int64_t hides = cached_ ? call_.first_seen(e + sees - 1) - e : 0;
+            hidden_[t] = static_cast<int32_t>(std::clamp<int64_t>(hides, 0, n));
         }
+        const int64_t most_hidden = hidden_[rows_ - 1];
         // The pages that some row sees and another does not.
         bool clean = true;
         for (int64_t i = visible_[0] / kPageEntries; visible_[0] < n && i < n_pages; ++i) {
+            clean = clean && all_finite(v[i], kPageEntries * dim_);
+        }
+        for (int64_t i = 0; i * kPageEntries < most_hidden; ++i) {
             clean = clean && all_finite(v[i], kPageEntries * dim_);
         }
         for (int64_t t = 0; t < rows_; t += kAttendRows) {
@@ -281,6 +298,7 @@ class Block {
             a.k = k;
             a.v = v;
             a.visible = visible_ + t;
+            a.hidden = most_hidden > 0 ? hidden_ + t : nullptr;
             a.n_pages = (a.visible[a.rows - 1] + kPageEntries - 1) / kPageEntries;
             if (a.n_pages == 0) continue;
             a.m = sums_.m + t;
@@ -305,10 +323,15 @@ class Block {
         const uint16_t* v[kAttendPages];
         for (int64_t r = 0; r < a.rows;) {
             int64_t end = r + 1;
-            while (end < a.rows && a.visible[end] == a.visible[r]) ++end;
+            const int64_t hidden = a.hidden != nullptr ? a.hidden[r] : 0;
+            while (end < a.rows && a.visible[end] == a.visible[r] &&
+                   (a.hidden == nullptr || a.hidden[end] == hidden))
+                ++end;
             for (int64_t i = 0; i < a.n_pages; ++i) {
                 const int64_t sees = std::clamp<int64_t>(a.visible[r] - i * kPageEntries, 0, kPageEntries);
                 copy_values(values_ + i * kPageEntries * dim_, whole.v[i], sees, dim_);
+                clear_values(values_ + i * kPageEntries * dim_,
+                             std::clamp<int64_t>(hidden - i * kPageEntries, 0, kPageEntries), dim_);
                 v[i] = values_ + i * kPageEntries * dim_;
             }
             const int64_t blocks = block_ceil(a.rows);
@@ -366,7 +389,8 @@ class Block {
     const Sums alone_;
     float* s_ = nullptr;
     uint16_t* p_ = nullptr;
-    int32_t* visible_ = nullptr;  // [rows] entries of the step that a row sees
+    int32_t* visible_ = nullptr;  // [rows] entries of the step that a row sees,
+    int32_t* hidden_ = nullptr;   // [rows] but for the first so many
     uint16_t* q_ = nullptr;       // [rows, dim] left operand
     uint16_t* pages_ = nullptr;   // of a step, for a sequence without a cache
     uint16_t* values_ = nullptr;  // V of a step, for attend_alone

@@ -80,7 +80,7 @@ class AttentionTile {
 
     static int64_t scratch_floats(int64_t rows, int64_t dim) {
         const int64_t padded = panel_ceil(dim);
-        return panel_ceil(rows * dim) + rows * padded + rows * kPageEntries + 3 * panel_ceil(rows) +
+        return panel_ceil(rows * dim) + rows * padded + rows * kPageEntries + 4 * panel_ceil(rows) +
                kPageEntries * panel_ceil(dim) + kPageEntries * padded;
     }
 
@@ -94,7 +94,8 @@ class AttentionTile {
         m_ = s_ + rows_ * kPageEntries;
         l_ = m_ + panel_ceil(rows_);
         visible_ = reinterpret_cast<int32_t*>(l_ + panel_ceil(rows_));
-        kt_ = l_ + 2 * panel_ceil(rows_);
+        hidden_ = visible_ + panel_ceil(rows_);
+        kt_ = l_ + 3 * panel_ceil(rows_);
         v_ = kt_ + kPageEntries * panel_ceil(dim_);
         for (int64_t r = 0; r < n_rows; ++r) {
             std::copy_n(q + r * ldq, group_ * dim_, q_ + r * group_ * dim_);
@@ -105,12 +106,14 @@ class AttentionTile {
     }
 
     // One block of n entries, of which row i of the call's rows sees the first `seen + i` (or all, if
-    // `causal` is false).
-    void block(const Entries& entries, int64_t n, bool causal, int64_t seen) {
+    // `causal` is false), but none more than `window` back, where that is not 0.
+    void block(const Entries& entries, int64_t n, bool causal, int64_t seen, int64_t window) {
         int64_t first = 0;
         for (int64_t t = 0; t < rows_; ++t) {
             const int64_t sees = causal ? std::clamp<int64_t>(seen + t / group_, 0, n) : n;
             visible_[t] = static_cast<int32_t>(sees);
+            const int64_t hides = causal && window > 0 ? seen + t / group_ - window : 0;
+            hidden_[t] = static_cast<int32_t>(std::clamp<int64_t>(hides, 0, sees));
             if (sees == 0) first = t + 1;
         }
         if (first == rows_) return;
@@ -131,6 +134,8 @@ class AttentionTile {
             kernels_.gemm_tile(DType::f32, static_cast<int>(std::min<int64_t>(kTileRows, rows_ - t)),
                                score_panels, tile);
         }
+        for (int64_t t = first; t < rows_; ++t)
+            std::fill_n(s_ + t * kPageEntries, hidden_[t], -std::numeric_limits<float>::infinity());
         kernels_.softmax_block(s_ + first * kPageEntries, rows_ - first, visible_ + first, scale_, m_ + first,
                                l_ + first, acc_ + first * ld_acc_, ld_acc_, dim_);
         add_values(entries, n, first);
@@ -161,19 +166,21 @@ class AttentionTile {
         }
         for (int64_t t = first; t < rows_;) {
             int rows = 1;
-            while (rows < kTileRows && t + rows < rows_ && visible_[t + rows] == visible_[t]) ++rows;
+            while (rows < kTileRows && t + rows < rows_ && visible_[t + rows] == visible_[t] &&
+                   hidden_[t + rows] == hidden_[t])
+                ++rows;
             for (int64_t p = 0; p < ld_acc_ / kPanel;) {
                 const int64_t left = ld_acc_ / kPanel - p;
                 const int panels = left >= kTilePanels ? kTilePanels : left >= 2 ? 2 : 1;
                 GemmTile tile{};
-                tile.a = s_ + t * kPageEntries;
+                tile.a = s_ + t * kPageEntries + hidden_[t];
                 tile.lda = kPageEntries;
-                tile.b = v + p * kPanel;
+                tile.b = v + p * kPanel + hidden_[t] * ldv;
                 tile.ldb = ldv;
                 tile.panel_stride = kPanel;
                 tile.c = acc_ + t * ld_acc_ + p * kPanel;
                 tile.ldc = ld_acc_;
-                tile.k = visible_[t];
+                tile.k = visible_[t] - hidden_[t];
                 tile.n_cols = panels * kPanel;
                 tile.accumulate = true;
                 kernels_.gemm_tile(DType::f32, rows, panels, tile);
@@ -195,7 +202,8 @@ class AttentionTile {
     float* s_ = nullptr;          // [rows, 32] scores, then probabilities
     float* m_ = nullptr;          // [rows] running maximum
     float* l_ = nullptr;          // [rows] running sum
-    int32_t* visible_ = nullptr;  // [rows] entries of the block that a row sees
+    int32_t* visible_ = nullptr;  // [rows] entries of the block that a row sees,
+    int32_t* hidden_ = nullptr;   // [rows] but for the first so many
     float* kt_ = nullptr;         // two panels [dim, 16]
     float* v_ = nullptr;          // [32, ld_acc], where head_dim is no multiple of 16
 };
@@ -223,7 +231,9 @@ void attend_f32(const CpuKernels& kernels, const AttentionCall& call, const Atte
             return static_cast<const float*>(kv.pages) + page * 2 * kPageEntries * dim;
         };
         tile.begin(scratch, call.q.f32() + q_at, call.q.cols, item.rows);
-        for (int64_t e = 0; e < n_entries; e += kPageEntries) {
+        // Blocks that no row sees anything of change nothing.
+        const int64_t first_seen = cached ? call.first_seen(start + item.row) : 0;
+        for (int64_t e = first_seen / kPageEntries * kPageEntries; e < n_entries; e += kPageEntries) {
             Entries entries;
             if (cached) {
                 entries.k = page_of(e);
@@ -237,7 +247,7 @@ void attend_f32(const CpuKernels& kernels, const AttentionCall& call, const Atte
                 entries.ld = call.k.cols;
             }
             tile.block(entries, std::min<int64_t>(kPageEntries, n_entries - e), cached,
-                       start + item.row + 1 - e);
+                       start + item.row + 1 - e, call.shape.window);
         }
         tile.finish(call.out.f32() + q_at, call.out.cols);
     }

@@ -95,7 +95,8 @@ struct Bf16Attend {
     const uint16_t* const* k;  // [n_pages] K and
     const uint16_t* const* v;  // V of each page; entries that a row does not see must be finite in V
     int64_t n_pages;           // 1 .. kAttendPages
-    const int32_t* visible;    // [rows] a row sees the first 0 .. 32 n_pages entries
+    const int32_t* visible;    // [rows] a row sees the first 0 .. 32 n_pages entries,
+    const int32_t* hidden;     // [rows] but not the first so many of them; null: 0 for all
     float* m;     // [16 or 32] each row's shift: a whole number not below its largest score, -inf before any
     float* l;     // [16 or 32] sum of 2^(s - m)
     float* acc;   // [16 or 32, dim] sum of 2^(s - m) v, each power rounded to bf16

@@ -166,6 +166,11 @@ REFRAG_BF16 void softmax_rows(const Bf16Attend& a) {
     const int64_t entries = a.n_pages * kPageEntries;
     for (int64_t r = 0; r < a.rows; r += kPanel) {
         const int64_t rows = a.rows - r < kPanel ? a.rows - r : kPanel;
+        if (a.hidden != nullptr) {
+            for (int64_t i = r; i < r + rows; ++i)
+                for (int64_t e = 0; e < a.hidden[i]; ++e)
+                    a.s[i * kAttendEntries + e] = -std::numeric_limits<float>::infinity();
+        }
         const __mmask16 present = lanes_below(rows);
         const __mmask16 all =
             _mm512_mask_cmpge_epi32_mask(present, _mm512_maskz_loadu_epi32(present, a.visible + r),

@@ -12,7 +12,13 @@ namespace refrag {
 namespace {
 
 constexpr int64_t kLargestDim = 1 << 20;
-constexpr std::string_view kArchitecture = "llama.";
+
+// What an architecture's name means for the network; its tensors say the rest.
+struct GgufFamily {
+    std::string_view name;
+    QkNorm qk_norm = QkNorm::none;
+};
+constexpr std::array<GgufFamily, 3> kGgufFamilies = {{{"llama"}, {"qwen2"}, {"qwen3", QkNorm::per_head}}};
 
 // What is read below, and what says nothing of the maths.
 constexpr std::array<std::string_view, 30> kKnownKeys = {"block_count",
@@ -46,27 +52,37 @@ constexpr std::array<std::string_view, 30> kKnownKeys = {"block_count",
                                                          "residual_scale",
                                                          "tensor_data_layout"};
 
-std::string key_of(std::string_view name) {
-    return std::string(kArchitecture).append(name);
-}
+// A file's keys are called after its architecture: "llama.block_count".
+class FamilyKeys {
+  public:
+    explicit FamilyKeys(const GgufFile& file) : prefix_(file.text("general.architecture") + ".") {}
+    std::string operator()(std::string_view name) const { return std::string(prefix_).append(name); }
+    const std::string& prefix() const { return prefix_; }
+
+  private:
+    std::string prefix_;
+};
 
 void refuse_foreign_files(const GgufFile& file) {
     if (file.has("general.type") && file.text("general.type") != "model")
         file.refuse("general.type", "\"model\"");
-    if (file.text("general.architecture") != "llama") {
+    const std::string name = file.text("general.architecture");
+    if (std::none_of(kGgufFamilies.begin(), kGgufFamilies.end(),
+                     [&](const GgufFamily& family) { return family.name == name; }))
         file.refuse("general.architecture",
-                    "\"llama\" (LLaMA 1 to 3, TinyLlama, SmolLM, Mistral without a window)");
-    }
+                    "\"llama\" (LLaMA 1 to 3, TinyLlama, SmolLM, Mistral), \"qwen2\" or "
+                    "\"qwen3\"");
     if (file.has("split.count") && file.integer("split.count", 0, 1 << 20) > 1)
         file.refuse("split.count", "1 (a file that was cut in parts: join them first)");
     if (file.has("general.quantization_version") && file.integer("general.quantization_version", 0, 99) != 2)
         file.refuse("general.quantization_version", "2");
 }
 
-void refuse_foreign_maths(const GgufFile& file, const LlamaConfig& c) {
+void refuse_foreign_maths(const GgufFile& file, const DecoderConfig& c) {
+    const FamilyKeys key_of(file);
     for (const std::string& key : file.keys()) {
-        if (!key.starts_with(kArchitecture)) continue;
-        const std::string_view name = std::string_view(key).substr(kArchitecture.size());
+        if (!key.starts_with(key_of.prefix())) continue;
+        const std::string_view name = std::string_view(key).substr(key_of.prefix().size());
         if (std::find(kKnownKeys.begin(), kKnownKeys.end(), name) == kKnownKeys.end())
             file.refuse(key, "this key to be absent (it may change the network, and is not supported)");
     }
@@ -87,16 +103,21 @@ void refuse_foreign_maths(const GgufFile& file, const LlamaConfig& c) {
         file.refuse(key_of("attention.causal"), "true");
     if (file.has(key_of("use_parallel_residual")) && file.truth(key_of("use_parallel_residual")))
         file.refuse(key_of("use_parallel_residual"), "false");
-    const std::string window = key_of("attention.sliding_window");
-    if (file.has(window)) {
-        const int64_t found = file.integer(window, 0, INT32_MAX);
-        if (found != 0 && found < c.max_seq_len)
-            file.refuse(window, str("0, or at least ", key_of("context_length"), " = ", c.max_seq_len,
-                                    " (sliding-window attention is not supported)"));
-    }
 }
 
-void read_rope(const GgufFile& file, LlamaConfig& c) {
+// All layers', as a Mistral's.
+void read_window(const GgufFile& file, DecoderConfig& c) {
+    const FamilyKeys key_of(file);
+    const std::string window = key_of("attention.sliding_window");
+    if (!file.has(window)) return;
+    const int64_t found = file.integer(window, 0, INT32_MAX);
+    // A window that nothing falls out of is none.
+    if (found != 0 && found < c.max_seq_len)
+        c.windows.assign(static_cast<size_t>(c.n_layers), static_cast<int32_t>(found));
+}
+
+void read_rope(const GgufFile& file, DecoderConfig& c) {
+    const FamilyKeys key_of(file);
     const std::string rotated = key_of("rope.dimension_count");
     if (file.has(rotated) && file.integer(rotated, 1, kLargestDim) != c.head_dim)
         file.refuse(rotated, str(c.head_dim, ", a head's width (rotating a part of it is not supported)"));
@@ -109,13 +130,23 @@ void read_rope(const GgufFile& file, LlamaConfig& c) {
     const std::string factor = key_of("rope.scaling.factor");
     const std::string older_factor = key_of("rope.scale_linear");
     std::string kind = file.has(type) ? file.text(type) : "";
-    if (!kind.empty() && kind != "none" && kind != "linear") file.refuse(type, "\"none\" or \"linear\"");
+    if (!kind.empty() && kind != "none" && kind != "linear" && kind != "yarn")
+        file.refuse(type, "\"none\", \"linear\" or \"yarn\"");
     // A factor alone means linear scaling; 0 stands for none.
     const std::string& given = file.has(factor) ? factor : older_factor;
     if (kind != "none" && file.has(given) && file.real(given) != 0.0) {
-        c.rope_linear_factor = file.real(given);
-        if (c.rope_linear_factor < 1.0 || c.rope_linear_factor > 1e6)
-            file.refuse(given, "a number of 1 to 1e6");
+        const double by = file.real(given);
+        if (!(by >= 1.0 && by <= 1e6)) file.refuse(given, "a number of 1 to 1e6");
+        if (kind == "yarn") {
+            const std::string original = key_of("rope.scaling.original_context_length");
+            c.rope_yarn = YarnRopeScaling{.factor = by, .attention_factor = 0.1 * std::log(by) + 1.0};
+            c.rope_yarn->original_max_seq_len =
+                file.has(original) ? file.integer(original, 1, 1 << 28) : c.max_seq_len;
+        } else {
+            c.rope_linear_factor = by;
+        }
+    } else if (kind == "yarn") {
+        file.refuse(type, str("a ", factor, " beside it"));
     }
     const GgufTensor* table = file.find(kGgufRopeFactors);
     if (table == nullptr) return;
@@ -139,9 +170,14 @@ std::optional<int32_t> token_id(const GgufFile& file, const char* key, int32_t v
 
 }  // namespace
 
-LlamaConfig read_gguf_config(const GgufFile& file) {
+DecoderConfig read_gguf_config(const GgufFile& file) {
     refuse_foreign_files(file);
-    LlamaConfig c;
+    const FamilyKeys key_of(file);
+    DecoderConfig c;
+    c.family = file.text("general.architecture");
+    c.qk_norm = std::find_if(kGgufFamilies.begin(), kGgufFamilies.end(), [&](const GgufFamily& family) {
+                    return family.name == c.family;
+                })->qk_norm;
     const auto integer = [&](const char* name, int64_t most) {
         return static_cast<int32_t>(file.integer(key_of(name), 1, most));
     };
@@ -183,10 +219,12 @@ LlamaConfig read_gguf_config(const GgufFile& file) {
     if (file.has(vocabulary) && file.integer(vocabulary, 1, 1 << 24) != c.vocab_size)
         file.refuse(vocabulary, str(c.vocab_size, ", the rows of token_embd.weight"));
     c.tied_embeddings = file.find("output.weight") == nullptr;
-    c.attention_bias = file.find("blk.0.attn_q.bias") != nullptr;
+    c.qkv_bias = file.find("blk.0.attn_q.bias") != nullptr;
+    c.o_bias = file.find("blk.0.attn_output.bias") != nullptr;
     c.mlp_bias = file.find("blk.0.ffn_gate.bias") != nullptr;
 
     read_rope(file, c);
+    read_window(file, c);
     refuse_foreign_maths(file, c);
     c.bos_id = token_id(file, "tokenizer.ggml.bos_token_id", c.vocab_size);
     for (const char* key :

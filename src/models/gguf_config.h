@@ -12,6 +12,6 @@ inline constexpr const char* kGgufRopeFactors = "rope_freqs.weight";
 
 // Status::bad_input with file, key, expected, found. eos_ids: the ends of a text, of a turn and of a message,
 // as far as the file names them.
-LlamaConfig read_gguf_config(const GgufFile& file);
+DecoderConfig read_gguf_config(const GgufFile& file);
 
 }  // namespace refrag

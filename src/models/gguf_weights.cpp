@@ -17,15 +17,17 @@ using Names = std::pair<std::string_view, std::string_view>;  // Hugging Face's,
 constexpr std::array<Names, 3> kOuter = {{{"embed_tokens.weight", "token_embd.weight"},
                                           {"norm.weight", "output_norm.weight"},
                                           {"lm_head.weight", "output.weight"}}};
-constexpr std::array<Names, 9> kLayer = {{{"input_layernorm", "attn_norm"},
-                                          {"self_attn.q_proj", "attn_q"},
-                                          {"self_attn.k_proj", "attn_k"},
-                                          {"self_attn.v_proj", "attn_v"},
-                                          {"self_attn.o_proj", "attn_output"},
-                                          {"post_attention_layernorm", "ffn_norm"},
-                                          {"mlp.gate_proj", "ffn_gate"},
-                                          {"mlp.up_proj", "ffn_up"},
-                                          {"mlp.down_proj", "ffn_down"}}};
+constexpr std::array<Names, 11> kLayer = {{{"input_layernorm", "attn_norm"},
+                                           {"self_attn.q_norm", "attn_q_norm"},
+                                           {"self_attn.k_norm", "attn_k_norm"},
+                                           {"self_attn.q_proj", "attn_q"},
+                                           {"self_attn.k_proj", "attn_k"},
+                                           {"self_attn.v_proj", "attn_v"},
+                                           {"self_attn.o_proj", "attn_output"},
+                                           {"post_attention_layernorm", "ffn_norm"},
+                                           {"mlp.gate_proj", "ffn_gate"},
+                                           {"mlp.up_proj", "ffn_up"},
+                                           {"mlp.down_proj", "ffn_down"}}};
 
 // Where row `row` of a projection lies whose heads' halves are interleaved: pair i of a head has its first
 // half in the head's row 2 i, its second in row 2 i + 1.
@@ -51,10 +53,11 @@ std::string gguf_name(std::string_view name) {
     return "";
 }
 
-GgufWeights::GgufWeights(Device& device, std::shared_ptr<const GgufFile> file, const LlamaConfig& config,
+GgufWeights::GgufWeights(Device& device, std::shared_ptr<const GgufFile> file, const DecoderConfig& config,
                          LoadedBytes loaded, WeightFormat format)
     : StoredWeights(device, std::move(loaded), format),
       file_(std::move(file)),
+      is_interleaved_(config.family == "llama"),
       n_heads_(config.n_heads),
       n_kv_heads_(config.n_kv_heads) {}
 
@@ -75,6 +78,7 @@ const GgufTensor& GgufWeights::find(std::string_view name, const std::vector<int
 }
 
 int64_t GgufWeights::interleaved_heads(std::string_view name) const {
+    if (!is_interleaved_) return 0;
     if (name.find(".self_attn.q_proj.") != std::string_view::npos) return n_heads_;
     if (name.find(".self_attn.k_proj.") != std::string_view::npos) return n_kv_heads_;
     return 0;

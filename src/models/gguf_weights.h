@@ -1,6 +1,7 @@
-// A LLaMA's weights in a GGUF file, under the names that Hugging Face gives them. Quantised tensors become
+// A decoder's weights in a GGUF file, under the names that Hugging Face gives them. Quantised tensors become
 // BF16 as they are read, or, where 8 bits are asked for, those; F32, F16 and BF16 stay what they are. The
-// rows of q and k, which such files hold with the two halves of each head interleaved, are put back in order.
+// rows of q and k, which a LLaMA's file holds with the two halves of each head interleaved, are put back in
+// order.
 #pragma once
 
 #include <memory>
@@ -17,7 +18,7 @@ namespace refrag {
 
 class GgufWeights : public StoredWeights {
   public:
-    GgufWeights(Device& device, std::shared_ptr<const GgufFile> file, const LlamaConfig& config,
+    GgufWeights(Device& device, std::shared_ptr<const GgufFile> file, const DecoderConfig& config,
                 LoadedBytes loaded = {}, WeightFormat format = WeightFormat::as_stored);
 
     bool has(std::string_view name) const override;
@@ -35,6 +36,7 @@ class GgufWeights : public StoredWeights {
     std::string place_of(const GgufTensor& tensor) const;
 
     std::shared_ptr<const GgufFile> file_;
+    bool is_interleaved_;  // q and k; files of LLaMA alone
     int64_t n_heads_;
     int64_t n_kv_heads_;
     std::unordered_set<std::string> used_;

@@ -23,12 +23,12 @@ bool near(std::span<const double> values, std::span<const float> expected) {
 }  // namespace
 
 Llama::Llama(Device& device, const std::string& dir, const LoadedBytes& loaded, WeightFormat format)
-    : device_(device), config_(load_llama_config(dir)) {
+    : device_(device), config_(load_decoder_config(dir)) {
     WeightLoader weights(device, dir, "model.", loaded, format);
     load(weights);
 }
 
-Llama::Llama(Device& device, LlamaConfig config, WeightSource& weights, bool table_only)
+Llama::Llama(Device& device, DecoderConfig config, WeightSource& weights, bool table_only)
     : device_(device), config_(std::move(config)) {
     if (table_only) {
         load_table(weights);
@@ -37,7 +37,7 @@ Llama::Llama(Device& device, LlamaConfig config, WeightSource& weights, bool tab
     }
 }
 
-void Llama::describe(LlamaWeights& w, const LlamaConfig& c, ParameterVisitor& visit) {
+void Llama::describe(LlamaWeights& w, const DecoderConfig& c, ParameterVisitor& visit) {
     const int64_t q_dim = int64_t{c.n_heads} * c.head_dim, kv_dim = int64_t{c.n_kv_heads} * c.head_dim;
     // A tied table is multiplied with as well.
     visit.matrix({"embed_tokens.weight", c.vocab_size, c.dim, c.tied_embeddings ? Use::some_rows : Use::table,
@@ -47,12 +47,20 @@ void Llama::describe(LlamaWeights& w, const LlamaConfig& c, ParameterVisitor& vi
         LlamaLayer& layer = w.layers[i];
         const std::string prefix = str("layers.", i, "."), attn = prefix + "self_attn.",
                           mlp = prefix + "mlp.";
-        visit.vector(prefix + "input_layernorm.weight", c.dim, layer.input_norm);
-        visit.linear({attn + "q_proj", q_dim, c.dim}, layer.q, c.attention_bias);
-        visit.linear({attn + "k_proj", kv_dim, c.dim}, layer.k, c.attention_bias);
-        visit.linear({attn + "v_proj", kv_dim, c.dim}, layer.v, c.attention_bias);
-        visit.linear({attn + "o_proj", c.dim, q_dim}, layer.o, c.attention_bias);
-        visit.vector(prefix + "post_attention_layernorm.weight", c.dim, layer.ffn_norm);
+        const bool before = c.norm_place == NormPlace::before, per_head = c.qk_norm == QkNorm::per_head;
+        visit.vector(prefix + (before ? "input_layernorm" : "post_attention_layernorm") + ".weight", c.dim,
+                     layer.attention_norm);
+        visit.linear({attn + "q_proj", q_dim, c.dim}, layer.q, c.qkv_bias);
+        visit.linear({attn + "k_proj", kv_dim, c.dim}, layer.k, c.qkv_bias);
+        visit.linear({attn + "v_proj", kv_dim, c.dim}, layer.v, c.qkv_bias);
+        if (c.qk_norm != QkNorm::none) {
+            visit.vector(attn + "q_norm.weight", per_head ? c.head_dim : q_dim, layer.q_norm);
+            visit.vector(attn + "k_norm.weight", per_head ? c.head_dim : kv_dim, layer.k_norm);
+        }
+        visit.linear({attn + "o_proj", c.dim, q_dim}, layer.o, c.o_bias);
+        visit.vector(
+            prefix + (before ? "post_attention_layernorm" : "post_feedforward_layernorm") + ".weight", c.dim,
+            layer.ffn_norm);
         visit.linear({mlp + "gate_proj", c.hidden_dim, c.dim}, layer.gate, c.mlp_bias);
         visit.linear({mlp + "up_proj", c.hidden_dim, c.dim}, layer.up, c.mlp_bias);
         visit.linear({mlp + "down_proj", c.dim, c.hidden_dim}, layer.down, c.mlp_bias);
@@ -61,7 +69,7 @@ void Llama::describe(LlamaWeights& w, const LlamaConfig& c, ParameterVisitor& vi
     if (!c.tied_embeddings) visit.matrix({"lm_head.weight", c.vocab_size, c.dim, Use::some_rows}, w.head);
 }
 
-WeightCount Llama::count(const LlamaConfig& config) {
+WeightCount Llama::count(const DecoderConfig& config) {
     LlamaWeights none;
     none.layers.resize(static_cast<size_t>(config.n_layers));
     CountParameters count;
@@ -78,7 +86,7 @@ void Llama::load(WeightSource& weights) {
         warnings_.emplace_back(
             "tie_word_embeddings is true, but lm_head.weight is not the embedding: it is used as the head");
     }
-    const LlamaConfig& c = config_;
+    const DecoderConfig& c = config_;
     weights_.layers.resize(static_cast<size_t>(c.n_layers));
     LoadParameters load(weights);
     describe(weights_, c, load);
@@ -90,7 +98,7 @@ void Llama::load(WeightSource& weights) {
     // Older checkpoints carry the RoPE table, before linear scaling too.
     const auto is_table = [&](std::span<const double> values) {
         const std::vector<float> scaled = c.inverse_frequencies();
-        LlamaConfig plain = c;
+        DecoderConfig plain = c;
         plain.rope_linear_factor = 1.0;
         return near(values, scaled) || near(values, plain.inverse_frequencies());
     };
@@ -110,7 +118,7 @@ void Llama::load_table(WeightSource& weights) {
     footprint_ = load.footprint();
 }
 
-std::array<ActivationColumn<LlamaActivations>, 9> LlamaActivations::columns(const LlamaConfig& c) {
+std::array<ActivationColumn<LlamaActivations>, 9> LlamaActivations::columns(const DecoderConfig& c) {
     using A = LlamaActivations;
     const int64_t q_dim = int64_t{c.n_heads} * c.head_dim, kv_dim = int64_t{c.n_kv_heads} * c.head_dim;
     return {{{&A::x, c.dim},
@@ -124,11 +132,11 @@ std::array<ActivationColumn<LlamaActivations>, 9> LlamaActivations::columns(cons
              {&A::cos_sin, c.head_dim}}};
 }
 
-LlamaActivations::LlamaActivations(Arena& arena, const LlamaConfig& config, int64_t rows) {
+LlamaActivations::LlamaActivations(Arena& arena, const DecoderConfig& config, int64_t rows) {
     allocate(columns(config), *this, arena, rows);
 }
 
-int64_t Llama::activation_floats(const LlamaConfig& config) {
+int64_t Llama::activation_floats(const DecoderConfig& config) {
     return floats_per_row(LlamaActivations::columns(config));
 }
 
@@ -140,28 +148,61 @@ LlamaActivations LlamaActivations::first(int64_t n) const {
     return a;
 }
 
+void Llama::attention_input(Backend& b, const LlamaActivations& a, int32_t index, Tensor x, const KvView& kv,
+                            const Batch& batch) const {
+    const DecoderConfig& c = config_;
+    const LlamaLayer& layer = weights_.layers[static_cast<size_t>(index)];
+    const std::array qkv = {layer.q.into(a.q), layer.k.into(a.k), layer.v.into(a.v)};
+    const bool rotates = c.layer_rotates(index);
+    if (c.qk_norm == QkNorm::none && rotates)
+        return b.linears_rope_kv_append(kv, index, x, qkv, a.cos_sin, batch);
+    b.linears(x, qkv);
+    const auto norm = [&](Tensor heads, const DeviceVector& weight) {
+        if (c.qk_norm == QkNorm::per_head)
+            heads = {heads.data, heads.dtype, heads.size() / c.head_dim, int64_t{c.head_dim}};
+        b.rms_norm(heads, heads, weight.view(), c.norm_eps);
+    };
+    if (c.qk_norm != QkNorm::none) {
+        norm(a.q, layer.q_norm);
+        norm(a.k, layer.k_norm);
+    }
+    if (rotates) {
+        b.rope_kv_append(kv, index, a.q, a.k, a.v, a.cos_sin, batch);
+    } else {
+        b.kv_append(kv, index, a.k, a.v, batch);
+    }
+}
+
 void Llama::run(Backend& b, const LlamaActivations& a, Tensor h, const int32_t* source, Tensor chunk_rows,
                 const KvView& kv, const Batch& batch, const AttentionTap& tap) const {
-    const LlamaConfig& c = config_;
+    const DecoderConfig& c = config_;
     const std::vector<LlamaLayer>& layers = weights_.layers;
-    const AttentionShape shape{c.n_heads, c.n_kv_heads, c.head_dim,
-                               1.0f / std::sqrt(static_cast<float>(c.head_dim)), layers[0].k.weight->dtype()};
+    AttentionShape shape{c.n_heads, c.n_kv_heads, c.head_dim, c.attention_scale(),
+                         layers[0].k.weight->dtype()};
+    const bool before = c.norm_place == NormPlace::before;
     const auto norm_into_h = [&](const DeviceVector& norm) { b.rms_norm(h, a.x, norm.view(), c.norm_eps); };
+    // A block's last product, into the residual stream.
+    const auto add_block = [&](Tensor from, const Product& last, const DeviceVector& norm) {
+        if (before) return b.linear_add(a.x, from, last);
+        b.linear(last.out, from, *last.w, last.bias);
+        b.rms_norm(last.out, last.out, norm.view(), c.norm_eps);
+        b.add(a.x, last.out);
+    };
     b.embed(a.x, *weights_.embedding, source, chunk_rows);
     b.rope_table(a.cos_sin, batch.position, inv_freq_.view());
     for (size_t i = 0; i < layers.size(); ++i) {
         const LlamaLayer& layer = layers[i];
         const auto index = static_cast<int32_t>(i);
-        norm_into_h(layer.input_norm);
-        const std::array qkv = {layer.q.into(a.q), layer.k.into(a.k), layer.v.into(a.v)};
-        b.linears_rope_kv_append(kv, index, h, qkv, a.cos_sin, batch);
+        if (before) norm_into_h(layer.attention_norm);
+        attention_input(b, a, index, before ? h : a.x, kv, batch);
         if (tap) tap(index, a.q, a.k);
+        shape.window = c.window(index);
         b.attention(a.attn, a.q, a.k, a.v, shape, &kv, index, batch);
-        b.linear_add(a.x, a.attn, layer.o.into(a.y));
+        add_block(a.attn, layer.o.into(a.y), layer.attention_norm);
 
-        norm_into_h(layer.ffn_norm);
-        b.linear_silu_mul(h, layer.gate.into(a.gate), layer.up.into(a.up));
-        b.linear_add(a.x, a.gate, layer.down.into(a.y));
+        if (before) norm_into_h(layer.ffn_norm);
+        b.linear_silu_mul(before ? h : a.x, layer.gate.into(a.gate), layer.up.into(a.up));
+        add_block(a.gate, layer.down.into(a.y), layer.ffn_norm);
     }
     norm_into_h(weights_.norm);
 }

@@ -1,7 +1,7 @@
-// The decoder: LLaMA (RMSNorm, RoPE, grouped-query attention, SwiGLU), as Hugging Face's LlamaForCausalLM
-// computes it. Its rows are token embeddings or projected chunks: REFRAG adds no parameter here (paper,
-// section 2). Immutable after loading: any number of threads may call it, each with a queue, a
-// KvCache and an Arena of its own.
+// The decoder: LLaMA (RMSNorm, RoPE, grouped-query attention, SwiGLU) and its relatives, as Hugging Face's
+// LlamaForCausalLM and the others compute them; DecoderConfig says how they differ. Its rows are token
+// embeddings or projected chunks: REFRAG adds no parameter here (paper, section 2). Immutable after loading:
+// any number of threads may call it, each with a queue, a KvCache and an Arena of its own.
 #pragma once
 
 #include <array>
@@ -20,13 +20,14 @@ namespace refrag {
 class Llama;
 
 struct LlamaLayer {
-    DeviceVector input_norm;  // [dim]
-    Linear q;                 // [n_heads * head_dim, dim]
-    Linear k, v;              // [n_kv_heads * head_dim, dim]
-    Linear o;                 // [dim, n_heads * head_dim]
-    DeviceVector ffn_norm;    // [dim]
-    Linear gate, up;          // [hidden_dim, dim]
-    Linear down;              // [dim, hidden_dim]
+    DeviceVector attention_norm;  // [dim]: NormPlace::before: of what the block reads; after: of its output
+    Linear q;                     // [n_heads * head_dim, dim]
+    Linear k, v;                  // [n_kv_heads * head_dim, dim]
+    DeviceVector q_norm, k_norm;  // QkNorm: [head_dim], or the width of q and of k; else empty
+    Linear o;                     // [dim, n_heads * head_dim]
+    DeviceVector ffn_norm;        // [dim]
+    Linear gate, up;              // [hidden_dim, dim]
+    Linear down;                  // [dim, hidden_dim]
 };
 
 struct LlamaWeights {
@@ -38,8 +39,8 @@ struct LlamaWeights {
 
 // What the layers write while rows pass, [rows, ...] F32; h, their result, is apart.
 struct LlamaActivations {
-    LlamaActivations(Arena& arena, const LlamaConfig& config, int64_t rows);
-    static std::array<ActivationColumn<LlamaActivations>, 9> columns(const LlamaConfig& config);
+    LlamaActivations(Arena& arena, const DecoderConfig& config, int64_t rows);
+    static std::array<ActivationColumn<LlamaActivations>, 9> columns(const DecoderConfig& config);
     // Those of the first n rows.
     LlamaActivations first(int64_t n) const;
     Tensor x;        // [rows, dim] the residual stream
@@ -87,9 +88,9 @@ class Llama {
           WeightFormat format = WeightFormat::as_stored);
     // The same network with weights from elsewhere. table_only: of them the table of embeddings, no more;
     // then embed() is all that it can do, and whatever else there is among the weights is not looked at.
-    Llama(Device& device, LlamaConfig config, WeightSource& weights, bool table_only = false);
+    Llama(Device& device, DecoderConfig config, WeightSource& weights, bool table_only = false);
 
-    const LlamaConfig& config() const { return config_; }
+    const DecoderConfig& config() const { return config_; }
     uint64_t parameters() const { return footprint_.parameters; }
     uint64_t weight_bytes() const { return footprint_.bytes; }  // in the device's memory
     // Bytes of weights that a decode step reads: every matrix that it multiplies with. Of the embedding it
@@ -129,10 +130,10 @@ class Llama {
     Device& device() const { return device_; }
 
     // Every parameter of a decoder of this shape, in order; `weights` has config.n_layers layers.
-    static void describe(LlamaWeights& weights, const LlamaConfig& config, ParameterVisitor& visit);
-    static WeightCount count(const LlamaConfig& config);
+    static void describe(LlamaWeights& weights, const DecoderConfig& config, ParameterVisitor& visit);
+    static WeightCount count(const DecoderConfig& config);
     // What a row takes while it passes, in floats; its result and its logits are apart.
-    static int64_t activation_floats(const LlamaConfig& config);
+    static int64_t activation_floats(const DecoderConfig& config);
 
   private:
     void load(WeightSource& weights);
@@ -140,10 +141,13 @@ class Llama {
     // Enqueues the whole network: h [n_rows, dim] becomes the normed hidden states.
     void run(Backend& backend, const LlamaActivations& a, Tensor h, const int32_t* source, Tensor chunk_rows,
              const KvView& kv, const Batch& batch, const AttentionTap& tap = {}) const;
+    // q, k, v of the rows, q and k normed and rotated where the layer does, k and v in the cache.
+    void attention_input(Backend& backend, const LlamaActivations& a, int32_t index, Tensor x,
+                         const KvView& kv, const Batch& batch) const;
     void head(Backend& backend, Tensor logits, Tensor hidden) const;
 
     Device& device_;
-    LlamaConfig config_;
+    DecoderConfig config_;
     LlamaWeights weights_;
     DeviceVector inv_freq_;  // [head_dim / 2]
     Footprint footprint_;

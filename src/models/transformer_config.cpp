@@ -3,6 +3,7 @@
 #include "models/transformer_config.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numbers>
 
@@ -29,11 +30,9 @@ void refuse_foreign_maths(const Json& json) {
                                                           "clip_qkv",
                                                           "num_local_experts",
                                                           "num_experts",
-                                                          "layer_types",
                                                           "attn_temperature_tuning",
                                                           "use_qk_norm",
                                                           "qk_layernorm",
-                                                          "no_rope_layers",
                                                           "attention_chunk_size",
                                                           "pe_config",
                                                           "parallel_attn",
@@ -42,13 +41,6 @@ void refuse_foreign_maths(const Json& json) {
         const std::optional<Json> value = json.find(key);
         if (!value) continue;
         if (value->is_bool() && !value->as_bool()) continue;
-        if (key == "layer_types") {  // transformers 5 writes it out where every layer attends in full
-            bool full = true;
-            for (size_t i = 0; i < value->as_array().size(); ++i) {
-                full = full && value->at(i).as_string() == "full_attention";
-            }
-            if (full) continue;
-        }
         value->refuse("this key to be absent (it changes the network, and is not supported)");
     }
     static constexpr std::string_view must_be_one[] = {"partial_rotary_factor", "attention_multiplier",
@@ -73,8 +65,27 @@ void require_string(const Json& json, std::string_view key, std::initializer_lis
     value->refuse(expected);
 }
 
+YarnRopeScaling read_yarn(const Json& rope, int64_t max_seq_len) {
+    YarnRopeScaling s;
+    s.original_max_seq_len =
+        rope.get_int_or("original_max_position_embeddings", max_seq_len, 1, kMaxDim * 64);
+    s.factor = rope.get_number_or(
+        "factor", static_cast<double>(max_seq_len) / static_cast<double>(s.original_max_seq_len), 1.0, 1e6);
+    s.beta_fast = rope.get_number_or("beta_fast", 32.0, 1e-6, 1e6);
+    s.beta_slow = rope.get_number_or("beta_slow", 1.0, 1e-6, 1e6);
+    s.truncate = rope.get_bool_or("truncate", true);
+    const auto mscale = [&](double weight) {
+        return s.factor <= 1.0 ? 1.0 : 0.1 * weight * std::log(s.factor) + 1.0;
+    };
+    const double own = rope.get_number_or("mscale", 0.0, 0.0, 1e3);
+    const double all = rope.get_number_or("mscale_all_dim", 0.0, 0.0, 1e3);
+    const double by_factor = own != 0.0 && all != 0.0 ? mscale(own) / mscale(all) : mscale(1.0);
+    s.attention_factor = rope.get_number_or("attention_factor", by_factor, 1e-6, 1e6);
+    return s;
+}
+
 // rope_scaling of transformers 4 or rope_parameters of 5.
-void read_rope(const Json& rope, LlamaConfig& config) {
+void read_rope(const Json& rope, DecoderConfig& config) {
     // transformers 5 writes them by layer type where a model has several; here all layers attend in full.
     if (const auto full = rope.find("full_attention"); full && full->is_object()) {
         for (size_t i = 0; i < rope.size(); ++i) {
@@ -107,9 +118,123 @@ void read_rope(const Json& rope, LlamaConfig& config) {
             rope.get("high_freq_factor").refuse("a number above low_freq_factor");
         }
         config.rope_llama3 = s;
+    } else if (type->as_string() == "yarn") {
+        config.rope_yarn = read_yarn(rope, config.max_seq_len);
+    } else if (type->as_string() == "dynamic") {
+        // It changes what lies beyond max_position_embeddings, and the window ends there.
+        rope.get_number("factor", 1.0, 1e6);
     } else {
-        type->refuse("\"default\", \"linear\" or \"llama3\"");
+        type->refuse("\"default\", \"linear\", \"dynamic\", \"yarn\" or \"llama3\"");
     }
+}
+
+// Whether a family's layers may see a window alone: none, all of them, or where use_sliding_window says so.
+enum class Windows { none, all_layers, if_used };
+
+// What a model_type means where config.json does not say it.
+struct Family {
+    std::string_view name;
+    double theta = 10000.0;
+    double norm_eps = 1e-6;
+    int64_t max_seq_len = 2048;
+    int32_t n_kv_heads = 0;  // 0: as many as n_heads
+    int32_t head_dim = 0;    // 0: dim / n_heads
+    bool tied = false;
+    bool qkv_bias = false;    // whatever attention_bias says; o has none then
+    bool skips_rope = false;  // no_rope_layers, no_rope_layer_interval; windows are those layers'
+    Windows windows = Windows::none;
+    QkNorm qk_norm = QkNorm::none;
+    NormPlace norm_place = NormPlace::before;
+};
+
+constexpr std::array<Family, 6> kFamilies = {{
+    {.name = "llama"},
+    {.name = "mistral", .max_seq_len = 131072, .n_kv_heads = 8, .windows = Windows::all_layers},
+    {.name = "qwen2", .max_seq_len = 32768, .qkv_bias = true, .windows = Windows::if_used},
+    {.name = "qwen3",
+     .max_seq_len = 32768,
+     .head_dim = 128,
+     .windows = Windows::if_used,
+     .qk_norm = QkNorm::per_head},
+    {.name = "olmo2", .norm_eps = 1e-5, .qk_norm = QkNorm::full_width, .norm_place = NormPlace::after},
+    {.name = "smollm3",
+     .theta = 2000000.0,
+     .max_seq_len = 32768,
+     .n_kv_heads = 4,
+     .tied = true,
+     .skips_rope = true,
+     .windows = Windows::if_used},
+}};
+
+const Family& family_of(const Json& json) {
+    const std::optional<Json> type = json.find("model_type");
+    if (!type) return kFamilies[0];
+    std::string names;
+    for (const Family& family : kFamilies) {
+        if (family.name == type->as_string()) return family;
+        names += str(names.empty() ? "\"" : ", \"", family.name, "\"");
+    }
+    type->refuse(str("one of ", names));
+}
+
+// "layer_types", or nothing: whether each layer slides.
+std::optional<std::vector<bool>> read_layer_types(const Json& json, int32_t n_layers) {
+    const std::optional<Json> types = json.find("layer_types");
+    if (!types) return std::nullopt;
+    if (std::ssize(types->as_array()) != n_layers)
+        types->refuse(str("one for each of ", n_layers, " layers"));
+    std::vector<bool> slides;
+    for (int32_t i = 0; i < n_layers; ++i) {
+        const Json type = types->at(static_cast<size_t>(i));
+        const bool full = type.as_string() == "full_attention";
+        if (!full && type.as_string() != "sliding_attention")
+            type.refuse("\"full_attention\" or \"sliding_attention\"");
+        slides.push_back(!full);
+    }
+    return slides;
+}
+
+// Which layers see a window alone. After c.rotates is known.
+void read_windows(const Json& json, const Family& family, DecoderConfig& c) {
+    const std::optional<std::vector<bool>> types = read_layer_types(json, c.n_layers);
+    const bool any = types && std::find(types->begin(), types->end(), true) != types->end();
+    const bool all = types && std::find(types->begin(), types->end(), false) == types->end();
+    // Mistral's has a window where its file says nothing of one.
+    const bool unsaid = family.windows == Windows::all_layers && !json.has("sliding_window");
+    int64_t window = unsaid ? 4096 : json.get_int_or("sliding_window", 0, 0, int64_t{1} << 28);
+    if (window >= c.max_seq_len) window = 0;  // nothing falls out of it
+    if (family.windows == Windows::if_used && !json.get_bool_or("use_sliding_window", false)) window = 0;
+    if (family.windows == Windows::none && window > 0)
+        json.get("sliding_window")
+            .refuse(str("null, or at least max_position_embeddings = ", c.max_seq_len, " (a ", family.name,
+                        " has no window)"));
+    if (any && (family.windows == Windows::none || (family.windows == Windows::all_layers && !all)))
+        json.get("layer_types").refuse(str("layers of one kind, as a ", family.name, " has them"));
+    if (window == 0) return;
+    const int64_t first =
+        family.windows == Windows::if_used ? json.get_int_or("max_window_layers", 28, 0, 1 << 20) : 0;
+    for (int32_t i = 0; i < c.n_layers; ++i) {
+        const bool usual = family.skips_rope ? !c.layer_rotates(i) : i >= first;
+        const bool slides =
+            types && family.windows == Windows::if_used ? (*types)[static_cast<size_t>(i)] : usual;
+        c.windows.push_back(slides ? static_cast<int32_t>(window) : 0);
+    }
+}
+
+// SmolLM3: layers that leave q and k as they are.
+void read_rotations(const Json& json, const Family& family, DecoderConfig& c) {
+    const std::optional<Json> layers = json.find("no_rope_layers");
+    if (!family.skips_rope) {
+        if (layers && !(layers->is_bool() && !layers->as_bool()))
+            layers->refuse("this key to be absent (it changes the network, and is not supported)");
+        return;
+    }
+    const int64_t interval = json.get_int_or("no_rope_layer_interval", 4, 1, 1 << 20);
+    if (layers && std::ssize(layers->as_array()) != c.n_layers)
+        layers->refuse(str("one for each of ", c.n_layers, " layers"));
+    for (int32_t i = 0; i < c.n_layers; ++i)
+        c.rotates.push_back(layers ? layers->at(static_cast<size_t>(i)).as_int(0, 1) == 1
+                                   : (i + 1) % interval != 0);
 }
 
 std::vector<int32_t> read_eos(const Json& json, int32_t vocab_size) {
@@ -126,14 +251,38 @@ std::vector<int32_t> read_eos(const Json& json, int32_t vocab_size) {
     return ids;
 }
 
+// What YaRN multiplies frequency m by.
+double yarn_share(const YarnRopeScaling& s, int32_t m, int32_t head_dim, double theta) {
+    const auto dimension = [&](double turns) {
+        const double most = static_cast<double>(s.original_max_seq_len);
+        return head_dim * std::log(most / (turns * 2.0 * std::numbers::pi)) / (2.0 * std::log(theta));
+    };
+    double low = dimension(s.beta_fast), high = dimension(s.beta_slow);
+    if (s.truncate) {
+        low = std::floor(low);
+        high = std::ceil(high);
+    }
+    low = std::max(low, 0.0);
+    high = std::min(high, head_dim - 1.0);
+    if (low == high) high += 0.001;
+    const double ramp = std::clamp((m - low) / (high - low), 0.0, 1.0);
+    return ramp / s.factor + (1.0 - ramp);
+}
+
 }  // namespace
 
-std::vector<float> LlamaConfig::inverse_frequencies() const {
+float DecoderConfig::attention_scale() const {
+    const double factor = rope_yarn ? rope_yarn->attention_factor : 1.0;
+    return static_cast<float>(factor * factor / std::sqrt(static_cast<double>(head_dim)));
+}
+
+std::vector<float> DecoderConfig::inverse_frequencies() const {
     const int32_t half = head_dim / 2;
     std::vector<float> inv_freq(static_cast<size_t>(half));
     for (int32_t m = 0; m < half; ++m) {
         double f = 1.0 / std::pow(rope_theta, 2.0 * m / head_dim);
         f /= rope_linear_factor;
+        if (rope_yarn) f *= yarn_share(*rope_yarn, m, head_dim, rope_theta);
         if (!rope_factors.empty()) f /= static_cast<double>(rope_factors[static_cast<size_t>(m)]);
         if (rope_llama3) {
             const Llama3RopeScaling& s = *rope_llama3;
@@ -151,37 +300,44 @@ std::vector<float> LlamaConfig::inverse_frequencies() const {
     return inv_freq;
 }
 
-LlamaConfig load_llama_config(const std::string& dir) {
+DecoderConfig load_decoder_config(const std::string& dir) {
     const Json json = Json::parse_file(path_join(dir, "config.json"));
-    LlamaConfig c;
-    require_string(json, "model_type", {"llama", "mistral"});
+    DecoderConfig c;
+    const Family& family = family_of(json);
+    c.family = family.name;
     require_string(json, "hidden_act", {"silu", "swish"});  // two names of one function
     refuse_foreign_maths(json);
     c.dim = get_i32(json, "hidden_size", 1, kMaxDim);
     c.hidden_dim = get_i32(json, "intermediate_size", 1, kMaxDim);
     c.n_layers = get_i32(json, "num_hidden_layers", 1, 4096);
     c.n_heads = get_i32(json, "num_attention_heads", 1, 4096);
-    c.n_kv_heads = static_cast<int32_t>(json.get_int_or("num_key_value_heads", c.n_heads, 1, c.n_heads));
+    const int32_t usual_kv_heads =
+        family.n_kv_heads == 0 ? c.n_heads : std::min(family.n_kv_heads, c.n_heads);
+    c.n_kv_heads = static_cast<int32_t>(json.get_int_or("num_key_value_heads", usual_kv_heads, 1, c.n_heads));
     if (c.n_heads % c.n_kv_heads != 0) {
         json.get("num_key_value_heads").refuse(str("a divisor of num_attention_heads = ", c.n_heads));
     }
-    if (!json.find("head_dim") && c.dim % c.n_heads != 0) {
+    if (!json.find("head_dim") && family.head_dim == 0 && c.dim % c.n_heads != 0) {
         json.get("hidden_size").refuse(str("a multiple of num_attention_heads = ", c.n_heads));
     }
-    c.head_dim = static_cast<int32_t>(json.get_int_or("head_dim", c.dim / c.n_heads, 1, 65536));
+    const int32_t usual_head_dim = family.head_dim == 0 ? c.dim / c.n_heads : family.head_dim;
+    c.head_dim = static_cast<int32_t>(json.get_int_or("head_dim", usual_head_dim, 1, 65536));
     REFRAG_CHECK(c.head_dim % 2 == 0, Status::bad_input, json.name(), ": expected an even head_dim, found ",
                  c.head_dim);
     c.vocab_size = get_i32(json, "vocab_size", 1, 1 << 24);
-    c.max_seq_len = static_cast<int32_t>(json.get_int_or("max_position_embeddings", 2048, 1, 1 << 28));
-    c.norm_eps = static_cast<float>(json.get_number_or("rms_norm_eps", 1e-6, 0.0, 1.0));
-    c.tied_embeddings = json.get_bool_or("tie_word_embeddings", false);
-    c.attention_bias = json.get_bool_or("attention_bias", false);
+    c.max_seq_len =
+        static_cast<int32_t>(json.get_int_or("max_position_embeddings", family.max_seq_len, 1, 1 << 28));
+    c.norm_eps = static_cast<float>(json.get_number_or("rms_norm_eps", family.norm_eps, 0.0, 1.0));
+    c.tied_embeddings = json.get_bool_or("tie_word_embeddings", family.tied);
+    c.norm_place = family.norm_place;
+    c.qk_norm = family.qk_norm;
+    c.o_bias = json.get_bool_or("attention_bias", false);
+    if (family.qkv_bias && c.o_bias) json.get("attention_bias").refuse("false, or no such key");
+    c.qkv_bias = c.o_bias || family.qkv_bias;
     c.mlp_bias = json.get_bool_or("mlp_bias", false);
-    if (const auto window = json.find("sliding_window"); window && window->as_int(0) < c.max_seq_len) {
-        window->refuse(str("null, or at least max_position_embeddings = ", c.max_seq_len,
-                           " (sliding-window attention is not supported)"));
-    }
-    c.rope_theta = json.get_number_or("rope_theta", 10000.0, 1.0, 1e12);
+    read_rotations(json, family, c);
+    read_windows(json, family, c);
+    c.rope_theta = json.get_number_or("rope_theta", family.theta, 1.0, 1e12);
     if (const auto rope = json.find("rope_scaling")) read_rope(rope->as_object(), c);
     if (const auto rope = json.find("rope_parameters")) read_rope(rope->as_object(), c);
     if (const auto bos = json.find("bos_token_id")) {
@@ -192,7 +348,7 @@ LlamaConfig load_llama_config(const std::string& dir) {
     return c;
 }
 
-void read_generation_config(const std::string& dir, LlamaConfig& config) {
+void read_generation_config(const std::string& dir, DecoderConfig& config) {
     const std::string path = path_join(dir, "generation_config.json");
     if (!is_file(path)) return;
     std::vector<int32_t> ids = read_eos(Json::parse_file(path), config.vocab_size);
@@ -210,6 +366,10 @@ RobertaConfig load_roberta_config(const std::string& dir) {
             json.get(key).refuse("false (the encoder attends in both directions)");
     }
     refuse_foreign_maths(json);
+    for (const char* key : {"layer_types", "no_rope_layers"}) {
+        if (const auto value = json.find(key))
+            value->refuse("this key to be absent (it changes the network, and is not supported)");
+    }
     c.dim = get_i32(json, "hidden_size", 1, kMaxDim);
     c.hidden_dim = get_i32(json, "intermediate_size", 1, kMaxDim);
     c.n_layers = get_i32(json, "num_hidden_layers", 1, 4096);

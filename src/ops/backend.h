@@ -97,6 +97,8 @@ struct AttentionShape {
     float scale = 0.0f;  // scores are q.k * scale
     DType weights =
         DType::f32;  // of the network: with BF16, sequences without a cache may be computed in bf16
+    // Of a sequence with a cache: a row sees its own entry and the window - 1 before it; 0: all before it.
+    int32_t window = 0;
 };
 
 enum class Pooling { cls, mean };

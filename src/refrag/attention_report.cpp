@@ -14,7 +14,7 @@ namespace {
 // On the host, layer by layer: k of all rows, and q of those from first_query on.
 class KeptQk {
   public:
-    KeptQk(Backend& backend, const LlamaConfig& config, int64_t first_query, int64_t n_rows)
+    KeptQk(Backend& backend, const DecoderConfig& config, int64_t first_query, int64_t n_rows)
         : backend_(backend),
           first_query_(first_query),
           q_(static_cast<size_t>(config.n_layers)),
@@ -47,7 +47,7 @@ class KeptQk {
     std::vector<std::vector<float>> q_, k_;
 };
 
-void check_memory(const LlamaConfig& config, int64_t n_rows) {
+void check_memory(const DecoderConfig& config, int64_t n_rows) {
     const uint64_t floats = static_cast<uint64_t>(n_rows) * static_cast<uint64_t>(config.n_layers) *
                             static_cast<uint64_t>(config.n_kv_heads) * static_cast<uint64_t>(config.head_dim);
     const uint64_t bytes = floats * sizeof(float), free = available_memory_bytes() / 2;
@@ -98,7 +98,7 @@ void attend(std::span<double> p, std::span<const float> q, const float* k, int64
 
 AttentionReport answer_attention(Backend& backend, const Llama& decoder, const Prompt& prompt,
                                  std::span<const int32_t> ids, int64_t step_rows) {
-    const LlamaConfig& c = decoder.config();
+    const DecoderConfig& c = decoder.config();
     // The last token was chosen, and chose nothing that is told here.
     const std::span<const int32_t> fed = ids.empty() ? ids : ids.first(ids.size() - 1);
     const int64_t first_query = std::ssize(prompt.input.source) - 1;
@@ -115,22 +115,26 @@ AttentionReport answer_attention(Backend& backend, const Llama& decoder, const P
                head_dim = static_cast<size_t>(c.head_dim);
     const int32_t group = c.n_heads / c.n_kv_heads;
     const int64_t stride = int64_t{c.n_kv_heads} * c.head_dim;
-    const double scale = 1.0 / std::sqrt(static_cast<double>(c.head_dim));
+    const double scale = static_cast<double>(c.attention_scale());
     const double per_layer = 1.0 / (static_cast<double>(c.n_heads) * static_cast<double>(n_rows));
     const double per_row = 1.0 / (static_cast<double>(c.n_heads) * static_cast<double>(n_layers));
     std::vector<double> by_layer(n_layers * n_positions), by_row(n_rows * n_positions), p(n_positions);
     for (size_t layer = 0; layer < n_layers; ++layer) {
         const std::span<const float> q(kept.q(static_cast<int32_t>(layer)));
         const float* const k = kept.k(static_cast<int32_t>(layer)).data();
+        const int32_t window = c.window(static_cast<int32_t>(layer));
         for (size_t row = 0; row < n_rows; ++row) {
-            const auto seen = std::span(p).first(static_cast<size_t>(first_query) + row + 1);
+            const size_t end = static_cast<size_t>(first_query) + row + 1;
+            const size_t begin = window == 0 ? 0 : end - std::min(end, static_cast<size_t>(window));
+            const auto seen = std::span(p).subspan(begin, end - begin);
             for (int32_t head = 0; head < c.n_heads; ++head) {
                 const size_t at = row * static_cast<size_t>(c.n_heads) + static_cast<size_t>(head);
-                attend(seen, q.subspan(at * head_dim, head_dim), k + int64_t{head / group} * c.head_dim,
-                       stride, scale);
-                for (size_t j = 0; j < seen.size(); ++j) {
-                    by_layer[layer * n_positions + j] += seen[j] * per_layer;
-                    by_row[row * n_positions + j] += seen[j] * per_row;
+                attend(seen, q.subspan(at * head_dim, head_dim),
+                       k + static_cast<int64_t>(begin) * stride + int64_t{head / group} * c.head_dim, stride,
+                       scale);
+                for (size_t j = begin; j < end; ++j) {
+                    by_layer[layer * n_positions + j] += p[j] * per_layer;
+                    by_row[row * n_positions + j] += p[j] * per_row;
                 }
             }
         }

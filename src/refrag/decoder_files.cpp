@@ -89,13 +89,13 @@ Tokenizer DecoderFiles::tokenizer() const {
     return Tokenizer::from_file(directory_);
 }
 
-LlamaConfig DecoderFiles::config(const Tokenizer& tokenizer) const {
-    LlamaConfig config;
+DecoderConfig DecoderFiles::config(const Tokenizer& tokenizer) const {
+    DecoderConfig config;
     if (gguf_) {
         config = read_gguf_config(*gguf_);
         if (!directory_.empty()) read_generation_config(directory_, config);
     } else {
-        config = load_llama_config(directory_);
+        config = load_decoder_config(directory_);
     }
     const std::string path = path_join(directory_, "tokenizer_config.json");
     if (config.eos_ids.empty() && !directory_.empty() && is_file(path)) {
@@ -112,7 +112,7 @@ LlamaConfig DecoderFiles::config(const Tokenizer& tokenizer) const {
 
 // Whether and which: tokenizer_config.json's add_bos_token decides; where the key is absent, the
 // post-processor does, which GGUF's metadata make as well.
-std::optional<int32_t> DecoderFiles::bos_id(const Tokenizer& tokenizer, const LlamaConfig& config) const {
+std::optional<int32_t> DecoderFiles::bos_id(const Tokenizer& tokenizer, const DecoderConfig& config) const {
     const std::string path = path_join(directory_, "tokenizer_config.json");
     std::optional<bool> add;
     std::optional<int32_t> id;
@@ -146,7 +146,7 @@ std::string DecoderFiles::end_token_places() const {
                ", and tokenizer_config.json has no eos_token");
 }
 
-std::unique_ptr<StoredWeights> DecoderFiles::weights(Device& device, const LlamaConfig& config,
+std::unique_ptr<StoredWeights> DecoderFiles::weights(Device& device, const DecoderConfig& config,
                                                      LoadedBytes loaded, WeightFormat format) const {
     if (gguf_) return std::make_unique<GgufWeights>(device, gguf_, config, std::move(loaded), format);
     return std::make_unique<WeightLoader>(device, directory_, "model.", std::move(loaded), format);

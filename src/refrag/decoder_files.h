@@ -36,13 +36,13 @@ class DecoderFiles {
     // chat_template.jinja) go before what a GGUF file says; a config.json beside model.gguf is not read.
     Tokenizer tokenizer() const;
     // Where neither file of the network names an end token, tokenizer_config.json's "eos_token" is one.
-    LlamaConfig config(const Tokenizer& tokenizer) const;
-    std::optional<int32_t> bos_id(const Tokenizer& tokenizer, const LlamaConfig& config) const;
+    DecoderConfig config(const Tokenizer& tokenizer) const;
+    std::optional<int32_t> bos_id(const Tokenizer& tokenizer, const DecoderConfig& config) const;
     std::optional<std::string> chat_template() const;
     // Where an end token was looked for, for the message that there is none.
     std::string end_token_places() const;
 
-    std::unique_ptr<StoredWeights> weights(Device& device, const LlamaConfig& config, LoadedBytes loaded,
+    std::unique_ptr<StoredWeights> weights(Device& device, const DecoderConfig& config, LoadedBytes loaded,
                                            WeightFormat format) const;
     // How many tensors of each type a GGUF file has, the most frequent first: "210 Q4_1, 61 F32"; "" for
     // safetensors.

@@ -29,12 +29,12 @@ Generator::Generator(Backend& backend, const Llama& decoder, int32_t n_slots, in
       arena_(backend),
       sequences_(static_cast<size_t>(n_slots)) {}
 
-uint64_t Generator::block_bytes(const LlamaConfig& config, DType kv) {
+uint64_t Generator::block_bytes(const DecoderConfig& config, DType kv) {
     const uint64_t page_bytes = 2 * kPageEntries * static_cast<uint64_t>(config.head_dim) * dtype_bytes(kv);
     return page_bytes * static_cast<uint64_t>(config.n_layers) * static_cast<uint64_t>(config.n_kv_heads);
 }
 
-uint64_t Generator::cache_bytes(const LlamaConfig& config, DType kv, int32_t n_slots, int64_t max_context) {
+uint64_t Generator::cache_bytes(const DecoderConfig& config, DType kv, int32_t n_slots, int64_t max_context) {
     return static_cast<uint64_t>(n_slots) * static_cast<uint64_t>(KvCache::blocks_for(max_context)) *
            block_bytes(config, kv);
 }

@@ -39,8 +39,8 @@ class Generator final : public SequenceRunner {
               int64_t kv_blocks = 0);
 
     // What the pool of such a generator takes, `kv` being the decoder's kv_dtype(); no argument is checked.
-    static uint64_t cache_bytes(const LlamaConfig& config, DType kv, int32_t n_slots, int64_t max_context);
-    static uint64_t block_bytes(const LlamaConfig& config, DType kv);
+    static uint64_t cache_bytes(const DecoderConfig& config, DType kv, int32_t n_slots, int64_t max_context);
+    static uint64_t block_bytes(const DecoderConfig& config, DType kv);
 
     bool can_hold(int64_t n_rows, int64_t max_new) const override;
     std::optional<int32_t> start(Start& start) override;

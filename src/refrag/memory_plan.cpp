@@ -11,7 +11,7 @@ namespace {
 
 // What an engine's queue takes on a GPU beside activations: cuBLAS' workspace, activations rounded for it,
 // int8 weights widened for it, the partial sums of decode attention.
-uint64_t device_scratch_bytes(const LlamaConfig& c, int32_t n_slots, int64_t max_context) {
+uint64_t device_scratch_bytes(const DecoderConfig& c, int32_t n_slots, int64_t max_context) {
     constexpr int64_t kWorkspace = int64_t{32} << 20, kWidened = int64_t{64} << 20, kSplitEntries = 256;
     const int64_t widest = std::max<int64_t>({c.hidden_dim, c.dim, int64_t{c.n_heads} * c.head_dim});
     const int64_t splits = max_context / kSplitEntries + 1;
@@ -21,11 +21,11 @@ uint64_t device_scratch_bytes(const LlamaConfig& c, int32_t n_slots, int64_t max
 
 }  // namespace
 
-uint64_t kv_entry_bytes(const LlamaConfig& config, DType kv) {
+uint64_t kv_entry_bytes(const DecoderConfig& config, DType kv) {
     return Generator::cache_bytes(config, kv, 1, kPageEntries) / kPageEntries;
 }
 
-uint64_t workspace_bytes(const LlamaConfig& decoder, const RobertaConfig& encoder, const PolicyConfig& policy,
+uint64_t workspace_bytes(const DecoderConfig& decoder, const RobertaConfig& encoder, const PolicyConfig& policy,
                          int32_t batch, int64_t rows, int64_t n_chunks) {
     constexpr int64_t kSlack = int64_t{64} << 20;  // arenas' blocks, texts, token ids
     // Beside its activations a row has its result, a copy of that for the head, and what it comes from.
@@ -41,7 +41,7 @@ uint64_t workspace_bytes(const LlamaConfig& decoder, const RobertaConfig& encode
 }
 
 MemoryPlan plan_memory(const Model& model, int32_t n_slots, int64_t max_context, int64_t kv_entries) {
-    const LlamaConfig& decoder = model.decoder().config();
+    const DecoderConfig& decoder = model.decoder().config();
     const int32_t chunk_len = std::max(1, model.config().chunk_len);
     const int64_t n_chunks = (max_context + chunk_len - 1) / chunk_len;
     MemoryPlan plan;

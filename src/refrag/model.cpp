@@ -111,7 +111,7 @@ Model::Model(Device& device, const std::string& dir, const DecoderFiles& files, 
                  ": expected it to be merged there");
     LoadCounter counter(files, dir, config_.has_encoder, progress);
     const LoadedBytes loaded = counter.sink();
-    const LlamaConfig decoder = files.config(tokenizer_);
+    const DecoderConfig decoder = files.config(tokenizer_);
     std::unique_ptr<StoredWeights> weights = files.weights(device, decoder, loaded, format);
     const auto adapt = [&](const std::string& adapter_dir) {
         LoraAdapter adapter(adapter_dir);

@@ -33,7 +33,7 @@ using LoadProgress = std::function<void(uint64_t done_bytes, uint64_t total_byte
 // their fitting together as the constructor from a directory checks it.
 struct ModelParts {
     RefragConfig config;
-    LlamaConfig decoder;
+    DecoderConfig decoder;
     RobertaConfig encoder;
     Tokenizer tokenizer;                         // the decoder's
     std::optional<Tokenizer> encoder_tokenizer;  // none when the vocabulary is shared

@@ -16,7 +16,7 @@ bool in(int64_t value, int64_t min, int64_t max) {
     return value >= min && value <= max;
 }
 
-void check_llama(const refrag::LlamaConfig& c) {
+void check_llama(const refrag::DecoderConfig& c) {
     promise(in(c.dim, 1, 1 << 20) && in(c.hidden_dim, 1, 1 << 20) && in(c.n_layers, 1, 4096),
             "sizes are in range");
     promise(in(c.n_heads, 1, 4096) && in(c.n_kv_heads, 1, c.n_heads) && c.n_heads % c.n_kv_heads == 0,
@@ -71,7 +71,7 @@ void fuzz_config(std::string_view input) {
     } else {
         scratch.write("generation_config.json", input.substr(zero + 1));
     }
-    refused([&] { check_llama(refrag::load_llama_config(scratch.path())); });
+    refused([&] { check_llama(refrag::load_decoder_config(scratch.path())); });
     refused([&] { check_roberta(refrag::load_roberta_config(scratch.path())); });
     scratch.write("refrag.json", input.substr(0, zero));
     refused([&] { check_refrag(refrag::load_refrag_config(scratch.path())); });

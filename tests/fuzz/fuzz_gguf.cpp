@@ -34,7 +34,7 @@ void check_file(const refrag::GgufFile& file, std::string_view input) {
     }
 }
 
-void check_config(const refrag::LlamaConfig& c) {
+void check_config(const refrag::DecoderConfig& c) {
     promise(c.dim > 0 && c.hidden_dim > 0 && c.n_layers > 0 && c.max_seq_len > 0, "sizes are positive");
     promise(c.n_kv_heads > 0 && c.n_heads % c.n_kv_heads == 0, "heads share keys evenly");
     promise(c.head_dim > 0 && c.head_dim % 2 == 0, "a head is rotated in pairs");

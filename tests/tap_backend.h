@@ -19,7 +19,7 @@ class TapBackend : public refrag::Backend {
 
     std::vector<std::vector<float>> embedded;  // out of embed
     std::vector<std::vector<float>> normed;    // out of layer_norm
-    std::vector<std::vector<float>> residual;  // of linear_add, after the addition
+    std::vector<std::vector<float>> residual;  // after each addition of whole rows
 
     void* allocate(size_t bytes) override { return inner_.allocate(bytes); }
     void release(void* data) noexcept override { inner_.release(data); }
@@ -44,9 +44,11 @@ class TapBackend : public refrag::Backend {
     }
     void linear_add(Tensor residual_stream, Tensor x, const refrag::Product& y) override {
         Backend::linear_add(residual_stream, x, y);
-        residual.push_back(refrag_test::download(inner_, residual_stream));
     }
-    void add(Tensor x, Tensor y) override { inner_.add(x, y); }
+    void add(Tensor x, Tensor y) override {
+        inner_.add(x, y);
+        if (y.rows == x.rows) residual.push_back(refrag_test::download(inner_, x));
+    }
     void gelu(Tensor x) override { inner_.gelu(x); }
     void tanh(Tensor x) override { inner_.tanh(x); }
     void silu_mul(Tensor gate, Tensor up) override { inner_.silu_mul(gate, up); }

@@ -209,10 +209,11 @@ TEST_CASE("llama config: RoPE in both spellings") {
 
 TEST_CASE("llama config: RoPE that cannot be, or is not supported") {
     const auto scaling = [](const std::string& text) { return llama_error({{"rope_scaling", text}}); };
-    for (const char* type : {"dynamic", "yarn", "longrope", "proportional", ""}) {
+    for (const char* type : {"longrope", "proportional", ""}) {
         CHECK(scaling(str("{\"rope_type\": \"", type, "\", \"factor\": 2.0}")) ==
               str(file().key("rope_scaling.rope_type"),
-                  ": expected \"default\", \"linear\" or \"llama3\", found \"", type, "\""));
+                  ": expected \"default\", \"linear\", \"dynamic\", \"yarn\" or \"llama3\", found \"", type,
+                  "\""));
     }
     CHECK(contains(scaling("{\"factor\": 2.0}"),
                    file().key("rope_scaling.factor") + ": expected a rope_type beside it"));
@@ -312,7 +313,14 @@ TEST_CASE("config: another architecture or activation is refused") {
               ": expected null, or at least max_position_embeddings = 64 (a llama has no window), found 63");
     for (const char* key : {"layer_types", "no_rope_layers"})
         CHECK(contains(roberta_error({{key, "[1]"}}), file().key(key) + ": expected this key to be absent"));
-    CHECK(contains(roberta_error({{"model_type", "\"bert\""}}), "\"roberta\" or \"xlm-roberta\""));
+    CHECK(contains(roberta_error({{"model_type", "\"electra\""}}),
+                   "\"roberta\" or \"xlm-roberta\" or \"bert\", found \"electra\""));
+    const RobertaConfig bert = roberta({{"model_type", "\"bert\""}, {"pad_token_id", ""}});
+    CHECK(bert.is_bert);
+    CHECK(bert.pad_id == 0);
+    CHECK(bert.first_position == 0);
+    CHECK(bert.max_seq_len() == 20);
+    CHECK(bert.bos_id == -1);
     CHECK(contains(roberta_error({{"hidden_act", "\"gelu_new\""}}), "expected \"gelu\", found \"gelu_new\""));
     CHECK(contains(roberta_error({{"position_embedding_type", "\"relative_key\""}}),
                    file().key("position_embedding_type")));
@@ -351,8 +359,7 @@ TEST_CASE("decoder config: families, and what they are where the file does not s
     from_1.emplace("max_window_layers", "1");
     CHECK(of("qwen2", from_1).windows == std::vector<int32_t>{0, 7, 7});
     Fields by_types = window;
-    by_types.emplace("layer_types",
-                          "[\"sliding_attention\", \"full_attention\", \"sliding_attention\"]");
+    by_types.emplace("layer_types", "[\"sliding_attention\", \"full_attention\", \"sliding_attention\"]");
     CHECK(of("qwen2", by_types).windows == std::vector<int32_t>{7, 0, 7});
 
     const DecoderConfig qwen3 = of("qwen3");

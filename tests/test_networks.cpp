@@ -36,7 +36,7 @@ bool rounds_activations(const Backend& backend) {
 const std::string kLlamas[] = {"llama2",         "llama3", "llama-bias",   "llama-yarn",
                                "llama-dynamic",  "qwen2",  "qwen2-window", "qwen3",
                                "mistral-window", "olmo2",  "smollm3"};
-const std::string kRobertas[] = {"roberta-mlm", "roberta-pooler"};
+const std::string kRobertas[] = {"roberta-mlm", "roberta-pooler", "bert"};
 
 // Values of a KV-cached model on the golden's prompt: logits of plain ids, and of ids mixed with chunk rows.
 double worst_logit(Backend& backend, const std::string& name) {

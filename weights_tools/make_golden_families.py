@@ -1,4 +1,4 @@
-"""Writes the goldens of LLaMA's relatives: a small random model of each family, and what `transformers` computes with it in fp32.
+"""Writes the goldens of LLaMA's relatives, and of BERT: a small random model of each family, and what `transformers` computes with it in fp32.
 
     python -m weights_tools.make_golden_families [--out tests/golden/networks]
 
@@ -8,10 +8,10 @@ import argparse
 from pathlib import Path
 
 import torch
-from transformers import (LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Olmo2Config, Olmo2ForCausalLM, Qwen2Config, Qwen2ForCausalLM,
+from transformers import (BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Olmo2Config, Olmo2ForCausalLM, Qwen2Config, Qwen2ForCausalLM,
                           Qwen3Config, Qwen3ForCausalLM, SmolLM3Config, SmolLM3ForCausalLM)
 
-from .make_golden import llama_golden, randomize, save_config, save_tensors, weights_of
+from .make_golden import encoder_sequences, llama_golden, randomize, roberta_outputs, save_config, save_tensors, weights_of, write_json
 
 BASE = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=40, vocab_size=64, max_position_embeddings=128,
             bos_token_id=1, eos_token_id=2, pad_token_id=None, attn_implementation="eager")
@@ -35,6 +35,17 @@ FAMILIES = {
 }
 
 
+def make_bert(out):
+    """With a masked-token head, which the encoder leaves alone, and two types."""
+    config = BertConfig(vocab_size=64, hidden_size=32, num_attention_heads=2, num_hidden_layers=2, intermediate_size=40, max_position_embeddings=32)
+    model = randomize(BertForMaskedLM(config), 50, torch.float32)
+    sequences = encoder_sequences(torch.Generator().manual_seed(51), [18, 1, 32, 2, 10], 64)
+    save_config(out / "bert", config)
+    save_tensors(out / "bert/model.safetensors", {n: t for n, t in model.state_dict().items() if n != "cls.predictions.decoder.weight"})
+    save_tensors(out / "bert.safetensors", roberta_outputs(model.bert, sequences))
+    write_json(out / "bert.json", {"sequences": sequences})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("tests/golden/networks"))
@@ -47,6 +58,8 @@ def main():
         save_tensors(out / name / "model.safetensors", weights_of(model))
         with torch.no_grad():
             llama_golden(out, name, model, seed + 100)
+    with torch.no_grad():
+        make_bert(out)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ std::string as_text(const Model& model, const std::string& choice) {
         line("chunks", str("k = ", r.chunk_len, " decoder tokens (trained for ", join(r.chunk_lens),
                            "), expand fraction ", r.expand_fraction, defaults));
         line("encoder",
-             str("RoBERTa, dim ", e.dim, ", hidden ", e.hidden_dim, ", ", e.n_layers, " layers, ", e.n_heads,
+             str(e.is_bert ? "BERT, dim " : "RoBERTa, dim ", e.dim, ", hidden ", e.hidden_dim, ", ", e.n_layers, " layers, ", e.n_heads,
                  " heads, vocabulary ", e.vocab_size, r.shared_vocabulary ? " (shared)" : " (own)",
                  ", at most ", e.max_seq_len(), " tokens a chunk, pooling ", pooling_name(r.pooling),
                  r.normalize ? ", normalised" : ""));

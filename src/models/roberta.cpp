@@ -17,7 +17,7 @@ BatchPlan plan_of(std::span<const std::vector<int32_t>> sequences) {
 Roberta::Roberta(Device& device, const std::string& dir, ChunkPooling pooling, bool normalize,
                  const LoadedBytes& loaded, WeightFormat format)
     : config_(load_roberta_config(dir)), pooling_(pooling), normalize_(normalize) {
-    WeightLoader weights(device, dir, "roberta.", loaded, format);
+    WeightLoader weights(device, dir, config_.is_bert ? "bert." : "roberta.", loaded, format);
     load(weights);
 }
 
@@ -83,6 +83,14 @@ void Roberta::load(WeightSource& weights) {
     for (const char* name : {"bias", "decoder.weight", "decoder.bias", "dense.weight", "dense.bias",
                              "layer_norm.weight", "layer_norm.bias"})
         known.push_back({str("lm_head.", name)});
+    if (config_.is_bert) {
+        for (const char* name :
+             {"predictions.bias", "predictions.decoder.weight", "predictions.decoder.bias",
+              "predictions.transform.dense.weight", "predictions.transform.dense.bias",
+              "predictions.transform.LayerNorm.weight", "predictions.transform.LayerNorm.bias",
+              "seq_relationship.weight", "seq_relationship.bias"})
+            known.push_back({str("cls.", name)});
+    }
     if (pooling_ != ChunkPooling::pooler) {
         known.push_back({"pooler.dense.weight"});
         known.push_back({"pooler.dense.bias"});
@@ -97,15 +105,17 @@ Tensor Roberta::run(Backend& b, const BatchPlan& plan, const Batch& batch,
     const AttentionShape shape = encoder_attention_shape(c.dim, c.n_heads, weights_.layers[0]);
 
     std::vector<int32_t> ids;
-    std::vector<int32_t> position_ids;  // pad_id + 1, pad_id + 2, ... within each chunk
+    std::vector<int32_t> position_ids;  // first_position, ... within each chunk
     for (const std::vector<int32_t>& sequence : sequences) {
-        REFRAG_CHECK(!sequence.empty() && static_cast<int64_t>(sequence.size()) <= c.max_seq_len(),
-                     Status::runtime, "encoder: a chunk has ", sequence.size(),
-                     " encoder tokens, special ones included; expected 1 to ", c.max_seq_len(),
-                     " (max_position_embeddings - pad_token_id - 1): give a smaller chunk length (-k)");
+        REFRAG_CHECK(
+            !sequence.empty() && static_cast<int64_t>(sequence.size()) <= c.max_seq_len(), Status::runtime,
+            "encoder: a chunk has ", sequence.size(),
+            " encoder tokens, special ones included; expected 1 to ", c.max_seq_len(),
+            c.is_bert ? " (max_position_embeddings)" : " (max_position_embeddings - pad_token_id - 1)",
+            ": give a smaller chunk length (-k)");
         ids.insert(ids.end(), sequence.begin(), sequence.end());
         for (size_t i = 0; i < sequence.size(); ++i) {
-            position_ids.push_back(c.pad_id + 1 + static_cast<int32_t>(i));
+            position_ids.push_back(c.first_position + static_cast<int32_t>(i));
         }
     }
     const std::vector<int32_t> type_ids(static_cast<size_t>(rows), 0);

@@ -1,7 +1,7 @@
-// The chunk encoder: RoBERTa (post-norm transformer, learned positions), as Hugging Face's RobertaModel
-// computes it. Each chunk is a sequence of its own and sees nothing of the others (paper, section 2), so
-// thousands of short chunks are stacked into one ragged call without padding. Immutable after loading: any
-// number of threads may call it, each with a queue and an Arena of its own.
+// The chunk encoder: RoBERTa (post-norm transformer, learned positions), as Hugging Face's RobertaModel,
+// XLMRobertaModel and BertModel compute it. Each chunk is a sequence of its own and sees nothing of the
+// others (paper, section 2), so thousands of short chunks are stacked into one ragged call without padding.
+// Immutable after loading: any number of threads may call it, each with a queue and an Arena of its own.
 #pragma once
 
 #include <memory>

@@ -201,7 +201,7 @@ void read_windows(const Json& json, const Family& family, DecoderConfig& c) {
     const bool all = types && std::find(types->begin(), types->end(), false) == types->end();
     // Mistral's has a window where its file says nothing of one.
     const bool unsaid = family.windows == Windows::all_layers && !json.has("sliding_window");
-    int64_t window = unsaid ? 4096 : json.get_int_or("sliding_window", 0, 0, int64_t{1} << 28);
+    int64_t window = unsaid ? 4096 : json.get_int_or("sliding_window", 0, 0);
     if (window >= c.max_seq_len) window = 0;  // nothing falls out of it
     if (family.windows == Windows::if_used && !json.get_bool_or("use_sliding_window", false)) window = 0;
     if (family.windows == Windows::none && window > 0)
@@ -358,7 +358,8 @@ void read_generation_config(const std::string& dir, DecoderConfig& config) {
 RobertaConfig load_roberta_config(const std::string& dir) {
     const Json json = Json::parse_file(path_join(dir, "config.json"));
     RobertaConfig c;
-    require_string(json, "model_type", {"roberta", "xlm-roberta"});
+    require_string(json, "model_type", {"roberta", "xlm-roberta", "bert"});
+    c.is_bert = json.get_string_or("model_type", "roberta") == "bert";
     require_string(json, "hidden_act", {"gelu"});
     require_string(json, "position_embedding_type", {"absolute"});
     for (const std::string_view key : {"is_decoder", "add_cross_attention"}) {
@@ -390,9 +391,16 @@ RobertaConfig load_roberta_config(const std::string& dir) {
                      " = ", id, " (its default), found ", c.vocab_size);
         return id;
     };
+    if (c.is_bert) {
+        c.pad_id = token_id("pad_token_id", 0);
+        c.bos_id = c.eos_id = -1;  // the tokenizer's to say
+        c.first_position = 0;
+        return c;
+    }
     c.bos_id = token_id("bos_token_id", 0);
     c.pad_id = token_id("pad_token_id", 1);
     c.eos_id = token_id("eos_token_id", 2);
+    c.first_position = c.pad_id + 1;
     if (c.max_seq_len() < 1) {
         json.get("max_position_embeddings").refuse(str("more than pad_token_id + 1 = ", c.pad_id + 1));
     }

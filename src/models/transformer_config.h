@@ -72,20 +72,23 @@ struct DecoderConfig {
 };
 
 struct RobertaConfig {
+    bool is_bert =
+        false;  // model_type "bert": positions from 0, and <s>, </s> are the tokenizer's [CLS], [SEP]
     int32_t dim = 0;
     int32_t hidden_dim = 0;
     int32_t n_layers = 0;
     int32_t n_heads = 0;
     int32_t vocab_size = 0;
-    int32_t max_positions = 0;  // rows of the position table; the first pad_id + 1 are never used
+    int32_t max_positions = 0;   // rows of the position table; those before first_position are never used
+    int32_t first_position = 2;  // pad_id + 1
     int32_t type_vocab_size = 1;
     float norm_eps = 0;
-    int32_t bos_id = 0;
+    int32_t bos_id = 0;  // -1: the configuration does not say
     int32_t pad_id = 1;
     int32_t eos_id = 2;
 
     // Longest sequence, special tokens included.
-    int32_t max_seq_len() const { return max_positions - pad_id - 1; }
+    int32_t max_seq_len() const { return max_positions - first_position; }
 };
 
 // Read DIR/config.json (and, for the decoder, DIR/generation_config.json where there is one).

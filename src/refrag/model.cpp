@@ -154,6 +154,7 @@ void Model::load_encoder(const DecoderFiles& files, const LoadedBytes& loaded, W
         encoder_tokenizer_ = Tokenizer::from_file(encoder_dir);
         check_vocabulary(encoder_dir, *encoder_tokenizer_, encoder_->config().vocab_size);
     }
+    read_encoder_specials(encoder_dir);
     projector_ = std::make_unique<Projector>(device_, dir_, d_enc(), decoder_->config().dim, loaded);
     policy_ = std::make_unique<Policy>(device_, dir_, config_.policy, d_enc(), loaded);
     Sha256 maker;
@@ -167,6 +168,22 @@ void Model::load_encoder(const DecoderFiles& files, const LoadedBytes& loaded, W
     REFRAG_CHECK(!config_.shared_vocabulary || longest <= encoder_->config().max_seq_len(), Status::bad_input,
                  printable(path_join(dir_, "refrag.json")), ": chunk_len ", config_.chunk_len, " needs ",
                  longest, " encoder positions, the encoder has ", encoder_->config().max_seq_len());
+}
+
+void Model::read_encoder_specials(const std::string& encoder_dir) {
+    encoder_bos_ = encoder_->config().bos_id;
+    encoder_eos_ = encoder_->config().eos_id;
+    if (!encoder_->config().is_bert) return;
+    REFRAG_CHECK(encoder_tokenizer_, Status::bad_input, printable(path_join(dir_, "refrag.json")),
+                 ": \"vocabulary\": expected \"own\", as a BERT has one, found \"shared\"");
+    const auto special = [&](const char* piece) {
+        const std::optional<int32_t> id = encoder_tokenizer_->id_of(piece);
+        REFRAG_CHECK(id, Status::bad_input, printable(encoder_dir), ": tokenizer.json: expected a token ",
+                     piece, ", found none");
+        return *id;
+    };
+    encoder_bos_ = special("[CLS]");
+    encoder_eos_ = special("[SEP]");
 }
 
 void Model::choose_chat(const DecoderFiles& files, const ChatOptions& chat) {
@@ -195,6 +212,8 @@ Model::Model(Device& device, ModelParts parts, WeightSource& weights)
       policy_(std::make_unique<Policy>(config_.policy, d_enc(), weights)),
       bos_id_(parts.bos_id),
       end_ids_(decoder_->config().eos_ids) {
+    encoder_bos_ = encoder_->config().bos_id;
+    encoder_eos_ = encoder_->config().eos_id;
     Sha256 maker;
     add_reading(maker, *encoder_, config_);
     const RobertaConfig& c = encoder_->config();
@@ -238,8 +257,8 @@ bool Model::is_end(int32_t id) const {
 
 EncoderVocabulary Model::encoder_vocabulary() const {
     if (!has_encoder()) return {nullptr, false, 0, 0};
-    return {encoder_tokenizer_ ? &*encoder_tokenizer_ : nullptr, config_.encoder_special_tokens,
-            encoder_->config().bos_id, encoder_->config().eos_id};
+    return {encoder_tokenizer_ ? &*encoder_tokenizer_ : nullptr, config_.encoder_special_tokens, encoder_bos_,
+            encoder_eos_};
 }
 
 uint64_t Model::parameters() const {

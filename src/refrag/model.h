@@ -147,6 +147,8 @@ class Model {
           WeightFormat format, const ChatOptions& chat, const std::vector<std::string>& adapters,
           std::shared_ptr<const RemoteDecoder> remote);
     void load_encoder(const DecoderFiles& files, const LoadedBytes& loaded, WeightFormat format);
+    // Which ids stand around what the encoder reads: its configuration's, or a BERT's [CLS] and [SEP].
+    void read_encoder_specials(const std::string& encoder_dir);
     void choose_chat(const DecoderFiles& files, const ChatOptions& chat);
 
     Device& device_;
@@ -154,6 +156,8 @@ class Model {
     RefragConfig config_;
     Tokenizer tokenizer_;
     std::optional<Tokenizer> encoder_tokenizer_;  // none when the vocabulary is shared
+    int32_t encoder_bos_ = 0;                     // that stand around what the encoder reads
+    int32_t encoder_eos_ = 0;
     std::shared_ptr<const RemoteDecoder> remote_;
     std::unique_ptr<Llama> decoder_;
     std::unique_ptr<Roberta> encoder_;

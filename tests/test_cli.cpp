@@ -167,7 +167,7 @@ TEST_CASE("inspect shows shapes and the tensors left unused") {
     const TempDir dir;
     const Ran text = refrag_run(dir, std::string("inspect ") + kModel);
     CHECK(text.code == 0);
-    CHECK(contains(text.out, "decoder      llama, dim 40"));
+    CHECK(contains(text.out, "decoder     llama, dim 40"));
     CHECK(contains(text.out, "memory      weights "));
     const Ran json = refrag_run(dir, std::string("inspect --json ") + kModel);
     CHECK(contains(json.out, "\"workspace_bytes\": "));

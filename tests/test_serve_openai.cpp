@@ -133,8 +133,10 @@ TEST_CASE("serve: chat answers as the library does, whole and streamed, and says
     CHECK(stream.events.back().get_object("refrag").get_int("cached") ==
           std::ssize(expected.chunks));  // encoded once
     for (const Json& event : stream.events) CHECK_FALSE(event.has("usage"));
-    CHECK(contains(served.get("/metrics").body,
-                   str("refrag_chunks_cached_total ", expected.chunks.size(), "\n")));
+    const std::string metrics = served.get("/metrics").body;
+    CHECK(contains(metrics, str("refrag_chunks_cached_total ", expected.chunks.size(), "\n")));
+    CHECK(contains(metrics, "\nrefrag_passage_cache_bytes "));
+    CHECK_FALSE(contains(metrics, "\nrefrag_passage_cache_bytes 0\n"));
 }
 
 TEST_CASE("serve: usage comes in a stream's last chunk, without choices, and only where it is asked for") {

@@ -113,7 +113,7 @@ void HttpClient::start(uint64_t id, const std::string& url, std::string body) {
     const auto header = [&](const std::string& line) {
         curl_slist* longer = curl_slist_append(running->headers.get(), line.c_str());
         if (longer == nullptr) throw std::bad_alloc();
-        running->headers.release();
+        static_cast<void>(running->headers.release());  // it is part of `longer`
         running->headers.reset(longer);
     };
     if (!options_.key.empty()) header("Authorization: Bearer " + options_.key);

@@ -243,7 +243,7 @@ void Api::ready(const std::shared_ptr<Exchange>& exchange, std::string_view) {
 
 void Api::metrics(const std::shared_ptr<Exchange>& exchange, std::string_view) {
     exchange->respond({200, "text/plain; version=0.0.4; charset=utf-8"},
-                      metrics_.text(scheduler_.stats(), n_connections_(), table_.size()));
+                      metrics_.text(scheduler_.stats(), n_connections_(), table_.size(), cache_));
 }
 
 void Api::openapi(const std::shared_ptr<Exchange>& exchange, std::string_view) {

@@ -40,7 +40,8 @@ void Metrics::count_answer(const Answer& answer) {
     if (answer.ttft_ms > 0.0) ttft.observe((answer.times.queue + answer.ttft_ms) / 1000.0);
 }
 
-std::string Metrics::text(const SchedulerStats& scheduler, size_t n_connections, size_t n_passages) const {
+std::string Metrics::text(const SchedulerStats& scheduler, size_t n_connections, size_t n_passages,
+                          const PassageCache& cache) const {
     std::string out;
     const auto write = [&out](std::string_view name, std::string_view type, std::string_view help,
                               auto value) {
@@ -77,6 +78,9 @@ std::string Metrics::text(const SchedulerStats& scheduler, size_t n_connections,
     write("refrag_kv_pages_kept", gauge, "Of these, of prefixes that are kept", engine.kv_blocks_kept);
     write("refrag_kv_bytes", gauge, "Memory of the KV cache", scheduler.kv_bytes);
     write("refrag_passages", gauge, "Passages that clients have put", n_passages);
+    write("refrag_passage_cache_passages", gauge, "Passages that are kept with their embeddings",
+          cache.size());
+    write("refrag_passage_cache_bytes", gauge, "Memory that they take", cache.bytes());
     write("refrag_steps_total", counter, "Steps of the decoder", engine.steps);
     write("refrag_steps_redone_total", counter, "Steps that failed and were done again", engine.steps_redone);
     write("refrag_requests_finished_total", counter, "Requests that were answered", engine.finished);

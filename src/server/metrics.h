@@ -10,6 +10,7 @@
 #include <string_view>
 #include <utility>
 
+#include "refrag/passage_cache.h"
 #include "server/scheduler.h"
 
 namespace refrag {
@@ -45,7 +46,9 @@ struct Metrics {
     // An answer that has ended.
     void count_answer(const Answer& answer);
     // All of it, in Prometheus' text format.
-    std::string text(const SchedulerStats& scheduler, size_t n_connections, size_t n_passages) const;
+    // cache: of passages and their embeddings, whoever brought them.
+    std::string text(const SchedulerStats& scheduler, size_t n_connections, size_t n_passages,
+                     const PassageCache& cache) const;
 
   private:
     mutable std::mutex mutex_;

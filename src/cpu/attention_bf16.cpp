@@ -287,7 +287,7 @@ class Block {
         for (int64_t i = visible_[0] / kPageEntries; visible_[0] < n && i < n_pages; ++i) {
             clean = clean && all_finite(v[i], kPageEntries * dim_);
         }
-        for (int64_t i = 0; i * kPageEntries < most_hidden; ++i) {
+        for (int64_t i = 0; i < n_pages && i * kPageEntries < most_hidden; ++i) {
             clean = clean && all_finite(v[i], kPageEntries * dim_);
         }
         for (int64_t t = 0; t < rows_; t += kAttendRows) {

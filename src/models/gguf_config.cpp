@@ -66,7 +66,7 @@ class FamilyKeys {
 void refuse_foreign_files(const GgufFile& file) {
     if (file.has("general.type") && file.text("general.type") != "model")
         file.refuse("general.type", "\"model\"");
-    const std::string name = file.text("general.architecture");
+    const std::string& name = file.text("general.architecture");
     if (std::none_of(kGgufFamilies.begin(), kGgufFamilies.end(),
                      [&](const GgufFamily& family) { return family.name == name; }))
         file.refuse("general.architecture",

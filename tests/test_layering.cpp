@@ -48,8 +48,7 @@ const std::map<std::string, std::string, std::less<>>& third_party() {
     static const std::map<std::string, std::string, std::less<>> headers = {
         {"nlohmann/", "io"},  {"utf8proc.h", "text"},     {"CLI/", "cli"},       {"sqlite3.h", "store"},
         {"editline/", "cli"}, {"microhttpd.h", "server"}, {"cu", "cuda"},        {"mma.h", "cuda"},
-        {"nv", "cuda"},       {"libpq-fe.h", "store"},    {"hiredis/", "store"},
-        {"curl/", "remote"},
+        {"nv", "cuda"},       {"libpq-fe.h", "store"},    {"hiredis/", "store"}, {"curl/", "remote"},
     };
     return headers;
 }

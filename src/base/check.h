@@ -13,10 +13,10 @@ namespace refrag {
 // What kind of failure an Error is. The CLI maps these to its exit codes (1 run time, 2 usage, 3 bad
 // file).
 enum class Status {
-    runtime,       // something failed while running (read error, a device that fails)
-    usage,         // the caller asked for something that makes no sense
-    bad_input,     // a file's content is wrong
-    too_long,      // a prompt does not fit where it is to be read
+    runtime,        // something failed while running (read error, a device that fails)
+    usage,          // the caller asked for something that makes no sense
+    bad_input,      // a file's content is wrong
+    too_long,       // a prompt does not fit where it is to be read
     out_of_memory,  // an allocation failed
     unavailable     // what runs elsewhere cannot be reached, or failed there
 };

@@ -102,10 +102,10 @@ std::string as_text(const Model& model, const std::string& choice) {
         line("chunks", str("k = ", r.chunk_len, " decoder tokens (trained for ", join(r.chunk_lens),
                            "), expand fraction ", r.expand_fraction, defaults));
         line("encoder",
-             str(e.is_bert ? "BERT, dim " : "RoBERTa, dim ", e.dim, ", hidden ", e.hidden_dim, ", ", e.n_layers, " layers, ", e.n_heads,
-                 " heads, vocabulary ", e.vocab_size, r.shared_vocabulary ? " (shared)" : " (own)",
-                 ", at most ", e.max_seq_len(), " tokens a chunk, pooling ", pooling_name(r.pooling),
-                 r.normalize ? ", normalised" : ""));
+             str(e.is_bert ? "BERT, dim " : "RoBERTa, dim ", e.dim, ", hidden ", e.hidden_dim, ", ",
+                 e.n_layers, " layers, ", e.n_heads, " heads, vocabulary ", e.vocab_size,
+                 r.shared_vocabulary ? " (shared)" : " (own)", ", at most ", e.max_seq_len(),
+                 " tokens a chunk, pooling ", pooling_name(r.pooling), r.normalize ? ", normalised" : ""));
         line("projector", str(e.dim, " -> ", d.dim, " -> ", d.dim, ", gelu"));
         line("policy", str("dim ", p.dim, ", hidden ", p.hidden_dim, ", ", p.n_layers, " layers, ", p.n_heads,
                            " heads, ", p.sees_question ? "sees the question" : "does not see the question"));

@@ -25,8 +25,8 @@ uint64_t kv_entry_bytes(const DecoderConfig& config, DType kv) {
     return Generator::cache_bytes(config, kv, 1, kPageEntries) / kPageEntries;
 }
 
-uint64_t workspace_bytes(const DecoderConfig& decoder, const RobertaConfig& encoder, const PolicyConfig& policy,
-                         int32_t batch, int64_t rows, int64_t n_chunks) {
+uint64_t workspace_bytes(const DecoderConfig& decoder, const RobertaConfig& encoder,
+                         const PolicyConfig& policy, int32_t batch, int64_t rows, int64_t n_chunks) {
     constexpr int64_t kSlack = int64_t{64} << 20;  // arenas' blocks, texts, token ids
     // Beside its activations a row has its result, a copy of that for the head, and what it comes from.
     const int64_t row = Llama::activation_floats(decoder) + 3 * int64_t{decoder.dim};

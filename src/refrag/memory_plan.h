@@ -39,7 +39,7 @@ uint64_t kv_entry_bytes(const DecoderConfig& config, DType kv);
 // Memory that a Generator's steps take beside the cache, and the encoder and heads for one request: scratch
 // of kPrefillRows rows, logits, chunk embeddings. An estimate from above, for refusing what cannot fit.
 // n_chunks: of all requests that run at once; rows: the longest prompt.
-uint64_t workspace_bytes(const DecoderConfig& decoder, const RobertaConfig& encoder, const PolicyConfig& policy,
-                         int32_t batch, int64_t rows, int64_t n_chunks);
+uint64_t workspace_bytes(const DecoderConfig& decoder, const RobertaConfig& encoder,
+                         const PolicyConfig& policy, int32_t batch, int64_t rows, int64_t n_chunks);
 
 }  // namespace refrag

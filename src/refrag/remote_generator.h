@@ -17,8 +17,8 @@ class Model;
 
 class RemoteGenerator final : public SequenceRunner {
   public:
-    // `backend`, `decoder` (its table of embeddings) and `remote` must outlive it. Status::usage unless
-    // 1 <= n_slots <= max_parallel and 1 <= max_context <= the window of either.
+    // `backend`, `decoder` (its table of embeddings) and `remote` must outlive it. n_slots and max_context
+    // are as an engine has checked them.
     RemoteGenerator(Backend& backend, const Llama& decoder, const RemoteDecoder& remote, int32_t n_slots,
                     int64_t max_context);
 

@@ -30,8 +30,42 @@ ServedOptions with(int32_t n_slots, size_t queue) {
 
 }  // namespace
 
+namespace {
+
+// A decoder that says nothing until it is released: what it was asked holds its slot, however fast or slow
+// the machine is.
+class StuckDecoder final : public RemoteDecoder {
+  public:
+    std::string name() const override { return "stuck"; }
+    int64_t max_context() const override { return 2048; }
+    std::unique_ptr<RemoteAnswers> open() const override { return std::make_unique<Answers>(released); }
+    std::atomic<bool> released{false};
+
+  private:
+    class Answers final : public RemoteAnswers {
+      public:
+        explicit Answers(const std::atomic<bool>& released) : released_(released) {}
+        void start(uint64_t, const RemotePrompt&) override {}
+        void stop(uint64_t) noexcept override {}
+        void wait(std::chrono::milliseconds most) override { std::this_thread::sleep_for(most); }
+        RemoteNews take(uint64_t) override {
+            RemoteNews news;
+            news.ended = news.at_end = released_;
+            return news;
+        }
+
+      private:
+        const std::atomic<bool>& released_;
+    };
+};
+
+}  // namespace
+
 TEST_CASE("serve: beyond slots and queue a request is answered 429 at once, and health goes on") {
-    Served served(with(1, 1));
+    const auto decoder = std::make_shared<StuckDecoder>();
+    ServedOptions options = with(1, 1);
+    options.decoder = decoder;
+    Served served(options);
     HttpClient first(served.port()), second(served.port());
     REQUIRE(first.ask("POST", "/v1/completions", long_request(1900)));
     REQUIRE(second.ask("POST", "/v1/completions", long_request(5)));
@@ -43,6 +77,7 @@ TEST_CASE("serve: beyond slots and queue a request is answered 429 at once, and 
     CHECK(served.post("/v1/completions", long_request(5, R"("stream": true)")).status == 429);
     CHECK(served.get("/health").status == 200);
     first.leave();
+    decoder->released = true;
     CHECK(second.reply().status == 200);
     CHECK(served.post("/v1/completions", long_request(5)).status == 200);
 }

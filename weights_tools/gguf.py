@@ -1,5 +1,5 @@
 """Reads a GGUF file (versions 2 and 3): its metadata, its tensors in fp32, and what they say as Hugging Face names, configuration and
-tokenizer.json. Only the trainer uses it; the runtime has a reader of its own.
+tokenizer.json. The trainer and merge_decoder use it; the runtime has a reader of its own.
 
 A file is: "GGUF", version, counts of tensors and keys; the keys with their values; a description of each tensor; the tensors' bytes, each
 at a multiple of `general.alignment` (32 where that key is absent). Of the types of tensors, those below are read.

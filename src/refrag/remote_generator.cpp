@@ -148,7 +148,6 @@ const std::vector<SequenceRunner::Ended>& RemoteGenerator::step(int64_t /*max_ro
         stop(ended.slot);
         ended_.push_back(std::move(ended));
     }
-    ++counts_.steps;
     return ended_;
 }
 

@@ -1,10 +1,9 @@
 // Requests to an HTTP server whose responses come while others are under way: libcurl's multi interface, and
-// the only place that meets libcurl. Connections are kept and used again.
+// the only place that meets libcurl. The connection of a transfer that ended by itself is used again.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>

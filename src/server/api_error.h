@@ -31,7 +31,8 @@ template <typename... Args>
     throw ApiRefusal({400, str(message...), "invalid_request_error", param, ""});
 }
 
-// What became of a request that failed: 400 where it asked for what cannot be done, 500 where we failed.
+// What became of a request that failed: 400 where it asked for what cannot be done, 502 where a
+// decoder elsewhere failed, 500 where we did.
 ApiError api_error_of(const Error& error);
 
 // The same of what is being caught, whatever it is.
